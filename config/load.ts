@@ -1,0 +1,61 @@
+import * as v from 'valibot';
+import { invalidInput } from '../src/domain/errors.ts';
+import { SETTINGS } from './schema.ts';
+import type { Setting, SettingName, Settings } from './schema.ts';
+
+type Environment = Readonly<Record<string, string | undefined>>;
+
+/**
+ * Reads every setting from the environment, an empty variable counting as unset. All problems are reported at once,
+ * each with the variable, what it may be and what it is for; secret values are never repeated.
+ * Throws InvalidInput `settings.invalid`.
+ */
+export function loadSettings(environment: Environment = process.env): Settings {
+  const problems: string[] = [];
+  const values: Partial<Record<SettingName, unknown>> = {};
+  for (const name of Object.keys(SETTINGS) as SettingName[]) {
+    const setting: Setting<v.GenericSchema<string | undefined, unknown>> = SETTINGS[name];
+    const raw = environment[setting.env]?.trim();
+    const parsed = v.safeParse(
+      setting.schema,
+      raw === undefined || raw === '' ? setting.default : raw,
+    );
+    if (parsed.success) values[name] = parsed.output;
+    else problems.push(describeProblem(setting, raw, parsed.issues[0].message));
+  }
+  if (problems.length > 0) throw refusal(problems);
+  const settings = values as Settings; // every name was parsed by its own schema just above
+  const conflicts = findConflicts(settings);
+  if (conflicts.length > 0) throw refusal(conflicts);
+  return settings;
+}
+
+function refusal(problems: readonly string[]): Error {
+  const count = problems.length === 1 ? 'One setting is' : `${problems.length} settings are`;
+  return invalidInput('settings.invalid', `${count} wrong:\n  ${problems.join('\n  ')}`);
+}
+
+function describeProblem(
+  setting: { env: string; doc: string; secret?: true },
+  raw: string | undefined,
+  message: string,
+): string {
+  const shown = setting.secret === true ? '' : `, got '${(raw ?? '').slice(0, 200)}'`;
+  return `${setting.env} ${message}${shown}. (${setting.doc})`;
+}
+
+function findConflicts(settings: Settings): string[] {
+  const conflicts: string[] = [];
+  if (settings.maxResponseBytes > settings.memoryBudget) {
+    conflicts.push('MAX_RESPONSE_BYTES must not exceed MEMORY_BUDGET: one answer has to fit.');
+  }
+  if (settings.maxLineBytes > settings.memoryBudget / 2) {
+    conflicts.push(
+      'MAX_LINE_BYTES must not exceed half of MEMORY_BUDGET: line and answer have to fit.',
+    );
+  }
+  if (settings.maxBatchFileBytes > settings.maxFileBytes) {
+    conflicts.push('MAX_BATCH_FILE_BYTES must not exceed MAX_FILE_BYTES.');
+  }
+  return conflicts;
+}

@@ -1,0 +1,257 @@
+import * as v from 'valibot';
+import { engineBaseUrl } from '../src/domain/engine-url.ts';
+import { PROVIDERS } from '../src/domain/provision.ts';
+import { QUEUE_NAMES } from '../src/domain/job.ts';
+
+/** One setting. `doc` is what people read, in README, `.env.example` and in a refusal. */
+export interface Setting<S extends v.GenericSchema<string | undefined, unknown>> {
+  doc: string;
+  env: string;
+  /** Text that stands for an unset variable; undefined: unset has a meaning of its own, which `doc` gives. */
+  default: string | undefined;
+  /** Parses the text; its messages say what is allowed. */
+  schema: S;
+  /** Never printed, logged or shown. */
+  secret?: true;
+}
+
+const UNITS: Record<string, number> = { '': 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
+const DURATIONS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000 };
+
+const text = v.string();
+
+function oneOf<const T extends readonly string[]>(choices: T) {
+  return v.pipe(text, v.picklist(choices, `must be one of ${choices.join(', ')}`));
+}
+
+function listOf<const T extends readonly string[]>(choices: T) {
+  return v.pipe(
+    text,
+    v.transform((value) => value.split(',').map((part) => part.trim())),
+    v.array(v.picklist(choices, `must be a comma-separated list of ${choices.join(', ')}`)),
+  );
+}
+
+function whole(min: number, max: number) {
+  const message = `must be a whole number from ${min} to ${max}`;
+  return v.pipe(
+    text,
+    v.regex(/^\d+$/, message),
+    v.transform(Number),
+    v.minValue(min, message),
+    v.maxValue(max, message),
+  );
+}
+
+function bytes(min: number) {
+  const message = `must be a number of bytes of at least ${min}, such as 512MiB, 2GiB or 1048576`;
+  return v.pipe(
+    text,
+    v.regex(/^\d+(KiB|MiB|GiB)?$/, message),
+    v.transform((value) => Number.parseInt(value, 10) * (UNITS[value.replace(/^\d+/, '')] ?? 1)),
+    v.minValue(min, message),
+    v.maxValue(Number.MAX_SAFE_INTEGER, message),
+  );
+}
+
+function duration(minMs: number) {
+  const message = `must be a duration of at least ${minMs} ms, such as 500ms, 10s, 15m or 2h`;
+  return v.pipe(
+    text,
+    v.regex(/^\d+(ms|s|m|h)$/, message),
+    v.transform(
+      (value) => Number.parseInt(value, 10) * (DURATIONS[value.replace(/^\d+/, '')] ?? 1),
+    ),
+    v.minValue(minMs, message),
+    v.maxValue(2 ** 31 - 1, message),
+  );
+}
+
+const REDIS_URL_MESSAGE =
+  'must be a Redis URL: redis://, rediss:// or redis+unix:///path/to/redis.sock';
+
+function isRedisUrl(value: string): boolean {
+  return /^(rediss?:\/\/[^\s/]|redis\+unix:\/\/\/)/.test(value) && URL.canParse(value);
+}
+
+const redisUrl = v.optional(v.pipe(text, v.check(isRedisUrl, REDIS_URL_MESSAGE)));
+
+const STORE_MESSAGE =
+  `${REDIS_URL_MESSAGE}; Sluice keeps its records in Redis, so that a SQL or file URL has no effect here: ` +
+  'unset STORE_URI to keep them in REDIS_URL';
+
+const ENGINE_MESSAGE =
+  'must be a comma-separated list of http(s) URLs such as http://localhost:8000, without user, query or fragment';
+
+const engineUrls = v.pipe(
+  text,
+  v.transform((value) => value.split(',').map((part) => part.trim())),
+  v.transform((parts) => parts.filter((part) => part !== '').map(engineBaseUrl)),
+  v.array(v.string(ENGINE_MESSAGE), ENGINE_MESSAGE),
+);
+
+function parseAddress(value: string): { host: string; port: number } | null {
+  const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:[\]]*)):(\d{1,5})$/.exec(value);
+  const port = Number(match?.[3]);
+  if (match === null || port > 65_535) return null;
+  return { host: match[1] ?? (match[2] === '' ? '0.0.0.0' : (match[2] ?? '')), port };
+}
+
+const ADDRESS_MESSAGE = 'must be host:port, such as 127.0.0.1:8080 or [::1]:8080';
+
+const address = v.pipe(
+  text,
+  v.transform(parseAddress),
+  v.object({ host: v.string(), port: v.number() }, ADDRESS_MESSAGE),
+);
+
+/** Roles that a process may have. */
+export const ROLES = ['api', 'worker', 'sweeper'] as const;
+export type Role = (typeof ROLES)[number];
+
+/** Every setting that has an effect; the one reader of the environment is load.ts. */
+export const SETTINGS = {
+  httpAddr: {
+    doc: 'Where the API listens. There is no authentication yet: keep it on loopback.',
+    env: 'HTTP_ADDR',
+    default: '127.0.0.1:8080',
+    schema: address,
+  },
+  dataDir: {
+    doc: 'Folder of the embedded Redis, local storage and temporary files.',
+    env: 'DATA_DIR',
+    default: '.sluice',
+    schema: v.pipe(text, v.minLength(1, 'must be a folder')),
+  },
+  redisUrl: {
+    doc: 'Redis for records and queues. Unset: an embedded redis-server in DATA_DIR.',
+    env: 'REDIS_URL',
+    default: undefined,
+    schema: redisUrl,
+    secret: true,
+  },
+  storeUri: {
+    doc: 'Redis for the records, if not the one of REDIS_URL.',
+    env: 'STORE_URI',
+    default: undefined,
+    schema: v.optional(v.pipe(text, v.check(isRedisUrl, STORE_MESSAGE))),
+    secret: true,
+  },
+  redisFsync: {
+    doc: 'appendfsync of the embedded Redis. `everysec` is faster on slow disks, but a power cut may lose acknowledged jobs of the last second.',
+    env: 'REDIS_FSYNC',
+    default: 'always',
+    schema: oneOf(['always', 'everysec']),
+  },
+  roles: {
+    doc: 'What this process does.',
+    env: 'ROLES',
+    default: ROLES.join(','),
+    schema: listOf(ROLES),
+  },
+  queues: {
+    doc: 'Queues that a worker serves.',
+    env: 'QUEUES',
+    default: QUEUE_NAMES.join(','),
+    schema: listOf(QUEUE_NAMES),
+  },
+  logLevel: {
+    doc: 'Least level that is logged.',
+    env: 'LOG_LEVEL',
+    default: 'info',
+    schema: v.pipe(
+      text,
+      v.toLowerCase(),
+      v.picklist(
+        ['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'],
+        'must be one of trace, debug, info, warn, error, fatal, silent',
+      ),
+    ),
+  },
+  provisioner: {
+    doc: 'Where engines come from. Unset: static when ENGINE_URLS is set.',
+    env: 'PROVISIONER',
+    default: undefined,
+    schema: v.optional(oneOf(PROVIDERS)),
+  },
+  engineUrls: {
+    doc: 'Comma-separated base URLs of engines that are already running (vLLM or compatible).',
+    env: 'ENGINE_URLS',
+    default: '',
+    schema: engineUrls,
+  },
+  engineApiKey: {
+    doc: 'Sent to the engines of ENGINE_URLS as a bearer token.',
+    env: 'ENGINE_API_KEY',
+    default: undefined,
+    schema: v.optional(
+      v.pipe(text, v.regex(/^[\x21-\x7e]+$/, 'must be printable ASCII without spaces')),
+    ),
+    secret: true,
+  },
+  storageType: {
+    doc: 'Where files lie. AUTO and LOCAL: in DATA_DIR.',
+    env: 'STORAGE_TYPE',
+    default: 'AUTO',
+    schema: oneOf(['AUTO', 'LOCAL']),
+  },
+  maxFileBytes: {
+    doc: 'Largest file that may be uploaded.',
+    env: 'MAX_FILE_BYTES',
+    default: '512MiB',
+    schema: bytes(1),
+  },
+  maxBatchFileBytes: {
+    doc: 'Largest input file of a batch.',
+    env: 'MAX_BATCH_FILE_BYTES',
+    default: '200MiB',
+    schema: bytes(1),
+  },
+  maxBatchLines: {
+    doc: 'Most requests in one batch.',
+    env: 'MAX_BATCH_LINES',
+    default: '50000',
+    schema: whole(1, 1_000_000_000),
+  },
+  maxLineBytes: {
+    doc: 'Longest line of an input file.',
+    env: 'MAX_LINE_BYTES',
+    default: '10MiB',
+    schema: bytes(1_024),
+  },
+  maxConcurrency: {
+    doc: 'Lines that a worker process has in flight at one engine, where the job does not say (aibrix.client.max_concurrency).',
+    env: 'MAX_CONCURRENCY',
+    default: '256',
+    schema: whole(1, 1_024),
+  },
+  memoryBudget: {
+    doc: 'Bytes of requests, answers and open segments that a worker process holds.',
+    env: 'MEMORY_BUDGET',
+    default: '128MiB',
+    schema: bytes(16 * 2 ** 20),
+  },
+  maxResponseBytes: {
+    doc: 'Longest answer of an engine; a longer one fails its line.',
+    env: 'MAX_RESPONSE_BYTES',
+    default: '64MiB',
+    schema: bytes(1_024),
+  },
+  requestTimeout: {
+    doc: 'How long an engine may stay silent before and while it answers a line.',
+    env: 'REQUEST_TIMEOUT',
+    default: '15m',
+    schema: duration(100),
+  },
+  shutdownGrace: {
+    doc: 'How long lines in flight may still be answered after SIGTERM or Ctrl-C.',
+    env: 'SHUTDOWN_GRACE',
+    default: '5s',
+    schema: duration(0),
+  },
+} as const satisfies Record<string, Setting<v.GenericSchema<string | undefined, unknown>>>;
+
+export type SettingName = keyof typeof SETTINGS;
+export type Settings = {
+  readonly [K in SettingName]: v.InferOutput<(typeof SETTINGS)[K]['schema']>;
+};

@@ -1,0 +1,263 @@
+import { invalidInput } from './errors.ts';
+
+/** The five queues, in the order in which a job meets them. */
+export const QUEUE_NAMES = [
+  'planning',
+  'provisioning',
+  'submission',
+  'dispatch',
+  'release',
+] as const;
+export type QueueName = (typeof QUEUE_NAMES)[number];
+
+/** What a stopped or finished job ends as; each is also a final state. */
+export const OUTCOMES = [
+  'completed',
+  'failed',
+  'expired',
+  'cancelled',
+  'resource_failed',
+  'submit_failed',
+] as const;
+export type Outcome = (typeof OUTCOMES)[number];
+
+/**
+ * The job's state table: no other file gives a state a successor or a queue.
+ * A state without a queue is moved on by the job's provisions or shards, which have queues of their own.
+ */
+export const JOB = {
+  queued: {
+    queue: 'planning',
+    next: [
+      'resource_preparing',
+      'failed',
+      'expired',
+      'cancelled',
+      'resource_failed',
+      'submit_failed',
+    ],
+  },
+  resource_preparing: {
+    queue: null,
+    next: ['submitting', 'cancelling', 'failed', 'resource_failed', 'submit_failed'],
+  },
+  submitting: {
+    queue: null,
+    next: [
+      'in_progress',
+      'resource_preparing',
+      'cancelling',
+      'failed',
+      'resource_failed',
+      'submit_failed',
+    ],
+  },
+  in_progress: {
+    queue: null,
+    next: [
+      'finalizing',
+      'submitting',
+      'resource_preparing',
+      'cancelling',
+      'failed',
+      'resource_failed',
+      'submit_failed',
+    ],
+  },
+  cancelling: { queue: 'release', next: ['finalizing'] },
+  finalizing: { queue: 'release', next: [...OUTCOMES, 'resource_preparing'] },
+  completed: { queue: null, next: [] },
+  failed: { queue: null, next: [] },
+  expired: { queue: null, next: [] },
+  cancelled: { queue: null, next: [] },
+  resource_failed: { queue: null, next: [] },
+  submit_failed: { queue: null, next: [] },
+} as const satisfies Record<string, { queue: QueueName | null; next: readonly string[] }>;
+
+export type JobState = keyof typeof JOB;
+export const JOB_STATES = Object.keys(JOB) as JobState[];
+type Next = (typeof JOB)[JobState]['next'][number];
+/** A misspelt successor does not compile. */
+export const JOB_TABLE_IS_CLOSED: Next extends JobState ? true : never = true;
+
+export function jobMayFollow(from: JobState, to: JobState): boolean {
+  return (JOB[from].next as readonly JobState[]).includes(to);
+}
+
+export function isFinal(state: JobState): state is Outcome {
+  return JOB[state].next.length === 0;
+}
+
+/** From `finalizing` on, records of shards stand still: commits are answered `sealed`. */
+export function isSealed(state: JobState): boolean {
+  return state === 'finalizing' || isFinal(state);
+}
+
+/** True while the job still wants engines: it waits for one or sends lines. */
+export function wantsEngines(state: JobState): boolean {
+  return state === 'resource_preparing' || state === 'submitting' || state === 'in_progress';
+}
+
+/**
+ * Where a job goes when somebody stops it with `outcome`, or null where it stays: it is final, or it has an outcome
+ * already. Before planning has read the input any outcome is final at once, and failures are while no line is
+ * answered; otherwise what was answered is collected first.
+ */
+export function stopTarget(
+  job: { state: JobState; completed: number; failed: number },
+  outcome: Exclude<Outcome, 'completed'>,
+): JobState | null {
+  if (isSealed(job.state) || job.state === 'cancelling') return null;
+  if (job.state === 'queued') return outcome;
+  const nothingAnswered = job.completed + job.failed === 0;
+  if (nothingAnswered && outcome !== 'cancelled' && outcome !== 'expired') return outcome;
+  return 'cancelling';
+}
+
+/** The words of OpenAI's batch status. */
+export type BatchStatus =
+  | 'validating'
+  | 'failed'
+  | 'in_progress'
+  | 'finalizing'
+  | 'completed'
+  | 'expired'
+  | 'cancelling'
+  | 'cancelled';
+
+/** OpenAI's status of a job; one that fell back after it had begun is still shown `in_progress`. */
+export function batchStatus(job: {
+  state: JobState;
+  outcome: Outcome | null;
+  begun: boolean;
+}): BatchStatus {
+  switch (job.state) {
+    case 'queued':
+    case 'resource_preparing':
+    case 'submitting':
+      return job.begun ? 'in_progress' : 'validating';
+    case 'cancelling':
+    case 'finalizing':
+      return job.outcome === 'cancelled' ? 'cancelling' : 'finalizing';
+    case 'resource_failed':
+    case 'submit_failed':
+      return 'failed';
+    case 'in_progress':
+    case 'completed':
+    case 'failed':
+    case 'expired':
+    case 'cancelled':
+      return job.state;
+  }
+}
+
+/** Token usage summed over answers, in OpenAI's words. */
+export interface Usage {
+  inputTokens: number;
+  cachedTokens: number;
+  outputTokens: number;
+  reasoningTokens: number;
+}
+
+/** One reason why a job failed: OpenAI's BatchError. `line` is the physical line of the input file, from 1. */
+export interface JobError {
+  code: string;
+  message: string;
+  line: number | null;
+  param: string | null;
+}
+
+/** How planning cuts the input; stored on the job at creation so that every planner cuts alike. */
+export interface Cut {
+  lines: number;
+  bytes: number;
+}
+
+/** What the user asked for, and how far it is. Times are Redis time in ms since 1970. */
+export interface JobRecord {
+  id: string;
+  state: JobState;
+  version: number;
+  wake: number;
+  outcome: Outcome | null;
+  name: string;
+  endpoint: Endpoint;
+  /** Id of the input file. */
+  input: string;
+  completionWindow: string;
+  deadline: number;
+  metadata: Record<string, string>;
+  /** Lines in flight that one worker process may have at one engine. */
+  maxConcurrency: number;
+  /** Base URLs of the caller's own engines; empty: the provisioner's. */
+  engines: string[];
+  cut: Cut;
+  /** Distinct `body.model` of the input, known after planning. */
+  models: string[];
+  lines: number;
+  shards: number;
+  doneShards: number;
+  completed: number;
+  failed: number;
+  usage: Usage;
+  outputFile: string | null;
+  errorFile: string | null;
+  errors: JobError[];
+  /** Why the job stands where it stands, for people; empty when there is nothing to say. */
+  reason: string;
+  createdAt: number;
+  /** When each state was first entered. */
+  enteredAt: Partial<Record<JobState, number>>;
+}
+
+/** An entry of a job's history. */
+export interface JobEvent {
+  id: string;
+  at: number;
+  state: JobState;
+  message: string;
+}
+
+/** Paths of OpenAI's and vLLM's API that a line may ask. */
+export const ENDPOINTS = [
+  '/v1/chat/completions',
+  '/v1/completions',
+  '/v1/embeddings',
+  '/v1/responses',
+  '/v1/rerank',
+  '/v1/score',
+  '/v1/moderations',
+] as const;
+export type Endpoint = (typeof ENDPOINTS)[number];
+
+export function isEndpoint(text: string): text is Endpoint {
+  return (ENDPOINTS as readonly string[]).includes(text);
+}
+
+const WINDOW = /^(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)(?:min|m))?$/;
+const [DAY, HOUR, MINUTE] = [86_400_000, 3_600_000, 60_000] as const;
+const LONGEST_WINDOW = 365 * DAY;
+
+/** Milliseconds of a completion window such as `24h`, `1d12h` or `90m`; anything else is invalid input. */
+export function parseCompletionWindow(text: string): number {
+  const parts = WINDOW.exec(text);
+  const [days, hours, minutes] = [1, 2, 3].map((group) => Number(parts?.[group] ?? 0));
+  const ms = (days ?? 0) * DAY + (hours ?? 0) * HOUR + (minutes ?? 0) * MINUTE;
+  if (parts === null || ms <= 0 || ms > LONGEST_WINDOW) {
+    throw invalidInput(
+      'invalid_completion_window',
+      `completion_window must be days, hours and minutes such as 24h, 1d12h or 90m, at most 365d; got '${text}'`,
+      { param: 'completion_window' },
+    );
+  }
+  return ms;
+}
+
+/** The batch id under which OpenAI's API shows a job, and back; null for anything that is no such id. */
+export function batchIdOf(jobId: string): string {
+  return `batch_${jobId.slice('job_'.length)}`;
+}
+
+export function jobIdOf(batchId: string): string | null {
+  return /^batch_[A-Za-z0-9]+$/.test(batchId) ? `job_${batchId.slice('batch_'.length)}` : null;
+}

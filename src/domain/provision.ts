@@ -1,0 +1,96 @@
+import { wantsEngines } from './job.ts';
+import type { JobState, QueueName } from './job.ts';
+
+/** The provision's state table: one leased machine, or one attempt at leasing one, for a job. */
+export const PROVISION = {
+  intended: { queue: 'provisioning', next: ['creating', 'starting', 'releasing'] },
+  creating: { queue: 'provisioning', next: ['booting', 'starting', 'releasing'] },
+  booting: { queue: 'provisioning', next: ['starting', 'releasing'] },
+  starting: { queue: 'submission', next: ['serving', 'releasing'] },
+  serving: { queue: 'submission', next: ['starting', 'releasing'] },
+  releasing: { queue: 'release', next: ['released'] },
+  released: { queue: null, next: [] },
+} as const satisfies Record<string, { queue: QueueName | null; next: readonly string[] }>;
+
+export type ProvisionState = keyof typeof PROVISION;
+export const PROVISION_STATES = Object.keys(PROVISION) as ProvisionState[];
+type Next = (typeof PROVISION)[ProvisionState]['next'][number];
+/** A misspelt successor does not compile. */
+export const PROVISION_TABLE_IS_CLOSED: Next extends ProvisionState ? true : never = true;
+
+export function provisionMayFollow(from: ProvisionState, to: ProvisionState): boolean {
+  return (PROVISION[from].next as readonly ProvisionState[]).includes(to);
+}
+
+/** `caller`: a machine of the user's, which is used and shown but never destroyed. */
+export const OWNERS = ['sluice', 'caller'] as const;
+export type Owner = (typeof OWNERS)[number];
+
+export const PROVIDERS = ['static'] as const;
+export type Provider = (typeof PROVIDERS)[number];
+
+/** One engine of a job. A job has many over time and none is ever overwritten. Times are Redis time in ms. */
+export interface ProvisionRecord {
+  id: string;
+  job: string;
+  /** Which of the job's wished-for engines this is, from 0; a replacement has the same slot. */
+  slot: number;
+  state: ProvisionState;
+  version: number;
+  wake: number;
+  provider: Provider;
+  owner: Owner;
+  /** Base URL of the engine, without `/v1`. */
+  address: string;
+  /** What the last look at the engine said, for people. */
+  reason: string;
+  createdAt: number;
+  enteredAt: Partial<Record<ProvisionState, number>>;
+}
+
+/** Provision ids are derived, so that two planners of one job write the same record. */
+export function provisionId(jobId: string, slot: number, attempt: number): string {
+  return `prov_${jobId.slice('job_'.length)}_${slot}_${attempt}`;
+}
+
+export function isReleased(state: ProvisionState): boolean {
+  return state === 'releasing' || state === 'released';
+}
+
+/** One engine that a job should have: an address in a slot. */
+export interface Slot {
+  slot: number;
+  address: string;
+}
+
+/**
+ * Whether a job still wants a provision: it sends lines or is about to, and the slot still names this address.
+ * Pure and level-triggered: asked as often as one likes, it answers from what is there.
+ */
+export function wanted(
+  job: { state: JobState },
+  provision: { slot: number; address: string },
+  slots: readonly Slot[],
+): boolean {
+  return (
+    wantsEngines(job.state) &&
+    slots.some((each) => each.slot === provision.slot && each.address === provision.address)
+  );
+}
+
+/**
+ * The one step that a job's provisions allow it, or null where it stands right. Taken again until null, it brings
+ * the job to `in_progress` when an engine serves, and back as far as its engines fell back.
+ */
+export function settledStep(
+  state: JobState,
+  provisions: readonly ProvisionState[],
+): 'resource_preparing' | 'submitting' | 'in_progress' | null {
+  if (!wantsEngines(state)) return null;
+  const serving = provisions.includes('serving');
+  const reachable = serving || provisions.includes('starting');
+  if (state === 'resource_preparing') return reachable ? 'submitting' : null;
+  if (!reachable) return 'resource_preparing';
+  if (state === 'submitting') return serving ? 'in_progress' : null;
+  return serving ? null : 'submitting';
+}
