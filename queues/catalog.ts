@@ -1,0 +1,56 @@
+import * as v from 'valibot';
+import type { QueueName } from '../src/domain/job.ts';
+
+/** All that a queue carries: which record, and the wake that its state was scheduled under. */
+export const payload = v.strictObject({
+  id: v.pipe(v.string(), v.minLength(1)),
+  wake: v.pipe(v.number(), v.integer(), v.minValue(0)),
+});
+export type Payload = v.InferOutput<typeof payload>;
+
+export interface QueueSpec {
+  payload: typeof payload;
+  /** Deliveries worked on at once in one process. */
+  concurrency: number;
+  /** Priority of a delivery; 0 goes before any other. */
+  priority: (entity: string) => number;
+}
+
+function first(): number {
+  return 0;
+}
+
+/** Assembling a file may take minutes; a machine that waits to be given back costs money and goes first. */
+function provisionsFirst(entity: string): number {
+  return entity.startsWith('job_') ? 1 : 0;
+}
+
+/** The five queues. `dispatch` holds shards only; its concurrency follows the room at the engines. */
+export const QUEUES = {
+  planning: { payload, concurrency: 10, priority: first },
+  provisioning: { payload, concurrency: 50, priority: first },
+  submission: { payload, concurrency: 50, priority: first },
+  dispatch: { payload, concurrency: 1, priority: first },
+  release: { payload, concurrency: 10, priority: provisionsFirst },
+} as const satisfies Record<QueueName, QueueSpec>;
+
+/**
+ * A dead worker's delivery is taken over within lock plus stalled check. BullMQ renews a lock at half its renew time,
+ * so that the lock survives an event loop that is blocked for four seconds.
+ */
+export const LOCK = { durationMs: 6_000, renewMs: 3_000, stalledCheckMs: 2_000 } as const;
+
+/** Name of a delivery: BullMQ refuses `:` in ids and adds an id that is there only once. */
+export function deliveryId(queue: QueueName, entity: string, wake: number): string {
+  return `${entity}.${queue}.${wake}`;
+}
+
+/** A shard's name in the dispatch queue, and back. */
+export function shardEntity(jobId: string, n: number): string {
+  return `${jobId}-${n}`;
+}
+
+export function parseShardEntity(entity: string): { jobId: string; n: number } | null {
+  const match = /^(job_[A-Za-z0-9]+)-(\d+)$/.exec(entity);
+  return match?.[1] === undefined ? null : { jobId: match[1], n: Number(match[2]) };
+}

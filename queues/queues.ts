@@ -1,0 +1,75 @@
+import { Queue } from 'bullmq';
+import type { Redis } from 'ioredis';
+import type { QueueName } from '../src/domain/job.ts';
+import { QUEUE_NAMES } from '../src/domain/job.ts';
+import { deliveryId, QUEUES } from './catalog.ts';
+import type { Payload } from './catalog.ts';
+
+/** Retries of a delivery never run out: what a job ends as is the record's to say, not the queue's. */
+const ATTEMPTS = 1_000_000;
+
+export interface Delivery {
+  queue: QueueName;
+  entity: string;
+  wake: number;
+}
+
+export interface Queues {
+  /** Adds a delivery; one of the same queue, entity and wake that is there already is left alone. */
+  add(delivery: Delivery): Promise<void>;
+  /** Whether BullMQ holds the delivery: waiting, delayed or being worked on. */
+  isLive(delivery: Delivery): Promise<boolean>;
+  /** BullMQ's own queues, for its board and for metrics. */
+  all: readonly Queue<Payload>[];
+  close(): Promise<void>;
+}
+
+/** Key prefix of a queue: one hash tag each, as Redis Cluster wants it. */
+export function queuePrefix(namespace: string, queue: QueueName): string {
+  return `{${namespace}:${queue}}`;
+}
+
+/** Opens the sending side of the five queues on one connection, which stays the caller's to close. */
+export function createQueues(
+  connection: Redis,
+  { namespace, onError }: { namespace: string; onError: (error: Error) => void },
+): Queues {
+  function open(name: QueueName): Queue<Payload> {
+    const queue = new Queue<Payload>(name, {
+      connection,
+      prefix: queuePrefix(namespace, name),
+      defaultJobOptions: {
+        attempts: ATTEMPTS,
+        backoff: { type: 'custom' },
+        removeOnComplete: true,
+        removeOnFail: true,
+      },
+    });
+    queue.on('error', onError);
+    return queue;
+  }
+  const queues = {
+    planning: open('planning'),
+    provisioning: open('provisioning'),
+    submission: open('submission'),
+    dispatch: open('dispatch'),
+    release: open('release'),
+  } satisfies Record<QueueName, Queue<Payload>>;
+  return {
+    all: QUEUE_NAMES.map((name) => queues[name]),
+    async add({ queue, entity, wake }) {
+      await queues[queue].add(
+        queue,
+        { id: entity, wake },
+        { jobId: deliveryId(queue, entity, wake), priority: QUEUES[queue].priority(entity) },
+      );
+    },
+    async isLive({ queue, entity, wake }) {
+      const state = await queues[queue].getJobState(deliveryId(queue, entity, wake));
+      return state !== 'unknown' && state !== 'completed' && state !== 'failed';
+    },
+    async close() {
+      await Promise.all(QUEUE_NAMES.map((name) => queues[name].close()));
+    },
+  };
+}
