@@ -1,0 +1,67 @@
+import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+
+/** Everything that a process counts. Labels are bounded: states, queues, routes; never ids. */
+export interface Metrics {
+  httpSeconds: Histogram<'route' | 'method' | 'status'>;
+  attemptSeconds: Histogram<'queue' | 'result'>;
+  lines: Counter<'kind'>;
+  retries: Counter<'reason'>;
+  tokens: Counter<'kind'>;
+  segments: Counter;
+  segmentBytes: Counter;
+  inFlight: Gauge;
+  budgetBytes: Gauge;
+  queued: Gauge<'queue' | 'state'>;
+  jobsFinished: Counter<'outcome'>;
+  render(): Promise<{ contentType: string; body: string }>;
+}
+
+/** Makes a process's own registry; `beforeRender` refreshes what is only read when somebody asks. */
+export function createMetrics(): Metrics {
+  const registry = new Registry();
+  const registers = [registry];
+  collectDefaultMetrics({ register: registry });
+  function counter<L extends string = never>(
+    name: string,
+    help: string,
+    labelNames: readonly L[] = [],
+  ) {
+    return new Counter<L>({ name, help, labelNames, registers });
+  }
+  function gauge<L extends string = never>(
+    name: string,
+    help: string,
+    labelNames: readonly L[] = [],
+  ) {
+    return new Gauge<L>({ name, help, labelNames, registers });
+  }
+  function histogram<L extends string>(name: string, help: string, labelNames: readonly L[]) {
+    const buckets = [0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600];
+    return new Histogram<L>({ name, help, labelNames, buckets, registers });
+  }
+  return {
+    httpSeconds: histogram('sluice_http_request_duration_seconds', 'HTTP requests by route.', [
+      'route',
+      'method',
+      'status',
+    ]),
+    attemptSeconds: histogram('sluice_queue_attempt_duration_seconds', 'Deliveries worked on.', [
+      'queue',
+      'result',
+    ]),
+    lines: counter('sluice_lines_total', 'Lines answered, by the file they go to.', ['kind']),
+    retries: counter('sluice_line_retries_total', 'Lines asked again, by reason.', ['reason']),
+    tokens: counter('sluice_tokens_total', 'Tokens that engines counted.', ['kind']),
+    segments: counter('sluice_segments_total', 'Segments committed.'),
+    segmentBytes: counter('sluice_segment_bytes_total', 'Bytes of segments written.'),
+    inFlight: gauge('sluice_lines_in_flight', 'Lines that wait for an engine now.'),
+    budgetBytes: gauge('sluice_memory_budget_used_bytes', 'Bytes of the memory budget in use.'),
+    queued: gauge('sluice_queue_deliveries', 'Deliveries in BullMQ, by state.', ['queue', 'state']),
+    jobsFinished: counter('sluice_jobs_finished_total', 'Jobs that ended, by outcome.', [
+      'outcome',
+    ]),
+    async render() {
+      return { contentType: registry.contentType, body: await registry.metrics() };
+    },
+  };
+}

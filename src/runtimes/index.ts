@@ -1,0 +1,1 @@
+export { createEndpointRuntime } from './endpoint.ts';
