@@ -1,0 +1,211 @@
+import type { ApiError } from './api-error.ts';
+import { badRequest } from './api-error.ts';
+import { tokensOf } from './kv-cache.ts';
+import {
+  checkContext,
+  createdOf,
+  event,
+  missing,
+  readChoices,
+  readLimit,
+  usageOf,
+  wantsUsage,
+  wrongType,
+} from './task.ts';
+import type { EventStream, Task, TaskInput } from './task.ts';
+import { answerText, echoOf, givenText } from './text.ts';
+import type { Text } from './text.ts';
+
+/** The text of a message's content: a string, or the text parts of a list. */
+export function contentText(content: unknown): string {
+  if (typeof content === 'string') return content;
+  if (!Array.isArray(content)) return '';
+  const parts: unknown[] = content;
+  let text = '';
+  for (const part of parts) {
+    if (typeof part === 'object' && part !== null && 'text' in part) text += String(part.text);
+  }
+  return text;
+}
+
+interface Conversation {
+  prompt: string;
+  lastUser: string;
+}
+
+/** As a chat template: roles and contents in order, so that equal system prompts are equal prefixes. */
+export function renderMessages(messages: readonly unknown[]): Conversation | undefined {
+  let prompt = '';
+  let lastUser = '';
+  for (const message of messages) {
+    if (typeof message !== 'object' || message === null || !('role' in message)) return undefined;
+    const text = 'content' in message ? contentText(message.content) : '';
+    prompt += `<|${String(message.role)}|>\n${text}\n`;
+    if (message.role === 'user') lastUser = text;
+  }
+  return { prompt: `${prompt}<|assistant|>\n`, lastUser };
+}
+
+interface Frame {
+  id: string;
+  created: number;
+  model: string;
+}
+
+const finishOf = (text: Text): string => `"finish_reason":"${text.finish}"`;
+
+function chatAnswer(frame: Frame, texts: readonly Text[], usage: string): string {
+  const choices = texts.map(
+    (text, index) =>
+      `{"index":${index},"message":{"role":"assistant","content":${JSON.stringify(text.whole)},` +
+      '"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[],' +
+      `"reasoning":null},"logprobs":null,${finishOf(text)},"stop_reason":null,"token_ids":null}`,
+  );
+  return (
+    `{"id":"${frame.id}","object":"chat.completion","created":${frame.created},` +
+    `"model":${frame.model},"choices":[${choices.join(',')}],"service_tier":null,` +
+    `"system_fingerprint":null,"usage":${usage},"prompt_logprobs":null,` +
+    '"prompt_token_ids":null,"kv_transfer_params":null}'
+  );
+}
+
+/** Chunks of vllm/entrypoints/openai/chat_completion/serving.py: role first, then text, then usage if asked. */
+function chatStream(frame: Frame, texts: readonly Text[], usage: string | undefined): EventStream {
+  const head =
+    `{"id":"${frame.id}","object":"chat.completion.chunk","created":${frame.created},` +
+    `"model":${frame.model},"choices":[`;
+  const chunk = (index: number, delta: string, finish: string): string =>
+    event(`${head}{"index":${index},"delta":${delta},"logprobs":null,${finish}}]}`);
+  const open = '"finish_reason":null';
+  return {
+    open: () => texts.map((_, i) => chunk(i, '{"role":"assistant","content":""}', open)).join(''),
+    token(sequence, index) {
+      const text = texts[sequence];
+      if (text === undefined) return '';
+      const last = index === text.tokens - 1;
+      const finish = last ? `${finishOf(text)},"stop_reason":null` : open;
+      return chunk(sequence, `{"content":${JSON.stringify(text.piece(index))}}`, finish);
+    },
+    close: () => (usage === undefined ? '' : event(`${head}],"usage":${usage}}`)) + event('[DONE]'),
+  };
+}
+
+/** POST /v1/chat/completions. */
+export function chatTask({ body, digest, model, profile }: TaskInput): Task | ApiError {
+  const messages = body['messages'];
+  if (messages === undefined) return missing('messages');
+  if (!Array.isArray(messages)) return wrongType('messages', 'list');
+  const conversation = renderMessages(messages);
+  if (conversation === undefined) return wrongType('messages', 'dict');
+  const limit = readLimit(body, ['max_completion_tokens', 'max_tokens']);
+  if (typeof limit === 'object') return limit;
+  const choices = readChoices(body);
+  if (typeof choices === 'object') return choices;
+  const { prompt, lastUser } = conversation;
+  const tooLong = checkContext(prompt, limit, profile);
+  if (tooLong !== undefined) return tooLong;
+
+  const echo = echoOf(lastUser);
+  const texts: Text[] = [];
+  for (let i = 0; i < choices; i += 1) {
+    texts.push(echo === undefined ? answerText(digest, i, limit, profile) : givenText(echo));
+  }
+  const usage = usageOf(tokensOf(prompt), texts);
+  const id = `chatcmpl-${digest.slice(0, 32)}`;
+  const frame = { id, created: createdOf(digest), model: JSON.stringify(model) };
+  return {
+    sequences: texts.map((text) => ({ prompt, text })),
+    answer: () => chatAnswer(frame, texts, usage),
+    stream:
+      body['stream'] === true
+        ? chatStream(frame, texts, wantsUsage(body) ? usage : undefined)
+        : undefined,
+  };
+}
+
+/** Prompts of /v1/completions: a text, token ids, or a list of either. */
+function readPrompts(prompt: unknown): string[] | undefined {
+  if (typeof prompt === 'string') return [prompt];
+  if (!Array.isArray(prompt) || prompt.length === 0) return undefined;
+  const items: unknown[] = prompt;
+  if (items.every((item) => typeof item === 'number')) return [items.join(' ')];
+  const texts = items.map((item) => (Array.isArray(item) ? item.join(' ') : item));
+  return texts.every((text) => typeof text === 'string') ? texts : undefined;
+}
+
+function completionStream(
+  frame: Frame,
+  texts: readonly Text[],
+  usage: string | undefined,
+): EventStream {
+  const head =
+    `{"id":"${frame.id}","object":"text_completion","created":${frame.created},` +
+    `"model":${frame.model},"choices":[`;
+  return {
+    open: () => '',
+    token(sequence, index) {
+      const text = texts[sequence];
+      if (text === undefined) return '';
+      const finish = index === text.tokens - 1 ? finishOf(text) : '"finish_reason":null';
+      const piece = JSON.stringify(text.piece(index));
+      return event(
+        `${head}{"index":${sequence},"text":${piece},"logprobs":null,${finish},"stop_reason":null}]}`,
+      );
+    },
+    close: () => (usage === undefined ? '' : event(`${head}],"usage":${usage}}`)) + event('[DONE]'),
+  };
+}
+
+/** What vLLM gives a completion that names no limit (completion/protocol.py, `max_tokens: int = 16`). */
+const COMPLETION_LIMIT = 16;
+
+/** POST /v1/completions. */
+export function completionTask({ body, digest, model, profile }: TaskInput): Task | ApiError {
+  if (body['prompt'] === undefined) return missing('prompt');
+  const prompts = readPrompts(body['prompt']);
+  if (prompts === undefined) return badRequest('prompt should be a text or token ids', 'prompt');
+  const limit = readLimit(body, ['max_tokens']) ?? COMPLETION_LIMIT;
+  if (typeof limit === 'object') return limit;
+  const choices = readChoices(body);
+  if (typeof choices === 'object') return choices;
+
+  const sequences: { prompt: string; text: Text }[] = [];
+  let promptTokens = 0;
+  for (const prompt of prompts) {
+    const tooLong = checkContext(prompt, limit, profile);
+    if (tooLong !== undefined) return tooLong;
+    promptTokens += tokensOf(prompt);
+    const echo = echoOf(prompt);
+    for (let i = 0; i < choices; i += 1) {
+      const index = sequences.length;
+      const text = echo === undefined ? answerText(digest, index, limit, profile) : givenText(echo);
+      sequences.push({ prompt, text });
+    }
+  }
+  const texts = sequences.map(({ text }) => text);
+  const usage = usageOf(promptTokens, texts);
+  const id = `cmpl-${digest.slice(0, 32)}`;
+  const frame = { id, created: createdOf(digest), model: JSON.stringify(model) };
+  const repeats = body['echo'] === true;
+  return {
+    sequences,
+    answer() {
+      const shown = sequences.map(({ prompt, text }, index) => {
+        const whole = JSON.stringify(repeats ? prompt + text.whole : text.whole);
+        return (
+          `{"index":${index},"text":${whole},"logprobs":null,${finishOf(text)},` +
+          '"stop_reason":null,"token_ids":null,"prompt_logprobs":null,"prompt_token_ids":null}'
+        );
+      });
+      return (
+        `{"id":"${id}","object":"text_completion","created":${frame.created},` +
+        `"model":${frame.model},"choices":[${shown.join(',')}],"service_tier":null,` +
+        `"system_fingerprint":null,"usage":${usage},"kv_transfer_params":null}`
+      );
+    },
+    stream:
+      body['stream'] === true
+        ? completionStream(frame, texts, wantsUsage(body) ? usage : undefined)
+        : undefined,
+  };
+}
