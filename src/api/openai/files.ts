@@ -1,0 +1,157 @@
+import { Readable } from 'node:stream';
+import * as v from 'valibot';
+import { invalidInput, notFound } from '../../domain/errors.ts';
+import { FILE_PURPOSES, fileKey } from '../../domain/file.ts';
+import type { FileRecord } from '../../domain/file.ts';
+import { batchIdOf, isFinal } from '../../domain/job.ts';
+import type { JobRecord } from '../../domain/job.ts';
+import type { Storage } from '../../storage/contract.ts';
+import type { Files } from '../../store/files.ts';
+import { parse } from '../body.ts';
+import { contentDisposition } from '../disposition.ts';
+import { isFileId, randomText } from '../ids.ts';
+import { receiveUpload } from '../multipart.ts';
+import type { UploadLimits } from '../multipart.ts';
+import { pathId } from '../routes.ts';
+import type { ApiContext, Handler, Route } from '../routes.ts';
+import { limitSchema } from '../query.ts';
+import { fileView, pageView } from '../views.ts';
+
+export interface FilesDeps {
+  store: {
+    files: Files;
+    jobs: { active(): AsyncIterable<string>; get(id: string): Promise<JobRecord | null> };
+  };
+  storage: Pick<Storage, 'put' | 'get' | 'delete'>;
+  limits: UploadLimits;
+}
+
+type FileHandlers = Record<'upload' | 'list' | 'get' | 'content' | 'remove', Handler>;
+
+/** OpenAI's Files interface, under both of the paths that it has here. */
+export function fileRoutes(deps: FilesDeps): Route[] {
+  const { upload, list, get, content, remove } = fileHandlers(deps);
+  return [
+    { path: '/v1/files', get: list, post: upload },
+    { path: '/v1/files/:id', get, delete: remove },
+    { path: '/v1/files/:id/content', get: content },
+    // The console's paths for the same files; before `:id`, which would match `upload` too.
+    { path: '/api/v1/files/upload', post: upload },
+    { path: '/api/v1/files', get: list },
+    { path: '/api/v1/files/:id', get },
+    { path: '/api/v1/files/:id/content', get: content },
+  ];
+}
+
+function fileHandlers(deps: FilesDeps): FileHandlers {
+  return {
+    upload: (c) => upload(c, deps),
+    list: (c) => list(c, deps),
+    async get(c) {
+      return c.json(fileView(await findFile(deps, pathId(c))));
+    },
+    content: (c) => content(c, deps),
+    remove: (c) => remove(c, deps),
+  };
+}
+
+async function findFile(deps: FilesDeps, id: string): Promise<FileRecord> {
+  const file = isFileId(id) ? await deps.store.files.get(id) : null;
+  if (file !== null) return file;
+  throw notFound('file_not_found', `There is no file '${id.slice(0, 100)}'.`, { param: 'id' });
+}
+
+async function upload(c: ApiContext, deps: FilesDeps): Promise<Response> {
+  const id = `file-${randomText()}`;
+  const { filename, purpose, stored } = await receiveUpload(c.env.incoming, deps.limits, (source) =>
+    deps.storage.put(fileKey(id), source),
+  );
+  try {
+    return c.json(fileView(await deps.store.files.create({ id, filename, purpose, ...stored })));
+  } catch (error) {
+    await forgetUpload(c, deps, id);
+    throw error;
+  }
+}
+
+/** Nobody learns the id of such a file: neither its bytes nor a record whose acknowledgement got lost may stay. */
+async function forgetUpload(c: ApiContext, deps: FilesDeps, id: string): Promise<void> {
+  const removals = [() => deps.store.files.delete(id), () => deps.storage.delete(fileKey(id))];
+  for (const removal of removals) {
+    try {
+      await removal();
+    } catch (err) {
+      c.var.log.warn({ err, file: id }, 'an upload that failed could not be removed whole');
+    }
+  }
+}
+
+const PURPOSES_RULE = `one of ${FILE_PURPOSES.join(', ')}`;
+const listSchema = v.object({
+  after: v.optional(v.string()),
+  limit: limitSchema(10_000, 10_000),
+  order: v.optional(v.picklist(['asc', 'desc'], 'asc or desc'), 'desc'),
+  purpose: v.optional(v.picklist(FILE_PURPOSES, PURPOSES_RULE)),
+});
+
+async function list(c: ApiContext, deps: FilesDeps): Promise<Response> {
+  const { after, limit, order, purpose } = parse(listSchema, c.req.query());
+  if (after !== undefined && !isFileId(after)) throw unknownCursor(after);
+  const { files, hasMore } = await deps.store.files.page({
+    limit,
+    order,
+    ...(after === undefined ? {} : { after }),
+    ...(purpose === undefined ? {} : { purpose }),
+  });
+  return c.json(pageView(files.map(fileView), hasMore));
+}
+
+function unknownCursor(after: string): Error {
+  return invalidInput(
+    'invalid_cursor',
+    `There is no file '${after.slice(0, 100)}' to go on after.`,
+    {
+      param: 'after',
+    },
+  );
+}
+
+async function content(c: ApiContext, deps: FilesDeps): Promise<Response> {
+  const file = await findFile(deps, pathId(c));
+  const isLines = file.purpose === 'batch' || file.purpose === 'batch_output';
+  const headers = {
+    'Content-Type': isLines ? 'application/jsonl' : 'application/octet-stream',
+    'Content-Length': String(file.bytes),
+    'Content-Disposition': contentDisposition(file.filename),
+  };
+  // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
+  if (c.req.method === 'HEAD') return c.body(null, 200, headers);
+  const stream = await deps.storage.get(fileKey(file.id));
+  stream.once('error', (err) => c.var.log.error({ err, file: file.id }, 'reading a file failed'));
+  return c.body(Readable.toWeb(stream), 200, headers);
+}
+
+async function remove(c: ApiContext, deps: FilesDeps): Promise<Response> {
+  const { id } = await findFile(deps, pathId(c));
+  const job = await findUser(deps, id);
+  if (job !== null) {
+    throw invalidInput(
+      'file_in_use',
+      `File '${id}' is the input of batch '${batchIdOf(job.id)}', which is not over yet. Cancel it first.`,
+      { param: 'id' },
+    );
+  }
+  // Record first: bytes without a record are harmless, a record without bytes is a broken promise.
+  await deps.store.files.delete(id);
+  await deps.storage.delete(fileKey(id));
+  return c.json({ id, object: 'file', deleted: true });
+}
+
+/** The first job that still needs the file as its input, or null. */
+async function findUser(deps: FilesDeps, fileId: string): Promise<JobRecord | null> {
+  for await (const jobId of deps.store.jobs.active()) {
+    const job = await deps.store.jobs.get(jobId);
+    if (job !== null && job.input === fileId && !isFinal(job.state)) return job;
+  }
+  return null;
+}
