@@ -1,0 +1,189 @@
+import type { Readable } from 'node:stream';
+import type { Usage } from '../domain/job.ts';
+import type { ShardPlan } from '../domain/plan.ts';
+import { errorOnlyLine, requestId } from './answer-lines.ts';
+import { askLine } from './ask.ts';
+import type { AskDeps, Answered, Question } from './ask.ts';
+import type { Answer } from './contract.ts';
+import type { Engine } from './engine.ts';
+import { scanRequest } from './json-scan.ts';
+import { readLines } from './lines.ts';
+import type { InputLine } from './lines.ts';
+import type { Tenant } from './room.ts';
+import { isSet } from './segment-writer.ts';
+import type { Holder, SegmentWriter } from './segment-writer.ts';
+import { NO_USAGE } from './usage.ts';
+
+/** What the dispatcher needs to know of a job. */
+export interface DispatchJob {
+  id: string;
+  /** Path that each line asks. */
+  endpoint: string;
+  /** Storage key of its input. */
+  inputKey: string;
+  /** No line is asked after it; ms since 1970. */
+  deadline: number;
+  maxConcurrency: number;
+  /** Base URLs of the engines that serve it at this moment. */
+  addresses(): readonly string[];
+}
+
+/** A shard that this process has taken. */
+export interface TakenShard {
+  plan: ShardPlan;
+  token: string;
+  done: Buffer;
+  left: number;
+}
+
+/** What one process has in hand of one job. */
+export interface Hands {
+  readonly job: DispatchJob;
+  readonly tenant: Tenant;
+  readonly writer: SegmentWriter;
+  /** Lines of held shards without an answer: sent, waiting, or not even read. */
+  unanswered: number;
+}
+
+export interface ShardRunDeps extends AskDeps {
+  maxLineBytes: number;
+  openInput(key: string, range: { start: number; end: number }): Promise<Readable>;
+  /** A line left the shard for an engine. */
+  onSent(): void;
+  onAnswered(kind: Answer['kind'], usage: Usage): void;
+}
+
+/** `stop`: read and send no more lines, but wait for those in flight. `abort`: cut those, too. */
+export interface RunSignals {
+  stop: AbortSignal;
+  abort: AbortSignal;
+}
+
+/**
+ * Asks every line of a shard that has no answer yet and has the answers committed. Resolves when nothing of the shard
+ * is in flight or waits to be stored; the holder's state tells whether it is done, ours still, or lost.
+ */
+export async function runShard(
+  shard: TakenShard,
+  holder: Holder,
+  hands: Hands,
+  signals: RunSignals,
+  deps: ShardRunDeps,
+): Promise<void> {
+  const asked: Promise<void>[] = [];
+  let unanswered = shard.left;
+  hands.unanswered += unanswered;
+
+  function answered(found: Answered | null): void {
+    hands.tenant.inHand -= 1;
+    deps.room.kick();
+    if (found === null) return;
+    unanswered -= 1;
+    hands.unanswered -= 1;
+    deps.onAnswered(found.answer.kind, found.usage);
+    hands.writer.add(holder, found);
+    // The last answer in hand has nothing to wait for.
+    if (hands.unanswered === 0) void hands.writer.close();
+  }
+
+  try {
+    await eachOpenLine(shard, hands, signals.stop, deps, (line, engine) => {
+      hands.tenant.inHand += 1;
+      deps.onSent();
+      asked.push(ask(line, engine, shard.plan, hands, signals.abort, deps).then(answered));
+    });
+  } finally {
+    await Promise.all(asked);
+    hands.unanswered -= unanswered;
+    if (unanswered > 0 || hands.unanswered === 0) void hands.writer.close();
+    await hands.writer.committed(holder);
+  }
+  if (unanswered === 0 && holder.state === 'holding') await hands.writer.recommit(holder);
+}
+
+/** Reads the shard's lines and hands over each that has no answer, with a place at an engine. */
+async function eachOpenLine(
+  { plan, done }: TakenShard,
+  { job, tenant }: Hands,
+  stop: AbortSignal,
+  deps: ShardRunDeps,
+  send: (line: InputLine, engine: Engine) => void,
+): Promise<void> {
+  if (stop.aborted) return;
+  const source = await deps.openInput(job.inputKey, {
+    start: plan.offset,
+    end: plan.offset + plan.bytes,
+  });
+  const lines = readLines(source, {
+    maxLineBytes: deps.maxLineBytes,
+    startOffset: plan.offset,
+    startIndex: plan.first,
+  });
+  try {
+    for await (const batch of lines) {
+      const open = batch.filter((line) => !isSet(done, line.index - plan.first));
+      if (!(await sendAll(open, tenant, stop, deps, send))) return;
+    }
+  } finally {
+    source.destroy();
+  }
+}
+
+/** False when it was stopped before the last line. */
+async function sendAll(
+  lines: readonly InputLine[],
+  tenant: Tenant,
+  stop: AbortSignal,
+  { room, budget }: ShardRunDeps,
+  send: (line: InputLine, engine: Engine) => void,
+): Promise<boolean> {
+  for (const line of lines) {
+    if (budget.isOver()) await budget.room(stop);
+    if (stop.aborted) return false;
+    const engine = room.tryTakeFresh(tenant) ?? (await room.takeFresh(tenant, stop));
+    if (engine === null) return false;
+    send(line, engine);
+  }
+  return true;
+}
+
+async function ask(
+  line: InputLine,
+  engine: Engine,
+  plan: ShardPlan,
+  { job, tenant }: Hands,
+  signal: AbortSignal,
+  deps: ShardRunDeps,
+): Promise<Answered | null> {
+  const id = requestId(job.id, line.index);
+  const request = line.bytes === null ? null : scanRequest(line.bytes);
+  const inShard = line.index - plan.first;
+  if (request === null) {
+    deps.room.give(engine);
+    return { answer: unreadable(inShard, id), usage: NO_USAGE };
+  }
+  const question: Question = { line: inShard, id, ...request };
+  const bytes = line.bytes?.length ?? 0;
+  deps.budget.add(bytes);
+  try {
+    return await askLine(
+      question,
+      engine,
+      { path: job.endpoint, tenant, deadline: job.deadline, signal },
+      deps,
+    );
+  } finally {
+    deps.budget.remove(bytes);
+  }
+}
+
+/** Planning has read this line as a request: the stored input is no longer what it was. */
+function unreadable(line: number, id: string): Answer {
+  const message = 'The stored input file has changed since it was validated.';
+  const customId = Buffer.from('null');
+  return {
+    line,
+    kind: 'error',
+    bytes: errorOnlyLine({ id, customId, code: 'invalid_json_line', message }),
+  };
+}
