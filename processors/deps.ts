@@ -1,0 +1,62 @@
+import type { Readable } from 'node:stream';
+import type { Advance } from '../queues/advance.ts';
+import type { Queues } from '../queues/queues.ts';
+import type { AssemblySinks, AssemblySource } from '../src/dispatcher/contract.ts';
+import type { Dispatcher } from '../src/dispatcher/dispatcher.ts';
+import type { ReadPlan, ReadPlanOptions } from '../src/dispatcher/read-plan.ts';
+import type { JobRecord, JobState } from '../src/domain/job.ts';
+import type { Owner, ProvisionRecord, ProvisionState } from '../src/domain/provision.ts';
+import type { ResourceManager } from '../src/resources/contract.ts';
+import type { Runtime } from '../src/runtimes/contract.ts';
+import type { Storage } from '../src/storage/contract.ts';
+import type { JobChange } from '../src/store/jobs.ts';
+import type { Store } from '../src/store/store.ts';
+import type { Watches } from './watch.ts';
+
+/** Where processors write what happened; messages are static, what varies stands in the fields. */
+export interface Log {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+/** What settling and stopping a job take. */
+export interface SettleDeps {
+  store: Pick<Store, 'jobs' | 'shards' | 'provisions'>;
+  advanceJob: Advance<JobRecord, JobState, JobChange>;
+  advanceProvision: Advance<ProvisionRecord, ProvisionState, { reason?: string }>;
+  add: Queues['add'];
+  manager: Pick<ResourceManager, 'provider' | 'slots'>;
+  /** How many shards of a job may wait in the queue: one more than there are processes that take them. */
+  ahead(): number;
+  log: Log;
+}
+
+/** Everything that the five processors touch; a test may give any part of it its own. */
+export interface Deps extends SettleDeps {
+  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files'>;
+  storage: Pick<Storage, 'put' | 'get' | 'head'>;
+  runtime: Pick<Runtime, 'look'>;
+  dispatcher: Pick<Dispatcher, 'run'>;
+  watches: Pick<Watches, 'open'>;
+  readPlan(
+    source: Readable,
+    options: Omit<ReadPlanOptions, 'uniqueIds' | 'maxLines' | 'maxLineBytes'>,
+  ): Promise<ReadPlan>;
+  assemble(
+    source: AssemblySource,
+    sinks: AssemblySinks,
+    options: { jobId: string; undone: { code: string; message: string } },
+  ): Promise<{ output: number; error: number; undone: number }>;
+  /** A fresh random holder token of 128 bits. */
+  newToken(): string;
+  /** Lines in flight are cut from then on: the process stops and their time is over. */
+  graceOver: AbortSignal;
+  now(): number;
+}
+
+/** Whose machine an engine of this job is. */
+export function ownerOf(job: { engines: readonly string[] }): Owner {
+  return job.engines.length > 0 ? 'caller' : 'sluice';
+}

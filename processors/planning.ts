@@ -1,0 +1,56 @@
+import type { Processor, Verdict } from '../queues/worker.ts';
+import { describeError, SluiceError } from '../src/domain/errors.ts';
+import { fileKey } from '../src/domain/file.ts';
+import { JOB } from '../src/domain/job.ts';
+import type { JobRecord } from '../src/domain/job.ts';
+import type { Deps } from './deps.ts';
+import { createProvision, settle, stopJob } from './settle.ts';
+
+/** Validates a job's whole input in one streaming pass, cuts it into shards, and records the engines that it gets. */
+export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Promise<Verdict> => {
+  const job = await deps.store.jobs.get(id);
+  if (job === null || JOB[job.state].queue !== 'planning' || job.wake !== wake) return 'done';
+  const slots = deps.manager.slots(job);
+  if (slots.length === 0) {
+    const reason = 'No engine to run it: set ENGINE_URLS, or name one in aibrix.runtime.';
+    await stopJob(id, { outcome: 'resource_failed', event: reason, reason }, deps);
+    return 'done';
+  }
+  const plan = await read(job, signal, deps);
+  if (plan === null) return 'done';
+  await Promise.all(slots.map((slot) => createProvision(job, slot, 0, deps)));
+  const { lines, shards, models } = plan;
+  const event = `The input is valid: ${lines} requests in ${shards} shards.`;
+  const moved = await deps.advanceJob(job, 'resource_preparing', {
+    event,
+    set: { lines, shards, models },
+  });
+  if (moved !== 'stale') await settle(id, deps);
+  return 'done';
+};
+
+/** The plan, or null where the job was stopped for what its input is. Storage that is away is tried again. */
+async function read(job: JobRecord, signal: AbortSignal, deps: Deps) {
+  try {
+    const source = await deps.storage.get(fileKey(job.input));
+    const plan = await deps.readPlan(source, {
+      endpoint: job.endpoint,
+      cut: job.cut,
+      onShards: (shards) => deps.store.shards.write(job.id, shards),
+      signal,
+    });
+    if (plan.errors.length === 0) return plan;
+    const first = plan.errors[0];
+    const where = first?.line === null ? '' : ` in line ${first?.line}`;
+    const event = `The input file is not valid: ${first?.code}${where}.`;
+    await stopJob(job.id, { outcome: 'failed', event, errors: plan.errors }, deps);
+    return null;
+  } catch (error) {
+    if (!(error instanceof SluiceError) || error.kind === 'Transient') throw error;
+    const message = describeError(error);
+    const errors = [{ code: error.code, message, line: null, param: 'input_file_id' }];
+    const event = 'The input file cannot be read.';
+    await stopJob(job.id, { outcome: 'failed', event, reason: message, errors }, deps);
+    return null;
+  }
+}

@@ -1,0 +1,176 @@
+import { shardEntity } from '../queues/catalog.ts';
+import { isFinal, stopTarget, wantsEngines } from '../src/domain/job.ts';
+import type { JobError, JobRecord, Outcome } from '../src/domain/job.ts';
+import { isReleased, provisionId, settledStep, wanted } from '../src/domain/provision.ts';
+import type { ProvisionRecord, Slot } from '../src/domain/provision.ts';
+import { ownerOf } from './deps.ts';
+import type { SettleDeps } from './deps.ts';
+
+/** More steps than any path through the table has; a job that needs more is moved by others at the same time. */
+const MOST_STEPS = 12;
+
+const STEP_EVENT = {
+  resource_preparing: 'Waiting for an engine.',
+  submitting: 'An engine is reachable; waiting until it is healthy.',
+  in_progress: 'The engine is healthy; requests are being sent.',
+} as const;
+
+/**
+ * Brings a job to where its provisions allow it to be, and gives back every provision that it no longer wants.
+ * Level-triggered: it may be called at any time, by anyone, twice at once; who loses a compare-and-set reads again.
+ * `replace` also sees to it that every slot of the settings has a provision of its address; only the sweeper asks for
+ * that, one at a time, since processes may differ in their settings for a while.
+ */
+export async function settle(
+  jobId: string,
+  deps: SettleDeps,
+  { replace = false } = {},
+): Promise<void> {
+  for (let step = 0; step < MOST_STEPS; step += 1) {
+    const job = await deps.store.jobs.get(jobId);
+    if (job === null || job.state === 'queued') return;
+    const provisions = await deps.store.provisions.ofJob(jobId);
+    const slots = slotsOf(job, provisions, deps, replace);
+    await releaseUnwanted(job, provisions, slots, deps);
+    if (replace) await fillSlots(job, provisions, slots, deps);
+    const live = provisions.filter((each) => wanted(job, each, slots) && !isReleased(each.state));
+    const to = settledStep(
+      job.state,
+      live.map((each) => each.state),
+    );
+    if (to === null) return;
+    const moved = await deps.advanceJob(job, to, { event: STEP_EVENT[to], set: { reason: '' } });
+    if (moved === 'stale') continue;
+    if (to === 'in_progress') await openShards(jobId, deps);
+    else if (job.state === 'in_progress') await deps.store.jobs.publishStop(jobId);
+  }
+}
+
+/** What the job should have: by the settings where those count, else what it has. */
+function slotsOf(
+  job: JobRecord,
+  provisions: readonly ProvisionRecord[],
+  deps: SettleDeps,
+  replace: boolean,
+): readonly Slot[] {
+  const configured = replace ? deps.manager.slots(job) : [];
+  // A process without settings for engines has no opinion.
+  if (configured.length > 0) return configured;
+  return provisions.filter(({ state }) => !isReleased(state));
+}
+
+async function releaseUnwanted(
+  job: JobRecord,
+  provisions: readonly ProvisionRecord[],
+  slots: readonly Slot[],
+  deps: SettleDeps,
+): Promise<void> {
+  const unwanted = provisions.filter(
+    (each) => !isReleased(each.state) && !wanted(job, each, slots),
+  );
+  await Promise.all(unwanted.map((each) => deps.advanceProvision(each, 'releasing')));
+}
+
+async function fillSlots(
+  job: JobRecord,
+  provisions: readonly ProvisionRecord[],
+  slots: readonly Slot[],
+  deps: SettleDeps,
+): Promise<void> {
+  if (!wantsEngines(job.state)) return;
+  const empty = slots.filter(
+    ({ slot, address }) =>
+      !provisions.some(
+        (each) => each.slot === slot && each.address === address && !isReleased(each.state),
+      ),
+  );
+  await Promise.all(
+    empty.map((slot) => {
+      const attempts = provisions.filter((each) => each.slot === slot.slot).length;
+      return createProvision(job, slot, attempts, deps);
+    }),
+  );
+}
+
+/** Records that a slot is to have an engine, and has it provided. May be repeated: its id is derived. */
+export async function createProvision(
+  job: Pick<JobRecord, 'id' | 'engines'>,
+  { slot, address }: Slot,
+  attempt: number,
+  deps: Pick<SettleDeps, 'store' | 'manager' | 'add'>,
+): Promise<void> {
+  const id = provisionId(job.id, slot, attempt);
+  const { provider } = deps.manager;
+  await deps.store.provisions.create({
+    id,
+    job: job.id,
+    slot,
+    provider,
+    owner: ownerOf(job),
+    address,
+  });
+  await deps.add({ queue: 'provisioning', entity: id, wake: 1 });
+}
+
+/** Lets the next shards of a job wait in the dispatch queue. */
+export async function openShards(
+  jobId: string,
+  deps: Pick<SettleDeps, 'store' | 'add' | 'ahead'>,
+): Promise<void> {
+  const waiting = await deps.store.shards.open(jobId, deps.ahead());
+  await addShards(jobId, waiting, deps);
+}
+
+/** Adds shards that wait; those that are there already stay as they are, so that every call mends a lost add. */
+export async function addShards(
+  jobId: string,
+  waiting: readonly { n: number; wake: number }[],
+  deps: Pick<SettleDeps, 'add'>,
+): Promise<void> {
+  await Promise.all(
+    waiting.map(({ n, wake }) =>
+      deps.add({ queue: 'dispatch', entity: shardEntity(jobId, n), wake }),
+    ),
+  );
+}
+
+export interface Stop {
+  outcome: Exclude<Outcome, 'completed'>;
+  /** For the job's history. */
+  event: string;
+  reason?: string;
+  errors?: JobError[];
+}
+
+/**
+ * The one way to stop a job: whoever first gives it an outcome decides. Returns the job as it is then, unchanged where
+ * it was stopped or finished before, or null when there is none.
+ */
+export async function stopJob(
+  jobId: string,
+  { outcome, event, reason = '', errors }: Stop,
+  deps: SettleDeps,
+): Promise<JobRecord | null> {
+  for (;;) {
+    const job = await deps.store.jobs.get(jobId);
+    const target = job === null ? null : stopTarget(job, outcome);
+    if (job === null || target === null) return job;
+    // What was never answered counts as failed, so that total is completed + failed at the end.
+    const failed = isFinal(target) ? { failed: job.lines - job.completed } : {};
+    const set = { reason, ...failed, ...(errors === undefined ? {} : { errors }) };
+    const moved = await deps.advanceJob(job, target, { outcome, event, set });
+    if (moved === 'stale') continue;
+    await deps.store.jobs.publishStop(jobId);
+    if (job.state !== 'queued') await settle(jobId, deps);
+    return deps.store.jobs.get(jobId);
+  }
+}
+
+/** The last line is answered: from here on the job's records stand still. */
+export async function finishJob(jobId: string, deps: SettleDeps): Promise<void> {
+  const job = await deps.store.jobs.get(jobId);
+  if (job === null || job.state !== 'in_progress' || job.doneShards < job.shards) return;
+  const event = 'Every request is answered; writing the output files.';
+  const moved = await deps.advanceJob(job, 'finalizing', { outcome: 'completed', event });
+  if (moved !== 'stale') await settle(jobId, deps);
+}

@@ -1,0 +1,91 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Processor, Verdict } from '../queues/worker.ts';
+import { wantsEngines } from '../src/domain/job.ts';
+import type { JobRecord } from '../src/domain/job.ts';
+import { PROVISION } from '../src/domain/provision.ts';
+import type { ProvisionRecord } from '../src/domain/provision.ts';
+import type { Look } from '../src/runtimes/contract.ts';
+import type { Deps } from './deps.ts';
+import { settle, stopJob } from './settle.ts';
+
+const LOOK_WHILE_STARTING_MS = 1_000;
+const LOOK_WHILE_SERVING_MS = 5_000;
+/** One late answer does not make an engine lost: a second look decides. */
+const SECOND_LOOK_MS = 500;
+/** An engine that answers but lacks the model may still be loading an adapter; after this it is another engine. */
+const UNFIT_GRACE_MS = 30_000;
+
+/** Looks at an engine until it is healthy, and from then on whether it still is. Nobody else says that it is lost. */
+export const submission: Processor<Deps> = async ({ id, wake, signal }, deps) => {
+  const provision = await deps.store.provisions.get(id);
+  if (provision === null || provision.wake !== wake) return 'done';
+  if (PROVISION[provision.state].queue !== 'submission') return 'done';
+  const job = await deps.store.jobs.get(provision.job);
+  if (job === null || !wantsEngines(job.state)) {
+    await settle(provision.job, deps);
+    return 'done';
+  }
+  const look = await lookAt(provision, job, signal, deps);
+  return provision.state === 'starting'
+    ? whileStarting(provision, job, look, deps)
+    : whileServing(provision, look, deps);
+};
+
+async function lookAt(
+  provision: ProvisionRecord,
+  job: JobRecord,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<Look> {
+  const look = await deps.runtime.look(provision.address, job.models, signal);
+  if (look.is === 'healthy' || provision.state === 'starting') return look;
+  await sleep(SECOND_LOOK_MS, undefined, { signal });
+  return deps.runtime.look(provision.address, job.models, signal);
+}
+
+async function whileStarting(
+  provision: ProvisionRecord,
+  job: JobRecord,
+  look: Look,
+  deps: Deps,
+): Promise<Verdict> {
+  if (look.is === 'healthy') {
+    const moved = await deps.advanceProvision(provision, 'serving', { reason: '' });
+    if (moved !== 'stale') await settle(provision.job, deps);
+    return 'done';
+  }
+  if (look.reason !== provision.reason) {
+    await deps.store.provisions.note(provision.id, look.reason);
+    await deps.store.jobs.note(job.id, look.reason);
+    deps.log.warn(
+      { jobId: job.id, provisionId: provision.id, reason: look.reason },
+      'engine waited for',
+    );
+  }
+  const waited = deps.now() - (provision.enteredAt.starting ?? provision.createdAt);
+  if (look.is === 'unfit' && waited > UNFIT_GRACE_MS && (await isLastHope(provision, deps))) {
+    const { reason } = look;
+    const event = 'No engine can serve this batch.';
+    const errors = [{ code: 'engine_unfit', message: reason, line: null, param: null }];
+    await stopJob(job.id, { outcome: 'submit_failed', event, reason, errors }, deps);
+    return 'done';
+  }
+  return { againInMs: LOOK_WHILE_STARTING_MS };
+}
+
+async function isLastHope(provision: ProvisionRecord, deps: Deps): Promise<boolean> {
+  const all = await deps.store.provisions.ofJob(provision.job);
+  return !all.some(({ state }) => state === 'serving');
+}
+
+async function whileServing(provision: ProvisionRecord, look: Look, deps: Deps): Promise<Verdict> {
+  if (look.is === 'healthy') return { againInMs: LOOK_WHILE_SERVING_MS };
+  deps.log.warn(
+    { jobId: provision.job, provisionId: provision.id, reason: look.reason },
+    'engine lost',
+  );
+  const moved = await deps.advanceProvision(provision, 'starting', { reason: look.reason });
+  if (moved !== 'stale') await settle(provision.job, deps);
+  await deps.store.jobs.note(provision.job, look.reason);
+  return 'done';
+}

@@ -1,0 +1,129 @@
+import type { JobRecord } from '../src/domain/job.ts';
+import type { Store } from '../src/store/store.ts';
+import type { Log } from './deps.ts';
+
+/** What a process that sends lines of a job keeps knowing of it. */
+export interface Watch {
+  readonly job: JobRecord;
+  /** Engines that serve the job now. */
+  addresses(): readonly string[];
+  /** Aborted when the job is in progress no longer, or its deadline is over. */
+  readonly signal: AbortSignal;
+  /** Lets go; the last one that does ends the watching. */
+  close(): void;
+}
+
+/** Messages may be lost, so that the record is read again this often. */
+const REFRESH_MS = 2_000;
+
+interface Entry {
+  job: JobRecord;
+  addresses: readonly string[];
+  abort: AbortController;
+  users: number;
+  timers: NodeJS.Timeout[];
+}
+
+interface WatchDeps {
+  store: Pick<Store, 'jobs' | 'provisions'>;
+  now(): number;
+  /** The engines of a watched job were read again. */
+  onEngines(): void;
+  log: Pick<Log, 'warn'>;
+}
+
+/** Watches jobs for this process, each once however many of its shards are in hand. */
+export class Watches {
+  readonly #deps: WatchDeps;
+  readonly #entries = new Map<string, Promise<Entry | null>>();
+
+  constructor(deps: WatchDeps) {
+    this.#deps = deps;
+  }
+
+  /** Starts watching a job, or joins; null when it is not in progress. */
+  async open(jobId: string): Promise<Watch | null> {
+    for (;;) {
+      const entry = await this.#enter(jobId);
+      if (entry === null) return null;
+      // The last user of an entry may have ended it while we waited for it.
+      if (entry.abort.signal.aborted) continue;
+      entry.users += 1;
+      return this.#watch(jobId, entry);
+    }
+  }
+
+  /** Reads a watched job again at once: somebody said that it was stopped. */
+  poke(jobId: string): void {
+    void this.#entries
+      .get(jobId)
+      ?.then((entry) => (entry === null ? undefined : this.#refresh(jobId, entry)));
+  }
+
+  async #enter(jobId: string): Promise<Entry | null> {
+    const entering = this.#entries.get(jobId) ?? this.#begin(jobId);
+    this.#entries.set(jobId, entering);
+    let entry: Entry | null = null;
+    try {
+      entry = await entering;
+    } finally {
+      if (entry === null && this.#entries.get(jobId) === entering) this.#entries.delete(jobId);
+    }
+    return entry;
+  }
+
+  async #begin(jobId: string): Promise<Entry | null> {
+    const found = await this.#read(jobId);
+    if (found === null) return null;
+    const entry: Entry = { ...found, abort: new AbortController(), users: 0, timers: [] };
+    const left = Math.min(Math.max(0, found.job.deadline - this.#deps.now()), 2 ** 31 - 1);
+    entry.timers = [
+      setInterval(() => void this.#refresh(jobId, entry), REFRESH_MS),
+      setTimeout(() => this.#end(jobId, entry, 'the deadline is over'), left),
+    ];
+    return entry;
+  }
+
+  #watch(jobId: string, entry: Entry): Watch {
+    let open = true;
+    return {
+      job: entry.job,
+      addresses: () => entry.addresses,
+      signal: entry.abort.signal,
+      close: () => {
+        if (open) entry.users -= 1;
+        open = false;
+        if (entry.users > 0 || entry.abort.signal.aborted) return;
+        this.#end(jobId, entry, 'nobody sends lines of this job');
+      },
+    };
+  }
+
+  async #read(jobId: string): Promise<{ job: JobRecord; addresses: string[] } | null> {
+    const job = await this.#deps.store.jobs.get(jobId);
+    if (job?.state !== 'in_progress') return null;
+    const provisions = await this.#deps.store.provisions.ofJob(jobId);
+    const serving = provisions.filter(({ state }) => state === 'serving');
+    return { job, addresses: serving.map(({ address }) => address) };
+  }
+
+  async #refresh(jobId: string, entry: Entry): Promise<void> {
+    try {
+      const fresh = await this.#read(jobId);
+      if (fresh === null) {
+        this.#end(jobId, entry, 'the job is in progress no longer');
+        return;
+      }
+      entry.addresses = fresh.addresses;
+      this.#deps.onEngines();
+    } catch (error) {
+      this.#deps.log.warn({ jobId, err: error }, 'a job that is being sent cannot be read');
+    }
+  }
+
+  #end(jobId: string, entry: Entry, reason: string): void {
+    this.#entries.delete(jobId);
+    for (const timer of entry.timers) clearTimeout(timer);
+    entry.abort.abort(new Error(reason));
+  }
+}
