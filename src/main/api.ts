@@ -1,0 +1,141 @@
+import type { Server } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { createAdaptorServer } from '@hono/node-server';
+import { stopJob } from '../../processors/settle.ts';
+import { createApp } from '../api/app.ts';
+import { describeError, invalidInput, notFound, permanent } from '../domain/errors.ts';
+import type { NewJob } from '../store/jobs.ts';
+import type { System } from './system.ts';
+import { settleDeps } from './worker.ts';
+
+export interface RunningApi {
+  /** `http://host:port` that it can be reached at. */
+  url: string;
+  /** Takes no new connections, and gives requests in hand so long to end. */
+  close(graceMs: number): Promise<void>;
+}
+
+/** An upload of many gigabytes over a slow line is no attack; Node's own limit is five minutes. */
+const LONGEST_REQUEST_MS = 6 * 3_600_000;
+
+/** Serves the API; rejects with `http.*` (Permanent) when the address cannot be had. */
+export async function startApi(system: System): Promise<RunningApi> {
+  const { settings, log, metrics, storage, impatient } = system;
+  const settling = settleDeps(system, impatient, () => 2);
+  const app = createApp({
+    store: impatient.store,
+    storage,
+    queues: impatient.queues.all,
+    limits: settings,
+    defaults: settings,
+    log,
+    createJob: (job) => createJob(system, job),
+    async stopJob(id, outcome) {
+      const job = await stopJob(id, { outcome, event: 'Cancelled on request.' }, settling);
+      if (job === null) throw notFound('not_found', `There is no job '${id}'.`);
+      return job;
+    },
+    ready: () => checkReady(system),
+    async metrics() {
+      await countQueued(system);
+      return metrics.render();
+    },
+    observe: (route, method, status, seconds) =>
+      metrics.httpSeconds.observe({ route, method, status: String(status) }, seconds),
+  });
+  const server = createAdaptorServer({ fetch: app.fetch }) as Server; // its type allows HTTP/2, which is not asked for
+  server.requestTimeout = LONGEST_REQUEST_MS;
+  const { host, port } = settings.httpAddr;
+  await listen(server, host, port);
+  const { port: bound } = server.address() as AddressInfo; // a TCP server that listens has one
+  const shown = host.includes(':') ? `[${host}]` : host;
+  return {
+    url: `http://${shown === '0.0.0.0' ? '127.0.0.1' : shown}:${bound}`,
+    async close(graceMs) {
+      const closed = new Promise((resolve) => server.close(resolve));
+      server.closeIdleConnections();
+      const cut = setTimeout(() => server.closeAllConnections(), graceMs);
+      await closed;
+      clearTimeout(cut);
+    },
+  };
+}
+
+/** Records the job first; a delivery that could not be added is seen by the sweeper. */
+async function createJob({ impatient, log, settings }: System, job: NewJob) {
+  if (job.engines.length === 0 && settings.engineUrls.length === 0) {
+    throw invalidInput(
+      'no_engine',
+      'This server has no engine to run a batch on: start it with ENGINE_URLS=http://host:8000, ' +
+        "or name one in the request: aibrix.runtime {target: 'External', options: {base_url: 'http://host:8000'}}.",
+      { param: 'aibrix.runtime' },
+    );
+  }
+  const made = await impatient.store.jobs.create(job);
+  if (made.outcome !== 'other') {
+    const { id, state, wake } = made.job;
+    const delivery = { queue: 'planning', entity: id, wake } as const;
+    if (state === 'queued') {
+      await impatient.queues
+        .add(delivery)
+        .catch((error: unknown) =>
+          log.warn({ jobId: id, err: error }, 'job could not be queued yet'),
+        );
+    }
+  }
+  return made;
+}
+
+async function checkReady({ impatient, storage }: System): Promise<Record<string, string>> {
+  async function check(probe: () => Promise<unknown>): Promise<string> {
+    try {
+      await probe();
+      return 'ok';
+    } catch (error) {
+      return describeError(error);
+    }
+  }
+  const [redis, files, workers] = await Promise.all([
+    check(() => impatient.redis.ping()),
+    check(() => storage.head('identity')),
+    check(async () => {
+      const live = await impatient.store.nodes.live();
+      if (live.length === 0) throw permanent('worker.none', 'no worker process is alive');
+    }),
+  ]);
+  return { redis, storage: files, workers };
+}
+
+async function countQueued({ impatient, metrics }: System): Promise<void> {
+  const states = ['waiting', 'prioritized', 'delayed', 'active'] as const;
+  await Promise.all(
+    impatient.queues.all.map(async (queue) => {
+      const counts = await queue.getJobCounts(...states);
+      for (const state of states)
+        metrics.queued.set({ queue: queue.name, state }, counts[state] ?? 0);
+    }),
+  );
+}
+
+async function listen(server: Server, host: string, port: number): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  server.once('error', reject);
+  server.listen(port, host, resolve);
+  try {
+    await promise;
+  } catch (error) {
+    const where = `${host}:${port}`;
+    const code = error instanceof Error && 'code' in error ? error.code : '';
+    const mend = 'set HTTP_ADDR to another one';
+    if (code === 'EADDRINUSE') {
+      throw permanent(
+        'http.address_in_use',
+        `${where} is in use by another program: stop it, or ${mend}.`,
+      );
+    }
+    throw permanent(
+      'http.cannot_listen',
+      `Cannot listen on ${where} (${describeError(error)}): ${mend}.`,
+    );
+  }
+}

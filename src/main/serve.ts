@@ -1,0 +1,30 @@
+import type { Settings } from '../../config/schema.ts';
+import { createLogger } from '../observability/log.ts';
+import { startServer } from './server.ts';
+import { untilStopped } from './signals.ts';
+
+/** Longer than the grace: whatever hangs at the end must not keep the process. */
+const LAST_RESORT_MS = 10_000;
+
+/** `sluice start`: runs the roles of `ROLES` until SIGTERM or Ctrl-C. */
+export async function serve(settings: Settings): Promise<void> {
+  const log = createLogger({ level: settings.logLevel });
+  const stopped = untilStopped();
+  const server = await startServer({ settings, log });
+  if (server.url !== null) {
+    log.info({ url: server.url, roles: settings.roles, dataDir: settings.dataDir }, 'Sluice is up');
+    if (process.stdout.isTTY) console.log(`Sluice is up at ${server.url} (Ctrl-C stops it)`);
+  } else log.info({ roles: settings.roles, queues: settings.queues }, 'Sluice is up');
+  if (settings.engineUrls.length === 0 && settings.roles.includes('api')) {
+    log.warn({}, 'no ENGINE_URLS: batches have to name their engine in aibrix.runtime');
+  }
+  const signal = await stopped;
+  log.info({ signal, graceMs: settings.shutdownGrace }, 'stopping');
+  const lastResort = setTimeout(() => {
+    log.error({}, 'stopping took too long');
+    process.exit(1);
+  }, settings.shutdownGrace + LAST_RESORT_MS);
+  await server.close();
+  clearTimeout(lastResort);
+  log.info({}, 'stopped');
+}

@@ -1,0 +1,52 @@
+import type { Role, Settings } from '../../config/schema.ts';
+import type { Logger } from '../observability/log.ts';
+import { startApi } from './api.ts';
+import { startSweeper } from './sweeper.ts';
+import { openSystem } from './system.ts';
+import { startWorkers } from './worker.ts';
+
+export interface RunningServer {
+  /** Where the API answers; null without the role. */
+  url: string | null;
+  /** Storage's and queues' common name, for a run of its own. */
+  inFlight(): number;
+  /** Stops cleanly: no new work, a grace for what is in hand, shards given back. */
+  close(): Promise<void>;
+}
+
+/** Starts the roles of this process; whatever was started is stopped again when one of them cannot be. */
+export async function startServer(options: {
+  settings: Settings;
+  log: Logger;
+  namespace?: string;
+  roles?: readonly Role[];
+}): Promise<RunningServer> {
+  const { settings } = options;
+  const system = await openSystem(options);
+  const closers: (() => Promise<void>)[] = [() => system.close()];
+  async function close(): Promise<void> {
+    for (const closer of closers.splice(0).toReversed()) await closer();
+  }
+  try {
+    let url: string | null = null;
+    let inFlight = () => 0;
+    if (system.roles.includes('sweeper')) {
+      const sweeper = startSweeper(system);
+      closers.push(() => sweeper.close());
+    }
+    if (system.roles.includes('worker')) {
+      const worker = await startWorkers(system);
+      ({ inFlight } = worker);
+      closers.push(() => worker.close());
+    }
+    if (system.roles.includes('api')) {
+      const api = await startApi(system);
+      ({ url } = api);
+      closers.push(() => api.close(settings.shutdownGrace));
+    }
+    return { url, inFlight, close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}

@@ -1,0 +1,285 @@
+import { randomBytes } from 'node:crypto';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { createAdvance } from '../../queues/advance.ts';
+import { startWorker } from '../../queues/worker.ts';
+import type { Attempt, Processor, QueueWorker } from '../../queues/worker.ts';
+import type { Deps, SettleDeps } from '../../processors/deps.ts';
+import { processors } from '../../processors/index.ts';
+import { finishJob } from '../../processors/settle.ts';
+import { Watches } from '../../processors/watch.ts';
+import { assemble } from '../dispatcher/assemble.ts';
+import { Dispatcher } from '../dispatcher/dispatcher.ts';
+import { readPlan } from '../dispatcher/read-plan.ts';
+import type { ReadPlan } from '../dispatcher/read-plan.ts';
+import { createUniqueIds } from '../dispatcher/unique-ids.ts';
+import { segmentKey } from '../domain/file.ts';
+import { isFinal, JOB } from '../domain/job.ts';
+import type { JobRecord, JobState } from '../domain/job.ts';
+import { PROVISION } from '../domain/provision.ts';
+import type { ProvisionRecord, ProvisionState } from '../domain/provision.ts';
+import { MANAGERS } from '../resources/index.ts';
+import type { Runtime } from '../runtimes/contract.ts';
+import { createEndpointRuntime } from '../runtimes/index.ts';
+import type { JobChange } from '../store/jobs.ts';
+import { clock } from './clock.ts';
+import type { System } from './system.ts';
+
+const BEAT_MS = 2_000;
+const MEMORY_IDS = 262_144;
+
+/** What moves and settles records; every role that writes them shares it. */
+export function settleDeps(
+  system: System,
+  { store, queues }: Pick<System, 'store' | 'queues'>,
+  ahead: () => number,
+): SettleDeps {
+  const { settings, log, metrics } = system;
+  const add = queues.add.bind(queues);
+  const advanceJob = createAdvance<JobRecord, JobState, JobChange>(
+    JOB,
+    async (job, to, change) => {
+      const moved = await store.jobs.move(job, to, change);
+      if (moved !== 'stale' && isFinal(to)) metrics.jobsFinished.inc({ outcome: to });
+      return moved;
+    },
+    add,
+  );
+  return {
+    store,
+    add,
+    advanceJob,
+    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, { reason?: string }>(
+      PROVISION,
+      (provision, to, change) => store.provisions.move(provision, to, change),
+      add,
+    ),
+    manager: MANAGERS[settings.provisioner ?? 'static'](settings),
+    ahead,
+    log,
+  };
+}
+
+export interface RunningWorker {
+  /** Lines in flight now, for a progress bar. */
+  inFlight(): number;
+  close(): Promise<void>;
+}
+
+/**
+ * Serves the queues of this process. `close` takes no new shards, lets lines in flight be answered for the grace,
+ * commits what was answered, and gives shards back.
+ */
+export async function startWorkers(system: System): Promise<RunningWorker> {
+  const { settings, store, log } = system;
+  const stopping = new AbortController();
+  const graceOver = new AbortController();
+  let heartbeat: Heartbeat | null = null;
+  const settling = settleDeps(system, system, () => Math.max(2, (heartbeat?.dispatchers ?? 1) + 1));
+  const watches = new Watches({
+    store,
+    now: clock.now,
+    onEngines: () => dispatcher.enginesChanged(),
+    log,
+  });
+  const runtime = createEndpointRuntime(settings);
+  const dispatcher = createDispatcher(system, settling, runtime);
+  const deps: Deps = {
+    ...settling,
+    ...processorParts(system, runtime),
+    dispatcher,
+    watches,
+    graceOver: graceOver.signal,
+  };
+  const stops = await store.jobs.subscribeStops((jobId) => watches.poke(jobId));
+  const seats = createSeats(dispatcher);
+  const workers = settings.queues.map((queue) =>
+    startWorker({
+      queue,
+      connection: system.working,
+      namespace: system.namespace,
+      processor: queue === 'dispatch' ? seats.occupy(processors.dispatch) : processors[queue],
+      deps,
+      stopping: stopping.signal,
+      onAttempt: (attempt) => report(system, attempt),
+      onError: (error) => log.debug({ queue, err: error }, 'queue error'),
+    }),
+  );
+  seats.follow(workers);
+  const heart = await startHeartbeat(system, dispatcher);
+  heartbeat = heart;
+  return {
+    inFlight: () => dispatcher.load.inFlight,
+    async close() {
+      stopping.abort(new Error('the process stops'));
+      const grace = setTimeout(
+        () => graceOver.abort(new Error('the grace is over')),
+        settings.shutdownGrace,
+      );
+      await Promise.all(workers.map((worker) => worker.close()));
+      clearTimeout(grace);
+      await dispatcher.close();
+      await stops.close();
+      await heart.close();
+    },
+  };
+}
+
+function processorParts(system: System, runtime: Runtime) {
+  const { maxLineBytes } = system.settings;
+  return {
+    store: system.store,
+    storage: system.storage,
+    runtime,
+    readPlan: planInput.bind(null, system),
+    assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>
+      assemble(source, sinks, { ...options, maxLineBytes }),
+    newToken: () => randomBytes(16).toString('hex'),
+    now: clock.now,
+  };
+}
+
+function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime): Dispatcher {
+  const { settings, store, storage, log, metrics } = system;
+  return new Dispatcher({
+    clock,
+    log,
+    memoryBudget: settings.memoryBudget,
+    maxResponseBytes: settings.maxResponseBytes,
+    maxLineBytes: settings.maxLineBytes,
+    connect: (address) => runtime.connect(address),
+    openInput: (key, range) => storage.get(key, range),
+    newSegmentId: () => randomBytes(16).toString('hex'),
+    async putSegment(jobId, segmentId, chunks) {
+      const stored = await storage.put(segmentKey(jobId, segmentId), chunks);
+      metrics.segments.inc();
+      metrics.segmentBytes.inc(stored.bytes);
+      return stored;
+    },
+    async commit(jobId, segment, parts) {
+      const reply = await store.shards.commit(jobId, segment, parts);
+      if (reply.last) await finishJob(jobId, settling);
+      return reply.parts;
+    },
+    onRetry: (reason) => metrics.retries.inc({ reason }),
+    onAnswered(kind, usage) {
+      metrics.lines.inc({ kind });
+      metrics.tokens.inc({ kind: 'input' }, usage.inputTokens);
+      metrics.tokens.inc({ kind: 'output' }, usage.outputTokens);
+    },
+    onEngineDown(address, reason) {
+      log.warn({ address, reason }, 'engine does not answer, sending stopped');
+      void wakeLooks(address, settling);
+    },
+  });
+}
+
+interface Heartbeat {
+  /** Live processes that take shards, this one included. */
+  readonly dispatchers: number;
+  close(): Promise<void>;
+}
+
+/** Tells the others every two seconds that this process lives, and learns how many they are. */
+async function startHeartbeat(system: System, dispatcher: Dispatcher): Promise<Heartbeat> {
+  const { settings, store, log, metrics } = system;
+  const id = `${hostname()}-${process.pid}-${randomBytes(3).toString('hex')}`;
+  const queues = [...settings.queues];
+  const node = { id, roles: [...system.roles], queues, pid: process.pid, host: hostname() };
+  let dispatchers = 1;
+  async function beat(): Promise<void> {
+    try {
+      await store.nodes.beat(node);
+      dispatchers = await store.nodes.dispatchers();
+      metrics.inFlight.set(dispatcher.load.inFlight);
+      metrics.budgetBytes.set(dispatcher.load.budgetUsed);
+    } catch (error) {
+      log.warn({ err: error }, 'heartbeat failed');
+    }
+  }
+  await beat();
+  const beating = setInterval(() => void beat(), BEAT_MS);
+  return {
+    get dispatchers() {
+      return dispatchers;
+    },
+    async close() {
+      clearInterval(beating);
+      await store.nodes.leave(id);
+    },
+  };
+}
+
+/** Has submission look at once at every provision of an engine that stopped answering. */
+async function wakeLooks(address: string, { store, add, log }: SettleDeps): Promise<void> {
+  try {
+    for await (const id of store.provisions.unreleased()) {
+      const provision = await store.provisions.get(id);
+      if (provision?.state !== 'serving' || provision.address !== address) continue;
+      const wake = await store.provisions.wake(id, provision.wake);
+      if (wake !== 'stale') await add({ queue: 'submission', entity: id, wake });
+    }
+  } catch (error) {
+    // The look that is due within seconds finds it, too.
+    log.warn({ address, err: error }, 'engine could not be looked at early');
+  }
+}
+
+async function planInput(
+  { settings }: System,
+  ...[source, options]: Parameters<Deps['readPlan']>
+): Promise<ReadPlan> {
+  const uniqueIds = createUniqueIds({
+    directory: join(settings.dataDir, 'tmp'),
+    memoryEntries: MEMORY_IDS,
+  });
+  try {
+    const { maxBatchLines: maxLines, maxLineBytes } = settings;
+    return await readPlan(source, { ...options, maxLines, maxLineBytes, uniqueIds });
+  } finally {
+    await uniqueIds.close();
+  }
+}
+
+/**
+ * How many shards a process may hold: those that it has, and one more while fewer lines wait here than its engines
+ * take. So a shard's last lines never leave an engine idle, and nobody hoards shards that others could send.
+ */
+function createSeats(dispatcher: Dispatcher) {
+  let held = 0;
+  let seats = 1;
+  let worker: QueueWorker | undefined;
+  function adjust(): void {
+    const wish = Math.max(1, held + (dispatcher.wantsMore ? 1 : 0));
+    if (wish === seats) return;
+    seats = wish;
+    worker?.setConcurrency(seats);
+  }
+  dispatcher.onRoom(adjust);
+  return {
+    follow(workers: readonly QueueWorker[]): void {
+      worker = workers.find(({ queue }) => queue === 'dispatch');
+    },
+    occupy(processor: Processor<Deps>): Processor<Deps> {
+      return async function occupied(task, deps) {
+        held += 1;
+        adjust();
+        try {
+          return await processor(task, deps);
+        } finally {
+          held -= 1;
+          adjust();
+        }
+      };
+    },
+  };
+}
+
+function report({ log, metrics }: System, attempt: Attempt): void {
+  const { queue, result, ms, error, ...rest } = attempt;
+  metrics.attemptSeconds.observe({ queue, result }, ms / 1_000);
+  const fields = { queue, result, ms: Math.round(ms), ...rest };
+  if (error === undefined) log.debug(fields, 'attempt');
+  else if (result === 'stop') log.debug({ ...fields, err: error }, 'attempt');
+  else log.error({ ...fields, err: error }, 'attempt');
+}
