@@ -1,0 +1,202 @@
+import { execFile } from 'node:child_process';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { measureFsync } from '../../src/main/redis-report.ts';
+import { createRunClient } from '../../src/main/run-client.ts';
+import { startSluice } from '../support/server.ts';
+import { startVllmProcess } from '../support/vllm-process.ts';
+import type { VllmProcess } from '../support/vllm-process.ts';
+
+const LINES = 50_000;
+const ROUNDS = 3;
+const WINDOWS = [64, 256, 1_024] as const;
+const SMALL_RUNS = 15;
+const POLL_MS = 5;
+/** Above this share of a core the simulator is what is measured. */
+const SATURATED = 0.95;
+
+const rawClient = fileURLToPath(new URL('raw-client.ts', import.meta.url));
+
+interface Sample {
+  perSecond: number;
+  /** Cores that the simulator used meanwhile. */
+  simulatorCores: number;
+}
+
+/**
+ * 50,000 lines of 1 kB through the whole pipeline, from POST to completed, against the raw speed of the same HTTP client
+ * with the same bodies, in the same run, in turns. Then 20 lines, again and again. Medians are printed.
+ */
+export async function benchDispatch({ json }: { json: boolean }): Promise<void> {
+  const folder = await mkdtemp(join(tmpdir(), 'sluice-bench-'));
+  try {
+    await using simulator = await startVllmProcess({ flags: ['--profile', 'zero'] });
+    const input = join(folder, 'input.jsonl');
+    await writeFile(input, makeInput(LINES));
+    const small = join(folder, 'small.jsonl');
+    await writeFile(small, makeInput(20));
+    await using server = await startSluice({
+      dataDir: join(folder, 'data'),
+      engines: [simulator.url],
+    });
+    const raw = new Map(WINDOWS.map((window) => [window, [] as Sample[]]));
+    const pipeline: Sample[] = [];
+    for (let round = 0; round < ROUNDS; round += 1) {
+      for (const window of WINDOWS) {
+        raw.get(window)?.push(await runRaw(simulator, input, window));
+        if (!json) console.log(`raw, ${window} in flight: ${show(raw.get(window)?.at(-1))}`);
+      }
+      pipeline.push(await runPipeline(simulator, server.url, input));
+      if (!json) console.log(`pipeline: ${show(pipeline.at(-1))}`);
+    }
+    const latencies: number[] = [];
+    for (let n = 0; n < SMALL_RUNS; n += 1) {
+      latencies.push((await submitAndWait(server.url, small)).seconds * 1_000);
+    }
+    const fsyncMs = await measureFsync(folder);
+    report({ raw, pipeline, latencies, fsyncMs, peakMiB: await peakMemory(server.pid) }, json);
+  } finally {
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+async function runRaw(simulator: VllmProcess, input: string, window: number): Promise<Sample> {
+  const before = await cpuOf(simulator);
+  const begun = performance.now();
+  const args = [rawClient, simulator.url, input, String(window)];
+  const { stdout } = await promisify(execFile)(process.execPath, args);
+  const { perSecond } = JSON.parse(stdout) as { perSecond: number }; // raw-client.ts wrote it
+  const busy = LINES / perSecond;
+  const elapsed = (performance.now() - begun) / 1_000;
+  return {
+    perSecond,
+    simulatorCores: ((await cpuOf(simulator)) - before) / Math.min(busy, elapsed),
+  };
+}
+
+async function runPipeline(simulator: VllmProcess, url: string, input: string): Promise<Sample> {
+  const before = await cpuOf(simulator);
+  const { seconds } = await submitAndWait(url, input);
+  const simulatorCores = ((await cpuOf(simulator)) - before) / seconds;
+  return { perSecond: LINES / seconds, simulatorCores };
+}
+
+/** Uploads, then times from POST /v1/batches to completed. */
+async function submitAndWait(url: string, path: string): Promise<{ seconds: number }> {
+  const client = createRunClient(url);
+  const file = await client.upload(path);
+  const begun = performance.now();
+  const id = await client.submit({
+    input_file_id: file,
+    endpoint: '/v1/chat/completions',
+    completion_window: '24h',
+  });
+  for (;;) {
+    const job = await client.job(id);
+    if (job.status === 'completed') return { seconds: (performance.now() - begun) / 1_000 };
+    if (job.status.endsWith('failed')) throw new Error(`the batch ended as ${job.status}`);
+    await sleep(POLL_MS);
+  }
+}
+
+function report(
+  found: {
+    raw: ReadonlyMap<number, Sample[]>;
+    pipeline: readonly Sample[];
+    latencies: readonly number[];
+    fsyncMs: number;
+    peakMiB: number;
+  },
+  json: boolean,
+): void {
+  const raw = [...found.raw].map(([inFlight, samples]) => ({
+    in_flight: inFlight,
+    ...summary(samples),
+  }));
+  const best = raw.toSorted((a, b) => b.lines_per_second - a.lines_per_second)[0];
+  const pipeline = summary(found.pipeline);
+  const result = {
+    bench: 'dispatch',
+    lines: LINES,
+    rounds: ROUNDS,
+    pipeline,
+    raw,
+    raw_best: best?.lines_per_second ?? 0,
+    ratio: round(pipeline.lines_per_second / (best?.lines_per_second ?? 1), 3),
+    peak_memory_mib: found.peakMiB,
+    small_batch_ms: round(median(found.latencies), 1),
+    small_batch_worst_ms: round(Math.max(...found.latencies), 1),
+    fsync_ms: round(found.fsyncMs, 2),
+  };
+  if (json) {
+    console.log(JSON.stringify(result));
+    return;
+  }
+  console.log(`\npipeline        ${pipeline.lines_per_second} lines/s${note(pipeline)}`);
+  for (const each of raw) {
+    console.log(
+      `raw, ${String(each.in_flight).padEnd(10)} ${each.lines_per_second} lines/s${note(each)}`,
+    );
+  }
+  console.log(`ratio           ${result.ratio} of the best raw run`);
+  console.log(`memory, peak    ${result.peak_memory_mib} MiB`);
+  console.log(
+    `20 lines        ${result.small_batch_ms} ms median, ${result.small_batch_worst_ms} ms worst`,
+  );
+  console.log(`fsync           ${result.fsync_ms} ms`);
+}
+
+function summary(samples: readonly Sample[]) {
+  const cores = round(median(samples.map(({ simulatorCores }) => simulatorCores)), 2);
+  return {
+    lines_per_second: Math.round(median(samples.map(({ perSecond }) => perSecond))),
+    simulator_cores: cores,
+    simulator_saturated: cores >= SATURATED,
+  };
+}
+
+function note({
+  simulator_cores: cores,
+  simulator_saturated: saturated,
+}: ReturnType<typeof summary>): string {
+  return ` (simulator ${cores} cores${saturated ? ': SATURATED, the simulator is the limit' : ''})`;
+}
+
+function show(sample: Sample | undefined): string {
+  return sample === undefined ? '-' : `${Math.round(sample.perSecond)} lines/s`;
+}
+
+function median(values: readonly number[]): number {
+  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
+}
+
+function round(value: number, digits: number): number {
+  return Number(value.toFixed(digits));
+}
+
+async function cpuOf(simulator: VllmProcess): Promise<number> {
+  const { cpu_seconds: cpu } = await simulator.counts();
+  return cpu.user + cpu.system;
+}
+
+/** VmHWM of Linux: the most that the server ever had resident. 0 where there is no /proc. */
+async function peakMemory(pid: number): Promise<number> {
+  const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
+  return Math.round(Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 0) / 1_024);
+}
+
+/** Lines of 1 kB, all different. */
+function makeInput(lines: number): string {
+  const filler = 'lorem ipsum dolor sit amet consectetur '.repeat(24);
+  let text = '';
+  for (let n = 0; n < lines; n += 1) {
+    const content = `${n} ${filler}`.slice(0, 820);
+    const body = { model: 'sim-model', messages: [{ role: 'user', content }], max_tokens: 16 };
+    text += `${JSON.stringify({ custom_id: `line-${n}`, method: 'POST', url: '/v1/chat/completions', body })}\n`;
+  }
+  return text;
+}

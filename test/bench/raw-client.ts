@@ -1,0 +1,42 @@
+import { readFileSync } from 'node:fs';
+import { createEndpointRuntime } from '../../src/runtimes/index.ts';
+
+/**
+ * The raw ceiling: the product's own connection to the engine and nothing else, as many requests in flight as asked,
+ * each answer read whole. Arguments: engine URL, JSONL file, requests in flight. Prints one JSON line.
+ */
+const [url = '', path = '', inFlight = '256'] = process.argv.slice(2);
+const bodies = readFileSync(path, 'utf8')
+  .trimEnd()
+  .split('\n')
+  .map((line) => {
+    const { body } = JSON.parse(line) as { body: unknown }; // the bench wrote it
+    return Buffer.from(JSON.stringify(body));
+  });
+const connection = createEndpointRuntime({
+  engineApiKey: undefined,
+  requestTimeout: 60_000,
+}).connect(url);
+let next = 0;
+
+async function work(): Promise<void> {
+  for (let body = bodies[next++]; body !== undefined; body = bodies[next++]) {
+    const response = await connection.dispatcher.request({
+      origin: connection.origin,
+      path: '/v1/chat/completions',
+      method: 'POST',
+      headers: ['content-type', 'application/json'],
+      body,
+    });
+    await response.body.arrayBuffer();
+  }
+}
+
+const begun = performance.now();
+await Promise.all(Array.from({ length: Number(inFlight) }, work));
+const seconds = (performance.now() - begun) / 1_000;
+const { user, system } = process.cpuUsage();
+console.log(
+  JSON.stringify({ perSecond: bodies.length / seconds, cpuSeconds: (user + system) / 1e6 }),
+);
+await connection.close();
