@@ -40,7 +40,9 @@ function describeProblem(
   raw: string | undefined,
   message: string,
 ): string {
-  const shown = setting.secret === true ? '' : `, got '${(raw ?? '').slice(0, 200)}'`;
+  // A URL with credentials is refused where it must have none, and then it is the credentials that are wrong.
+  const hidden = setting.secret === true || /[@?]/.test(raw ?? '');
+  const shown = hidden ? '' : `, got '${(raw ?? '').slice(0, 200)}'`;
   return `${setting.env} ${message}${shown}. (${setting.doc})`;
 }
 

@@ -130,29 +130,26 @@ export class Dispatcher {
   }
 
   #take(job: DispatchJob): HandsOfJob {
-    const known = this.#hands.get(job.id);
-    const hands = known ?? this.#open(job);
+    const hands = this.#hands.get(job.id) ?? this.#open(job);
     hands.job = job;
     hands.holders += 1;
     return hands;
   }
 
   #open(job: DispatchJob): HandsOfJob {
-      const deps = { ...this.#deps, budget: this.#budget, room: this.#room };
-      const tenant = {
-        maxConcurrency: job.maxConcurrency,
-        inHand: 0,
-        engines: () => job.addresses().map((address) => this.#engineAt(address)),
-      };
-      const writer = new SegmentWriter(job.id, deps, this.#giveUp.signal);
-      hands = { job, tenant, writer, unanswered: 0, holders: 0 };
-      this.#hands.set(job.id, hands);
-    }
-    hands.holders += 1;
+    const deps = { ...this.#deps, budget: this.#budget, room: this.#room };
+    const writer = new SegmentWriter(job.id, deps, this.#giveUp.signal);
+    const tenant = {
+      maxConcurrency: job.maxConcurrency,
+      inHand: 0,
+      engines: () => hands.job.addresses().map((address) => this.#engineAt(address)),
+    };
+    const hands: HandsOfJob = { job, tenant, writer, unanswered: 0, holders: 0 };
+    this.#hands.set(job.id, hands);
     return hands;
   }
 
-  #release(hands: Hands & { holders: number }): void {
+  #release(hands: HandsOfJob): void {
     hands.holders -= 1;
     if (hands.holders > 0) return;
     this.#hands.delete(hands.job.id);

@@ -21,6 +21,17 @@ export const OUTCOMES = [
 ] as const;
 export type Outcome = (typeof OUTCOMES)[number];
 
+export const JOB_STATES = [
+  'queued',
+  'resource_preparing',
+  'submitting',
+  'in_progress',
+  'cancelling',
+  'finalizing',
+  ...OUTCOMES,
+] as const;
+export type JobState = (typeof JOB_STATES)[number];
+
 /**
  * The job's state table: no other file gives a state a successor or a queue.
  * A state without a queue is moved on by the job's provisions or shards, which have queues of their own.
@@ -72,17 +83,7 @@ export const JOB = {
   cancelled: { queue: null, next: [] },
   resource_failed: { queue: null, next: [] },
   submit_failed: { queue: null, next: [] },
-} as const satisfies Record<string, { queue: QueueName | null; next: readonly string[] }>;
-
-export type JobState = keyof typeof JOB;
-export const JOB_STATES = Object.keys(JOB) as JobState[];
-type Next = (typeof JOB)[JobState]['next'][number];
-/** A misspelt successor does not compile. */
-export const JOB_TABLE_IS_CLOSED: Next extends JobState ? true : never = true;
-
-export function jobMayFollow(from: JobState, to: JobState): boolean {
-  return (JOB[from].next as readonly JobState[]).includes(to);
-}
+} as const satisfies Record<JobState, { queue: QueueName | null; next: readonly JobState[] }>;
 
 export function isFinal(state: JobState): state is Outcome {
   return JOB[state].next.length === 0;

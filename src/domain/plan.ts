@@ -11,15 +11,6 @@ export interface ShardPlan {
   bytes: number;
 }
 
-/** The states of a shard are where its number lies: `queued` and `held` are sets, `todo` is the rest. */
-export const SHARD = {
-  todo: { queue: null, next: ['queued'] },
-  queued: { queue: 'dispatch', next: ['held', 'todo', 'done'] },
-  held: { queue: 'dispatch', next: ['queued', 'todo', 'done'] },
-  done: { queue: null, next: [] },
-} as const satisfies Record<string, { queue: 'dispatch' | null; next: readonly string[] }>;
-export type ShardState = keyof typeof SHARD;
-
 /** A shard is cut after this many lines or bytes, whichever comes first, and has at least one line. */
 export const SHARD_CUT = { lines: 1_000, bytes: 8 * 1024 * 1024 } as const;
 

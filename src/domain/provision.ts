@@ -1,6 +1,17 @@
 import { wantsEngines } from './job.ts';
 import type { JobState, QueueName } from './job.ts';
 
+export const PROVISION_STATES = [
+  'intended',
+  'creating',
+  'booting',
+  'starting',
+  'serving',
+  'releasing',
+  'released',
+] as const;
+export type ProvisionState = (typeof PROVISION_STATES)[number];
+
 /** The provision's state table: one leased machine, or one attempt at leasing one, for a job. */
 export const PROVISION = {
   intended: { queue: 'provisioning', next: ['creating', 'starting', 'releasing'] },
@@ -10,17 +21,10 @@ export const PROVISION = {
   serving: { queue: 'submission', next: ['starting', 'releasing'] },
   releasing: { queue: 'release', next: ['released'] },
   released: { queue: null, next: [] },
-} as const satisfies Record<string, { queue: QueueName | null; next: readonly string[] }>;
-
-export type ProvisionState = keyof typeof PROVISION;
-export const PROVISION_STATES = Object.keys(PROVISION) as ProvisionState[];
-type Next = (typeof PROVISION)[ProvisionState]['next'][number];
-/** A misspelt successor does not compile. */
-export const PROVISION_TABLE_IS_CLOSED: Next extends ProvisionState ? true : never = true;
-
-export function provisionMayFollow(from: ProvisionState, to: ProvisionState): boolean {
-  return (PROVISION[from].next as readonly ProvisionState[]).includes(to);
-}
+} as const satisfies Record<
+  ProvisionState,
+  { queue: QueueName | null; next: readonly ProvisionState[] }
+>;
 
 /** `caller`: a machine of the user's, which is used and shown but never destroyed. */
 export const OWNERS = ['sluice', 'caller'] as const;

@@ -18,7 +18,8 @@ interface EndpointOptions {
 /** Reaches an engine at its own HTTP address: one that runs already. */
 export function createEndpointRuntime(options: EndpointOptions): Runtime {
   const { engineApiKey: key } = options;
-  const headers: Record<string, string> = key === undefined ? {} : { authorization: `Bearer ${key}` };
+  const headers: Record<string, string> =
+    key === undefined ? {} : { authorization: `Bearer ${key}` };
   return {
     connect(address) {
       return connectEndpoint(address, headers, options.requestTimeout);

@@ -62,7 +62,11 @@ async function listeningUrl(child: ChildProcess, timeoutMs: number): Promise<str
 export async function startVllmProcess(options: VllmProcessOptions = {}): Promise<VllmProcess> {
   const { flags = [], port = 0, timeoutMs = 15_000 } = options;
   const args = [ENTRY, '--port', String(port), '--until-stdin-closes', ...flags];
-  const child = spawn(process.execPath, args, { stdio: ['pipe', 'pipe', 'inherit'] });
+  // A group of its own: Ctrl-C is for whoever uses the engine, which goes with its stdin.
+  const child = spawn(process.execPath, args, {
+    stdio: ['pipe', 'pipe', 'inherit'],
+    detached: true,
+  });
   const exited = once(child, 'exit').then(([code, signal]): ProcessEnd => ({
     code: code as number | null,
     signal: signal as ProcessEnd['signal'],
