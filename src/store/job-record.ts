@@ -1,0 +1,97 @@
+import * as v from 'valibot';
+import { ENDPOINTS, JOB_STATES, OUTCOMES } from '../domain/job.ts';
+import type { JobEvent, JobRecord } from '../domain/job.ts';
+import { count, integer, jsonText, parseEntered, parseRecord, textOrNull } from './parse.ts';
+import type { Fields } from './parse.ts';
+
+const strings = v.pipe(v.optional(v.string(), '[]'), jsonText, v.array(v.string()));
+
+const jobError = v.object({
+  code: v.string(),
+  message: v.string(),
+  line: v.nullable(v.number()),
+  param: v.nullable(v.string()),
+});
+
+const jobFields = v.object({
+  state: v.picklist(JOB_STATES),
+  version: integer,
+  wake: integer,
+  outcome: v.optional(v.picklist(OUTCOMES)),
+  name: v.string(),
+  endpoint: v.picklist(ENDPOINTS),
+  input: v.string(),
+  window: v.string(),
+  deadline: integer,
+  metadata: v.pipe(jsonText, v.record(v.string(), v.string())),
+  max_concurrency: integer,
+  engines: strings,
+  cut: v.pipe(jsonText, v.object({ lines: v.number(), bytes: v.number() })),
+  models: strings,
+  lines: count,
+  shards: count,
+  done_shards: count,
+  completed: count,
+  failed: count,
+  tokens_in: count,
+  tokens_cached: count,
+  tokens_out: count,
+  tokens_reasoning: count,
+  output_file: textOrNull,
+  error_file: textOrNull,
+  errors: v.pipe(v.optional(v.string(), '[]'), jsonText, v.array(jobError)),
+  reason: v.optional(v.string(), ''),
+  created_at: integer,
+});
+
+/** A job of its hash's fields; throws `store.damaged_record` (Permanent) with the field at fault. */
+export function parseJobRecord(id: string, fields: Fields): JobRecord {
+  const job = parseRecord(id, jobFields, fields);
+  return {
+    id,
+    state: job.state,
+    version: job.version,
+    wake: job.wake,
+    outcome: job.outcome ?? null,
+    name: job.name,
+    endpoint: job.endpoint,
+    input: job.input,
+    completionWindow: job.window,
+    deadline: job.deadline,
+    metadata: job.metadata,
+    maxConcurrency: job.max_concurrency,
+    engines: job.engines,
+    cut: job.cut,
+    models: job.models,
+    lines: job.lines,
+    shards: job.shards,
+    doneShards: job.done_shards,
+    completed: job.completed,
+    failed: job.failed,
+    usage: {
+      inputTokens: job.tokens_in,
+      cachedTokens: job.tokens_cached,
+      outputTokens: job.tokens_out,
+      reasoningTokens: job.tokens_reasoning,
+    },
+    outputFile: job.output_file,
+    errorFile: job.error_file,
+    errors: job.errors,
+    reason: job.reason,
+    createdAt: job.created_at,
+    enteredAt: parseEntered(id, JOB_STATES, fields),
+  };
+}
+
+const eventFields = v.tuple([
+  v.literal('state'),
+  v.picklist(JOB_STATES),
+  v.literal('message'),
+  v.string(),
+]);
+
+/** An entry of a job's history; its id begins with Redis' time in ms. */
+export function parseJobEvent(jobId: string, id: string, fields: string[]): JobEvent {
+  const [, state, , message] = parseRecord(`${jobId} event ${id}`, eventFields, fields);
+  return { id, at: Number(id.split('-')[0]), state, message };
+}

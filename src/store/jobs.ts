@@ -1,0 +1,248 @@
+import { Cluster } from 'ioredis';
+import * as v from 'valibot';
+import { isFinal, JOB } from '../domain/job.ts';
+import type { Cut, Endpoint, JobEvent, JobRecord, JobState, Outcome } from '../domain/job.ts';
+import { parseJobEvent, parseJobRecord } from './job-record.ts';
+import { jobKey, recordKey } from './keys.ts';
+import {
+  createRecord,
+  enterIndex,
+  enterIndexAt,
+  indexAge,
+  moveRecord,
+  pageRecords,
+  readFields,
+  wakeRecord,
+  walkIndex,
+} from './records.ts';
+import type { Context, Moved } from './records.ts';
+import { damaged } from './scripts.ts';
+
+/** A job as it was asked for. Its deadline is Redis' time at creation and `windowMs`. */
+export interface NewJob {
+  id: string;
+  name: string;
+  endpoint: Endpoint;
+  input: string;
+  completionWindow: string;
+  windowMs: number;
+  metadata: Record<string, string>;
+  maxConcurrency: number;
+  engines: string[];
+  cut: Cut;
+  /** Tells a request that was sent twice from another one under the same id. */
+  bodyHash: string;
+}
+
+type Settable =
+  | 'models'
+  | 'lines'
+  | 'shards'
+  | 'outputFile'
+  | 'errorFile'
+  | 'errors'
+  | 'reason'
+  | 'failed';
+
+/** What a move changes besides the state. `event` is the entry's text in the job's history. */
+export interface JobChange {
+  /** Kept only by a job that has none yet. */
+  outcome?: Outcome;
+  set?: Partial<Pick<JobRecord, Settable>>;
+  event?: string;
+}
+
+export interface Jobs {
+  /**
+   * Makes a job in `queued`. `exists`: this id and body are there already; `other`: the id is, with another body.
+   * A damaged record is `store.damaged_record` (Permanent), here and wherever one job is read.
+   */
+  create(job: NewJob): Promise<{ outcome: 'created' | 'exists' | 'other'; job: JobRecord }>;
+  get(id: string): Promise<JobRecord | null>;
+  /**
+   * Moves a job that still has the state and version that the caller read; `stale` otherwise. Whether the state table
+   * allows the move is the caller's to know. A final job leaves the indexes of active jobs and deadlines.
+   */
+  move(
+    job: { id: string; state: JobState; version: number },
+    to: JobState,
+    change?: JobChange,
+  ): Promise<Moved | 'stale'>;
+  /** Raises the wake if it still is `wake`, and returns the new one. */
+  wake(id: string, wake: number): Promise<number | 'stale'>;
+  /** Says for people why an unfinished job stands where it stands. */
+  note(id: string, reason: string): Promise<void>;
+  /** Newest first. An unknown `after` is `invalid_cursor` (InvalidInput). */
+  page(options: {
+    after?: string;
+    limit: number;
+  }): Promise<{ jobs: JobRecord[]; hasMore: boolean }>;
+  /** The job's history, oldest first. */
+  events(id: string): Promise<JobEvent[]>;
+  /** Ids of unfinished jobs, oldest first; some may have no record, or a final one. */
+  active(): AsyncIterable<string>;
+  /** Ids of jobs whose deadline is over by Redis' clock, longest over first. */
+  due(limit: number): Promise<string[]>;
+  /** Removes index entries that dangle: those of a final job, or of an id without a record. Others stay. */
+  forget(id: string): Promise<void>;
+  /** Milliseconds since an active job was accepted; 0 when it is not active. */
+  age(id: string): Promise<number>;
+  /** Tells all listeners that the job is to stop. May be lost: the record says the same. */
+  publishStop(id: string): Promise<void>;
+  subscribeStops(listener: (jobId: string) => void): Promise<{ close(): Promise<void> }>;
+}
+
+export function createJobs(context: Context): Jobs {
+  const { redis, scripts, keys } = context;
+  return {
+    create: (job) => createJob(context, job),
+    get: (id) => getJob(context, id),
+    move: (job, to, change = {}) => moveJob(context, job, to, change),
+    wake: (id, wake) => wakeRecord(context, id, wake),
+    async note(id, reason) {
+      await scripts.run('note', recordKey(id), reason);
+    },
+    async page({ after, limit }) {
+      const request = {
+        index: keys.jobs,
+        after,
+        limit,
+        order: 'desc',
+        parse: parseJobRecord,
+      } as const;
+      const { records, hasMore } = await pageRecords(context, request);
+      return { jobs: records, hasMore };
+    },
+    async events(id) {
+      const entries = await redis.xrange(jobKey(id, 'EVENTS'), '-', '+');
+      return entries.map(([entry, fields]) => parseJobEvent(id, entry, fields));
+    },
+    active: () => walkIndex(context, keys.active),
+    due: async (limit) =>
+      v.parse(v.array(v.string()), await scripts.run('due', keys.deadlines, limit)),
+    forget: (id) => forgetJob(context, id),
+    age: (id) => indexAge(context, keys.active, id),
+    async publishStop(id) {
+      await redis.publish(keys.stop, id);
+    },
+    subscribeStops: (listener) => subscribe(context, listener),
+  };
+}
+
+async function createJob(context: Context, job: NewJob): ReturnType<Jobs['create']> {
+  const { keys } = context;
+  const outcome = await createRecord(context, {
+    id: job.id,
+    bodyHash: job.bodyHash,
+    async enter(anew) {
+      const at = await enterIndex(context, keys.jobs, job.id, anew);
+      await enterIndexAt(context, keys.active, job.id, at, anew);
+      await enterIndexAt(context, keys.deadlines, job.id, at + job.windowMs, anew);
+      return at;
+    },
+    fields: (at) => ({
+      state: 'queued',
+      version: 1,
+      wake: 1,
+      name: job.name,
+      endpoint: job.endpoint,
+      input: job.input,
+      window: job.completionWindow,
+      deadline: at + job.windowMs,
+      metadata: JSON.stringify(job.metadata),
+      max_concurrency: job.maxConcurrency,
+      engines: JSON.stringify(job.engines),
+      cut: JSON.stringify(job.cut),
+      created_at: at,
+      queued_at: at,
+    }),
+    event: { state: 'queued', message: 'Job accepted.' },
+  });
+  const record = await getJob(context, job.id);
+  if (record === null) throw damaged(job.id, '(all)');
+  // A repeat has entered a job that may have left already.
+  if (outcome !== 'created' && isFinal(record.state)) await leave(context, job.id);
+  return { outcome, job: record };
+}
+
+async function getJob(context: Context, id: string): Promise<JobRecord | null> {
+  const fields = await readFields(context, id);
+  return fields === null ? null : parseJobRecord(id, fields);
+}
+
+async function moveJob(
+  context: Context,
+  job: { id: string; state: JobState; version: number },
+  to: JobState,
+  change: JobChange,
+): Promise<Moved | 'stale'> {
+  const moved = await moveRecord(context, {
+    id: job.id,
+    from: job.state,
+    to,
+    version: job.version,
+    queued: JOB[to].queue !== null,
+    ...(change.outcome === undefined ? {} : { outcome: change.outcome }),
+    event: change.event ?? '',
+    fields: renderChange(change.set ?? {}),
+  });
+  if (moved !== 'stale' && isFinal(to)) await leave(context, job.id);
+  return moved;
+}
+
+const FIELD_OF = {
+  models: 'models',
+  lines: 'lines',
+  shards: 'shards',
+  outputFile: 'output_file',
+  errorFile: 'error_file',
+  errors: 'errors',
+  reason: 'reason',
+  failed: 'failed',
+} as const satisfies Record<Settable, string>;
+
+function renderChange(set: Partial<Pick<JobRecord, Settable>>): Record<string, string | number> {
+  const fields: Record<string, string | number> = {};
+  for (const name of Object.keys(FIELD_OF) as Settable[]) {
+    const value = set[name];
+    if (value === undefined) continue;
+    fields[FIELD_OF[name]] = Array.isArray(value) ? JSON.stringify(value) : (value ?? '');
+  }
+  return fields;
+}
+
+async function leave({ redis, keys }: Context, id: string): Promise<void> {
+  await Promise.all([redis.zrem(keys.active, id), redis.zrem(keys.deadlines, id)]);
+}
+
+async function forgetJob(context: Context, id: string): Promise<void> {
+  const state = await context.redis.hget(recordKey(id), 'state');
+  const final = Object.entries(JOB).some(([name, { next }]) => name === state && next.length === 0);
+  if (state !== null && !final) return;
+  await leave(context, id);
+  if (state === null) await context.redis.zrem(context.keys.jobs, id);
+}
+
+async function subscribe(
+  { redis, keys }: Context,
+  listener: (jobId: string) => void,
+): Promise<{ close(): Promise<void> }> {
+  // A connection that subscribes can send nothing else.
+  const connection = redis instanceof Cluster ? redis.duplicate() : redis.duplicate();
+  // ioredis connects and subscribes again by itself; what is missed meanwhile, the record says too.
+  connection.on('error', () => undefined);
+  connection.on('message', (_channel: string, jobId: string) => listener(jobId));
+  try {
+    await connection.subscribe(keys.stop);
+  } catch (error) {
+    connection.disconnect();
+    throw error;
+  }
+  return {
+    async close() {
+      connection.removeAllListeners('message');
+      connection.disconnect();
+      await Promise.resolve();
+    },
+  };
+}

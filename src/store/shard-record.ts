@@ -1,0 +1,131 @@
+import * as v from 'valibot';
+import { shardKey } from './keys.ts';
+import { integer, parseRecord, replyNumber } from './parse.ts';
+import type { AcceptedPart, AcceptedShard, Taken } from './shards.ts';
+
+const text = v.union([v.string(), v.pipe(v.instance(Buffer), v.transform(String))]);
+
+/** A flat list of shard and wake. */
+export const waitingReply = v.pipe(
+  v.array(replyNumber),
+  v.transform((flat) => inGroups(flat, 2).map(([n = 0, wake = 0]) => ({ n, wake }))),
+);
+
+/** A flat list of shard, wake, time and 1 where held. */
+export const pendingReply = v.pipe(
+  v.array(replyNumber),
+  v.transform((flat) =>
+    inGroups(flat, 4).map(([n = 0, wake = 0, at = 0, held]) => ({ n, wake, at, held: held === 1 })),
+  ),
+);
+
+function inGroups(flat: readonly number[], size: number): number[][] {
+  const groups: number[][] = [];
+  for (let i = 0; i < flat.length; i += size) groups.push(flat.slice(i, i + size));
+  return groups;
+}
+
+const fixedFields = {
+  first: replyNumber,
+  lines: replyNumber,
+  offset: replyNumber,
+  bytes: replyNumber,
+};
+
+const takenTail = v.object({ ...fixedFields, left: replyNumber, done: v.instance(Buffer) });
+
+/** The reply of take.lua. */
+export function takeReply(jobId: string, n: number, reply: unknown): Taken {
+  const [word, waiting, first, lines, offset, bytes, left, done] = v.parse(
+    v.array(v.unknown()),
+    reply,
+  );
+  const outcome = v.parse(v.pipe(text, v.picklist(['taken', 'stale', 'not now'])), word);
+  if (outcome === 'not now') return { outcome };
+  const shards = v.parse(waitingReply, waiting);
+  if (outcome === 'stale') return { outcome, waiting: shards };
+  const tail = { first, lines, offset, bytes, left, done };
+  const taken = parseRecord(shardKey(jobId, n), takenTail, tail);
+  return {
+    outcome,
+    plan: { n, first: taken.first, lines: taken.lines, offset: taken.offset, bytes: taken.bytes },
+    done: bitmapOf(taken.lines, taken.done),
+    left: taken.left,
+    waiting: shards,
+  };
+}
+
+function word<const Word extends string>(expected: Word) {
+  return v.pipe(text, v.literal(expected));
+}
+
+const partResult = v.union([
+  v.pipe(
+    v.tuple([word('committed'), replyNumber]),
+    v.transform(([outcome, left]) => ({ outcome, left })),
+  ),
+  v.pipe(
+    v.tuple([v.union([word('sealed'), word('stale')])]),
+    v.transform(([outcome]) => ({ outcome })),
+  ),
+  v.pipe(
+    v.tuple([word('overlap'), v.instance(Buffer)]),
+    v.transform(([outcome, done]) => ({ outcome, done })),
+  ),
+]);
+
+/** The reply of commit.lua: whether all is done, then a result a part. */
+export const commitReply = v.tupleWithRest([v.number()], partResult);
+
+/** What assembly reads of a shard's hash. */
+export const SHARD_FIELDS = ['first', 'lines', 'offset', 'bytes', 'done', 'parts'];
+
+const acceptedFields = v.object({
+  ...fixedFields,
+  done: v.nullable(v.instance(Buffer)),
+  parts: v.nullable(v.pipe(v.instance(Buffer), v.transform(String))),
+});
+
+/** A shard of the values of SHARD_FIELDS; throws `store.damaged_record` (Permanent) with the field at fault. */
+export function parseAccepted(
+  jobId: string,
+  n: number,
+  values: readonly (Buffer | null)[],
+): AcceptedShard {
+  const key = shardKey(jobId, n);
+  const fields = Object.fromEntries(SHARD_FIELDS.map((name, i) => [name, values[i] ?? null]));
+  const { first, lines, offset, bytes, done, parts } = parseRecord(key, acceptedFields, fields);
+  return {
+    plan: { n, first, lines, offset, bytes },
+    done: bitmapOf(lines, done ?? Buffer.alloc(0)),
+    parts: (parts ?? '')
+      .split(';')
+      .slice(1)
+      .map((part) => parsePart(key, part)),
+  };
+}
+
+const partFields = v.tuple([v.string(), integer, integer, integer]);
+
+function parsePart(key: string, part: string): AcceptedPart {
+  const [segment, offset, length, crc] = parseRecord(`${key} parts`, partFields, part.split(' '));
+  return { segment, offset, length, crc };
+}
+
+const segmentFields = v.tuple([integer, v.string()]);
+
+export function parseSegment(jobId: string, id: string, value: string) {
+  const [bytes, sha256] = parseRecord(`${jobId} segment ${id}`, segmentFields, value.split(' '));
+  return { bytes, sha256 };
+}
+
+/** No bit is written before the first is set. */
+function bitmapOf(lines: number, done: Buffer): Buffer {
+  return done.length === 0 ? Buffer.alloc(Math.ceil(lines / 8)) : done;
+}
+
+export function bitsIn(mask: Buffer): number {
+  let bits = 0;
+  for (const byte of mask) for (let rest = byte; rest > 0; rest &= rest - 1) bits += 1;
+  return bits;
+}

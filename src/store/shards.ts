@@ -1,0 +1,189 @@
+import * as v from 'valibot';
+import { permanent } from '../domain/errors.ts';
+import type { Usage } from '../domain/job.ts';
+import type { ShardPlan } from '../domain/plan.ts';
+import { jobKey, recordKey, shardKey } from './keys.ts';
+import type { Context } from './records.ts';
+import { wakeReply } from './records.ts';
+import { newOp } from './scripts.ts';
+import {
+  bitsIn,
+  commitReply,
+  parseAccepted,
+  parseSegment,
+  pendingReply,
+  SHARD_FIELDS,
+  takeReply,
+  waitingReply,
+} from './shard-record.ts';
+
+/** A shard that waits or is held; the id of its queue job is `<job>-<n>.dispatch.<wake>`. */
+export interface ShardWake {
+  n: number;
+  wake: number;
+}
+
+/**
+ * The answers of one shard, given by one holder, in one segment. Bit `1 << (i & 7)` of byte `i >> 3` of `mask` is set
+ * for line `i` of the shard, and `mask` is as long as the shard's bitmap, `ceil(lines / 8)` bytes. `offset` and
+ * `length` are the byte range in the segment, `crc` is its CRC-32.
+ */
+export interface CommitPart {
+  n: number;
+  token: string;
+  mask: Buffer;
+  ok: number;
+  failed: number;
+  usage: Usage;
+  offset: number;
+  length: number;
+  crc: number;
+}
+
+/**
+ * `sealed`: the job is finalizing or final. `stale`: somebody else took the shard. `overlap`: lines are done already
+ * that the part answers again; the bitmap says which.
+ */
+export type PartResult =
+  | { outcome: 'committed'; left: number }
+  | { outcome: 'sealed' | 'stale' }
+  | { outcome: 'overlap'; done: Buffer };
+
+export interface AcceptedPart {
+  segment: string;
+  offset: number;
+  length: number;
+  crc: number;
+}
+
+export interface AcceptedShard {
+  plan: ShardPlan;
+  done: Buffer;
+  /** In order of commit: where two answer one line, the first counts. */
+  parts: AcceptedPart[];
+}
+
+export type Taken =
+  | { outcome: 'taken'; plan: ShardPlan; done: Buffer; left: number; waiting: ShardWake[] }
+  | { outcome: 'stale'; waiting: ShardWake[] }
+  | { outcome: 'not now' };
+
+/** Shards of jobs. Where `waiting` is returned, its queue jobs are to be added: those that are there stay as they are. */
+export interface Shards {
+  /** Writes what planning knows of shards; may be repeated at any time, also while they are worked on. */
+  write(jobId: string, shards: readonly ShardPlan[]): Promise<void>;
+  /** Lets `ahead` shards wait, if the job is in progress, and returns all that wait. */
+  open(jobId: string, ahead: number): Promise<ShardWake[]>;
+  /**
+   * Makes `token`, a fresh random one, the only one that may commit, and opens the next shards.
+   * `stale`: the wake is another one, or the shard is done or given back. `not now`: the job is not in progress.
+   * A shard that was never planned is `store.damaged_record` (Permanent).
+   */
+  take(jobId: string, shard: ShardWake, token: string, ahead: number): Promise<Taken>;
+  /**
+   * Accepts the parts of a segment that storage has, each whole or not at all; results are in the order of `parts`.
+   * `last`: every shard of the job is done. A mask of another length than the shard's is `store.bad_mask` (Permanent),
+   * as is one whose bits are not as many as its answers.
+   */
+  commit(
+    jobId: string,
+    segment: { id: string; bytes: number; sha256: string },
+    parts: readonly CommitPart[],
+  ): Promise<{ last: boolean; parts: PartResult[] }>;
+  /** Gives back what the token holds, if it does, opens shards and returns all that wait. */
+  give(jobId: string, n: number, token: string, ahead: number): Promise<ShardWake[]>;
+  /** Lets a queued or held shard wait under a new wake, which is returned; its holder may commit until it is taken. */
+  rewake(jobId: string, shard: ShardWake): Promise<number | 'stale'>;
+  /** Shards queued and held; `at` is since when, Redis time in ms. */
+  pending(jobId: string): Promise<{ n: number; wake: number; at: number; held: boolean }[]>;
+  /** How many shards are held. */
+  held(jobId: string): Promise<number>;
+  /** Shards `from` to `to`, end excluded, in order, for the assembler; a damaged one ends it with an error. */
+  accepted(jobId: string, from: number, to: number): AsyncIterable<AcceptedShard>;
+  /** The segments of which a part was accepted. */
+  segments(jobId: string): Promise<Map<string, { bytes: number; sha256: string }>>;
+}
+
+/** Records that are written or read with one breath; bounds memory, and what waits in the client. */
+const AT_ONCE = 200;
+
+export function createShards(context: Context): Shards {
+  const { redis, scripts } = context;
+  return {
+    write: (jobId, shards) => writeShards(context, jobId, shards),
+    open: async (jobId, ahead) =>
+      v.parse(waitingReply, await scripts.run('open', recordKey(jobId), ahead)),
+    async take(jobId, { n, wake }, token, ahead) {
+      const key = recordKey(jobId);
+      return takeReply(jobId, n, await scripts.runBinary('take', key, n, wake, token, ahead));
+    },
+    commit: (jobId, segment, parts) => commitSegment(context, jobId, segment, parts),
+    give: async (jobId, n, token, ahead) =>
+      v.parse(waitingReply, await scripts.run('give', recordKey(jobId), n, token, ahead)),
+    rewake: async (jobId, { n, wake }) =>
+      wakeReply(await scripts.run('rewake', recordKey(jobId), n, wake, newOp())),
+    pending: async (jobId) => v.parse(pendingReply, await scripts.run('pending', recordKey(jobId))),
+    held: (jobId) => redis.zcard(jobKey(jobId, 'HELD')),
+    accepted: (jobId, from, to) => readAccepted(context, jobId, from, to),
+    async segments(jobId) {
+      const entries = Object.entries(await redis.hgetall(jobKey(jobId, 'SEGMENTS')));
+      return new Map(entries.map(([id, text]) => [id, parseSegment(jobId, id, text)]));
+    },
+  };
+}
+
+async function writeShards(
+  { redis }: Context,
+  jobId: string,
+  shards: readonly ShardPlan[],
+): Promise<void> {
+  for (let start = 0; start < shards.length; start += AT_ONCE) {
+    // Single commands: of a pipeline that a lost connection cuts in two, ioredis sends the rest not again.
+    await Promise.all(
+      shards
+        .slice(start, start + AT_ONCE)
+        .map(({ n, first, lines, offset, bytes }) =>
+          redis.hset(shardKey(jobId, n), { first, lines, offset, bytes }),
+        ),
+    );
+  }
+}
+
+async function commitSegment(
+  { scripts }: Context,
+  jobId: string,
+  segment: { id: string; bytes: number; sha256: string },
+  parts: readonly CommitPart[],
+): ReturnType<Shards['commit']> {
+  const args = parts.flatMap(({ n, token, mask, ok, failed, usage, offset, length, crc }) => {
+    if (bitsIn(mask) !== ok + failed) {
+      throw permanent(
+        'store.bad_mask',
+        `a part of shard ${n} of ${jobId} has ${ok + failed} answers and ${bitsIn(mask)} bits`,
+      );
+    }
+    const { inputTokens, cachedTokens, outputTokens, reasoningTokens } = usage;
+    const tokens = [inputTokens, cachedTokens, outputTokens, reasoningTokens];
+    return [n, token, mask, ok, failed, ...tokens, offset, length, crc];
+  });
+  const { id, bytes, sha256 } = segment;
+  const key = recordKey(jobId);
+  const reply = await scripts.runBinary('commit', key, id, bytes, sha256, ...args);
+  const [last, ...results] = v.parse(commitReply, reply);
+  return { last: last === 1, parts: results };
+}
+
+async function* readAccepted(
+  { redis }: Context,
+  jobId: string,
+  from: number,
+  to: number,
+): AsyncIterable<AcceptedShard> {
+  for (let start = from; start < to; start += AT_ONCE) {
+    const numbers = Array.from({ length: Math.min(AT_ONCE, to - start) }, (_, i) => start + i);
+    const found = await Promise.all(
+      numbers.map((n) => redis.hmgetBuffer(shardKey(jobId, n), ...SHARD_FIELDS)),
+    );
+    for (const [i, n] of numbers.entries()) yield parseAccepted(jobId, n, found[i] ?? []);
+  }
+}

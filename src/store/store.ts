@@ -1,0 +1,59 @@
+import { createFiles } from './files.ts';
+import type { Files } from './files.ts';
+import { claimStorage } from './identity.ts';
+import { createJobs } from './jobs.ts';
+import type { Jobs } from './jobs.ts';
+import { globalKeys } from './keys.ts';
+import { createNodes } from './nodes.ts';
+import type { Nodes } from './nodes.ts';
+import type { OnDamaged } from './parse.ts';
+import { createProvisions } from './provisions.ts';
+import type { Provisions } from './provisions.ts';
+import { defineScripts } from './scripts.ts';
+import type { Client } from './scripts.ts';
+import { createShards } from './shards.ts';
+import type { Shards } from './shards.ts';
+import { createSweep } from './sweep.ts';
+import type { Sweep } from './sweep.ts';
+
+export interface StoreOptions {
+  /** Stays the caller's to close. */
+  redis: Client;
+  /** Begins the keys that belong to no record; `sluice` unless given. */
+  namespace?: string;
+  /** Told of records that a list leaves out because they cannot be read. */
+  onDamaged?: OnDamaged;
+}
+
+/**
+ * Redis as the system of record. Every write that depends on what was read is one script; a command that ioredis
+ * sends again, because its reply was lost, is answered as it was at first.
+ */
+export interface Store {
+  jobs: Jobs;
+  shards: Shards;
+  provisions: Provisions;
+  files: Files;
+  nodes: Nodes;
+  sweep: Sweep;
+  /** Binds the records to a storage once, and returns the identity of the storage that they are bound to. */
+  claimStorage(identity: string): Promise<string>;
+}
+
+export function createStore({ redis, namespace = 'sluice', onDamaged }: StoreOptions): Store {
+  const context = {
+    redis,
+    scripts: defineScripts(redis),
+    keys: globalKeys(namespace),
+    onDamaged: onDamaged ?? (() => undefined),
+  };
+  return {
+    jobs: createJobs(context),
+    shards: createShards(context),
+    provisions: createProvisions(context),
+    files: createFiles(context),
+    nodes: createNodes(context),
+    sweep: createSweep(context),
+    claimStorage: (identity) => claimStorage(context, identity),
+  };
+}

@@ -1,0 +1,312 @@
+import { randomUUID } from 'node:crypto';
+import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { shardKey } from '../../src/store/keys.ts';
+import type { Client } from '../../src/store/scripts.ts';
+import { createStore } from '../../src/store/store.ts';
+import type { AcceptedShard, Taken } from '../../src/store/shards.ts';
+import type { Store } from '../../src/store/store.ts';
+import {
+  BACK_ENDS,
+  jobInProgress,
+  connectTo,
+  partOf,
+  SEGMENT,
+} from '../support/store-back-ends.ts';
+
+describe.each(BACK_ENDS)('shards on %s', (kind) => {
+  let redis: Client;
+  let store: Store;
+
+  beforeAll(() => {
+    redis = connectTo(kind);
+  });
+  afterAll(() => redis.disconnect());
+  beforeEach(() => {
+    store = createStore({ redis, namespace: randomUUID() });
+  });
+
+  async function taken(id: string, n: number, wake: number, token: string, ahead = 1) {
+    const reply: Taken = await store.shards.take(id, { n, wake }, token, ahead);
+    if (reply.outcome !== 'taken') throw new Error(`shard ${n} is ${reply.outcome}`);
+    return reply;
+  }
+
+  async function accepted(id: string, from: number, to: number): Promise<AcceptedShard[]> {
+    const shards: AcceptedShard[] = [];
+    for await (const shard of store.shards.accepted(id, from, to)) shards.push(shard);
+    return shards;
+  }
+
+  test('open lets as many wait as asked, those given back first', async () => {
+    const { id } = await jobInProgress(store, { shards: 4 });
+    expect(await store.shards.open(id, 2)).toEqual([
+      { n: 0, wake: 1 },
+      { n: 1, wake: 1 },
+    ]);
+    expect(await store.shards.open(id, 1)).toHaveLength(2);
+    await taken(id, 0, 1, 't0', 2);
+    await taken(id, 1, 1, 't1', 2);
+    await store.shards.give(id, 0, 't0', 2);
+    await taken(id, 2, 1, 't2', 2);
+    const waiting = await store.shards.open(id, 3);
+    expect(waiting.toSorted((a, b) => a.n - b.n)).toEqual([
+      { n: 0, wake: 2 },
+      { n: 3, wake: 1 },
+    ]);
+  });
+
+  test('nothing opens before the job is in progress, nor for one that is not there', async () => {
+    const { id, version } = await jobInProgress(store);
+    await store.jobs.move({ id, state: 'in_progress', version }, 'submitting');
+    expect(await store.shards.open(id, 3)).toEqual([]);
+    expect(await store.shards.open('job_none', 3)).toEqual([]);
+  });
+
+  test('take answers plan, bitmap and what waits; the last token holds the shard', async () => {
+    const { id } = await jobInProgress(store, { shards: 2, lines: 10 });
+    await store.shards.open(id, 1);
+    expect(await store.shards.take(id, { n: 0, wake: 1 }, 't', 1)).toEqual({
+      outcome: 'taken',
+      plan: { n: 0, first: 0, lines: 10, offset: 0, bytes: 100 },
+      done: Buffer.from([0, 0]),
+      left: 10,
+      waiting: [{ n: 1, wake: 1 }],
+    });
+    const all = [...Array(10).keys()];
+    await store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, all.slice(0, 9))]);
+    const again = await taken(id, 0, 1, 'u');
+    expect(again.done).toEqual(Buffer.from([0xff, 0x01]));
+    expect(again.left).toBe(1);
+    const late = { ...SEGMENT, id: 'seg-2' };
+    const parts = [partOf(0, 't', 10, [9]), partOf(0, 'u', 10, [9], { offset: 10 })];
+    expect(await store.shards.commit(id, late, parts)).toEqual({
+      last: false,
+      parts: [{ outcome: 'stale' }, { outcome: 'committed', left: 0 }],
+    });
+  });
+
+  test('take is stale with another wake, for a done shard and for one given back', async () => {
+    const { id } = await jobInProgress(store, { shards: 2, lines: 3 });
+    await store.shards.open(id, 1);
+    const stale = { outcome: 'stale', waiting: [{ n: 0, wake: 1 }] };
+    expect(await store.shards.take(id, { n: 0, wake: 2 }, 't', 1)).toEqual(stale);
+    expect(await store.shards.take(id, { n: 1, wake: 0 }, 't', 1)).toEqual(stale);
+    await taken(id, 0, 1, 't', 0);
+    await store.shards.commit(id, SEGMENT, [partOf(0, 't', 3, [0, 1, 2])]);
+    const done = await store.shards.take(id, { n: 0, wake: 1 }, 'u', 0);
+    expect(done).toEqual({ outcome: 'stale', waiting: [] });
+    await store.shards.open(id, 1);
+    await taken(id, 1, 1, 't', 0);
+    await store.shards.give(id, 1, 't', 0);
+    expect((await store.shards.take(id, { n: 1, wake: 1 }, 'u', 0)).outcome).toBe('stale');
+  });
+
+  test('take of a job that fell back puts the shard back, and its holder is out', async () => {
+    const { id, version } = await jobInProgress(store);
+    await store.shards.open(id, 2);
+    await taken(id, 0, 1, 't', 1);
+    await store.jobs.move({ id, state: 'in_progress', version }, 'submitting');
+    for (const n of [0, 1, 1]) {
+      const reply = await store.shards.take(id, { n, wake: 1 }, 'u', 2);
+      expect(reply).toEqual({ outcome: 'not now' });
+    }
+    expect(await store.shards.pending(id)).toEqual([]);
+    const reply = await store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0])]);
+    expect(reply.parts).toEqual([{ outcome: 'stale' }]);
+    await store.jobs.move({ id, state: 'submitting', version: version + 1 }, 'in_progress');
+    expect((await store.shards.open(id, 9)).toSorted((a, b) => a.n - b.n)).toEqual([
+      { n: 0, wake: 2 },
+      { n: 1, wake: 2 },
+      { n: 2, wake: 1 },
+    ]);
+  });
+
+  test('commit counts lines, tokens and shards, and says when it was the last', async () => {
+    const { id } = await jobInProgress(store, { shards: 2, lines: 9 });
+    await store.shards.open(id, 2);
+    for (const n of [0, 1]) await taken(id, n, 1, `t${n}`);
+    const usage = { inputTokens: 5, cachedTokens: 4, outputTokens: 3, reasoningTokens: 2 };
+    const all = [...Array(9).keys()];
+    const counts = { ok: 6, failed: 3, usage };
+    const both = [
+      partOf(0, 't0', 9, all, counts),
+      partOf(1, 't1', 9, [0, 8], { usage, offset: 10, length: 20, crc: 4_294_967_295 }),
+    ];
+    expect(await store.shards.commit(id, SEGMENT, both)).toEqual({
+      last: false,
+      parts: [
+        { outcome: 'committed', left: 0 },
+        { outcome: 'committed', left: 7 },
+      ],
+    });
+    const next = { id: 'seg-2', bytes: 33, sha256: 'cd' };
+    const rest = partOf(1, 't1', 9, all.slice(1, 8), { offset: 5 });
+    expect(await store.shards.commit(id, next, [rest])).toEqual({
+      last: true,
+      parts: [{ outcome: 'committed', left: 0 }],
+    });
+    const job = await store.jobs.get(id);
+    expect(job).toMatchObject({ completed: 15, failed: 3, doneShards: 2 });
+    expect(job?.usage).toEqual({
+      inputTokens: 10,
+      cachedTokens: 8,
+      outputTokens: 6,
+      reasoningTokens: 4,
+    });
+    expect(await store.shards.segments(id)).toEqual(
+      new Map([
+        ['seg-1', { bytes: 10, sha256: 'ab' }],
+        ['seg-2', { bytes: 33, sha256: 'cd' }],
+      ]),
+    );
+    expect((await accepted(id, 1, 2))[0]).toEqual({
+      plan: { n: 1, first: 9, lines: 9, offset: 100, bytes: 100 },
+      done: Buffer.from([0xff, 0x01]),
+      parts: [
+        { segment: 'seg-1', offset: 10, length: 20, crc: 4_294_967_295 },
+        { segment: 'seg-2', offset: 5, length: 10, crc: 7 },
+      ],
+    });
+    expect(await store.shards.pending(id)).toEqual([]);
+    expect(await redis.hkeys(shardKey(id, 0))).not.toContain('token');
+  });
+
+  test('commit knows a part again, whatever happened to shard and job meanwhile', async () => {
+    const { id, version } = await jobInProgress(store, { shards: 2 });
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    const part = partOf(0, 't', 10, [3]);
+    const committed = { last: false, parts: [{ outcome: 'committed', left: 9 }] };
+    expect(await store.shards.commit(id, SEGMENT, [part])).toEqual(committed);
+    await taken(id, 0, 1, 'u');
+    expect(await store.shards.commit(id, SEGMENT, [part])).toEqual(committed);
+    await store.jobs.move({ id, state: 'in_progress', version }, 'finalizing');
+    expect(await store.shards.commit(id, SEGMENT, [part])).toEqual(committed);
+    expect((await store.jobs.get(id))?.completed).toBe(1);
+  });
+
+  test('commit tells offsets apart whose beginnings are alike', async () => {
+    const { id } = await jobInProgress(store, { shards: 1 });
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    await store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0], { offset: 100 })]);
+    const next = [partOf(0, 't', 10, [1], { offset: 10 }), partOf(0, 't', 10, [2], { offset: 1 })];
+    const { parts } = await store.shards.commit(id, SEGMENT, next);
+    expect(parts.map((part) => 'left' in part && part.left)).toEqual([8, 7]);
+  });
+
+  test('a sealed job takes nothing, and unsealed it does again', async () => {
+    const { id, version } = await jobInProgress(store);
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    await store.jobs.move({ id, state: 'in_progress', version }, 'finalizing');
+    const part = partOf(0, 't', 10, [3]);
+    const sealed = { last: false, parts: [{ outcome: 'sealed' }] };
+    expect(await store.shards.commit(id, SEGMENT, [part])).toEqual(sealed);
+    expect(await store.shards.segments(id)).toEqual(new Map());
+    const back = { id, state: 'finalizing', version: version + 1 } as const;
+    await store.jobs.move(back, 'resource_preparing');
+    const { parts } = await store.shards.commit(id, SEGMENT, [part]);
+    expect(parts).toEqual([{ outcome: 'committed', left: 9 }]);
+  });
+
+  test('a part that answers a done line is refused whole, and told which lines are done', async () => {
+    const { id } = await jobInProgress(store);
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    await store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0, 9])]);
+    const next = { ...SEGMENT, id: 'seg-2' };
+    const parts = [partOf(0, 't', 10, [8, 9])];
+    expect((await store.shards.commit(id, next, parts)).parts).toEqual([
+      { outcome: 'overlap', done: Buffer.from([0x01, 0x02]) },
+    ]);
+    expect((await store.jobs.get(id))?.completed).toBe(2);
+    expect([...(await store.shards.segments(id)).keys()]).toEqual(['seg-1']);
+  });
+
+  test('a mask of another length, or of another count than its answers, is our bug', async () => {
+    const { id } = await jobInProgress(store);
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    const bug = { kind: 'Permanent', code: 'store.bad_mask' };
+    const long = store.shards.commit(id, SEGMENT, [partOf(0, 't', 17, [0])]);
+    await expect(long).rejects.toMatchObject(bug);
+    const miscounted = store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0], { ok: 2 })]);
+    await expect(miscounted).rejects.toMatchObject(bug);
+    expect((await store.jobs.get(id))?.completed).toBe(0);
+  });
+
+  test('give is the holder’s, and a shard taken by another stays with it', async () => {
+    const { id } = await jobInProgress(store, { shards: 1 });
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    await taken(id, 0, 1, 'u');
+    expect(await store.shards.give(id, 0, 't', 1)).toEqual([]);
+    expect(await store.shards.held(id)).toBe(1);
+    expect(await store.shards.give(id, 0, 'u', 1)).toEqual([{ n: 0, wake: 2 }]);
+    expect(await store.shards.held(id)).toBe(0);
+  });
+
+  test('takes without a commit are counted, also over a repeat', async () => {
+    const { id } = await jobInProgress(store, { shards: 1 });
+    const takes = () => redis.hget(shardKey(id, 0), 'takes');
+    await store.shards.open(id, 1);
+    for (const token of ['a', 'b', 'b', 'c']) await taken(id, 0, 1, token);
+    expect(await takes()).toBe('3');
+    await store.shards.commit(id, SEGMENT, [partOf(0, 'c', 10, [0])]);
+    expect(await takes()).toBeNull();
+    await taken(id, 0, 1, 'd');
+    expect(await takes()).toBe('1');
+    await store.shards.give(id, 0, 'd', 1);
+    expect(await takes()).toBeNull();
+  });
+
+  test('a rewoken shard waits under a new wake, and its holder may commit until it is taken', async () => {
+    const { id } = await jobInProgress(store, { shards: 1 });
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    const [before] = await store.shards.pending(id);
+    expect(before).toMatchObject({ n: 0, wake: 1, held: true });
+    const replies = await Promise.all([1, 2].map(() => store.shards.rewake(id, { n: 0, wake: 1 })));
+    expect(replies.filter((wake) => wake !== 'stale')).toEqual([2]);
+    const [after] = await store.shards.pending(id);
+    expect(after).toMatchObject({ n: 0, wake: 2, held: false });
+    expect(after?.at).toBeGreaterThanOrEqual(before?.at ?? Infinity);
+    const { parts } = await store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0])]);
+    expect(parts).toEqual([{ outcome: 'committed', left: 9 }]);
+    expect(await store.shards.give(id, 0, 't', 1)).toEqual([{ n: 0, wake: 2 }]);
+    await taken(id, 0, 2, 'u');
+    await store.shards.give(id, 0, 'u', 0);
+    expect(await store.shards.rewake(id, { n: 0, wake: 2 })).toBe('stale');
+  });
+
+  test('planning may write its shards again while they are worked on', async () => {
+    const { id } = await jobInProgress(store);
+    await store.shards.open(id, 1);
+    await taken(id, 0, 1, 't');
+    await store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0])]);
+    const before = await accepted(id, 0, 3);
+    await store.shards.write(
+      id,
+      before.map(({ plan }) => plan),
+    );
+    expect(await accepted(id, 0, 3)).toEqual(before);
+    expect((await taken(id, 0, 1, 'u')).left).toBe(9);
+  });
+
+  test('many shards are written and read in order, page by page', async () => {
+    const { id } = await jobInProgress(store, { shards: 450, lines: 1_000 });
+    const shards = await accepted(id, 10, 440);
+    expect(shards.map(({ plan }) => plan.n)).toEqual([...Array(430).keys()].map((i) => i + 10));
+    expect(shards[0]?.done).toEqual(Buffer.alloc(125));
+  });
+
+  test('a shard that was never planned cannot be taken', async () => {
+    const { id } = await jobInProgress(store, { shards: 1 });
+    await store.shards.open(id, 1);
+    await redis.hdel(shardKey(id, 0), 'lines');
+    const take = store.shards.take(id, { n: 0, wake: 1 }, 't', 1);
+    await expect(take).rejects.toMatchObject({ kind: 'Permanent', code: 'store.damaged_record' });
+    expect(await store.shards.held(id)).toBe(0);
+  });
+});

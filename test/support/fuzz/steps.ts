@@ -1,0 +1,166 @@
+import { commitParts, commitProcess, finish, seal } from './commit.ts';
+import { checkCounts } from './verify.ts';
+import type { World } from './world.ts';
+import { addAll, keysOf, linesIn, readJob } from './world.ts';
+
+/** One thing that may happen; out of 100, how often it does. */
+interface Step {
+  weight: number;
+  run(world: World): Promise<void>;
+}
+
+const STEPS: Step[] = [
+  { weight: 25, run: takeShard },
+  { weight: 45, run: answerLines },
+  { weight: 12, run: (world) => commitProcess(world, world.random.below(world.open.length)) },
+  { weight: 6, run: endHolder },
+  { weight: 2, run: stall },
+  { weight: 1, run: kill },
+  { weight: 0.3, run: flushQueue },
+  { weight: 2, run: loseTail },
+  { weight: 0.5, run: loseEngine },
+  { weight: 3, run: sweep },
+];
+const TOTAL = STEPS.map(({ weight }) => weight).reduce((sum, weight) => sum + weight, 0);
+
+export async function takeStep(world: World): Promise<void> {
+  let at = (world.random.below(1_000_000) / 1_000_000) * TOTAL;
+  for (const { weight, run } of STEPS) {
+    if (at < weight) return run(world);
+    at -= weight;
+  }
+}
+
+export async function cancel(world: World): Promise<void> {
+  const job = await readJob(world);
+  world.cancelled = true;
+  if (job.state !== 'in_progress' && job.state !== 'submitting') return;
+  world.stats.cancelled += 1;
+  await world.store.jobs.move(job, 'cancelling', { outcome: 'cancelled' });
+}
+
+async function takeShard(world: World): Promise<void> {
+  const { store, random, queue, jobId, ahead } = world;
+  const shard = random.pick(queue.list('waiting'));
+  if (!shard) return;
+  queue.deliver(shard);
+  const token = random.name();
+  const taken = await store.shards.take(jobId, shard, token, ahead);
+  if (taken.outcome !== 'not now') addAll(world, taken.waiting);
+  if (taken.outcome !== 'taken') return queue.end(shard);
+  world.holders.push({
+    shard,
+    token,
+    process: random.below(world.open.length),
+    known: linesIn(taken.done),
+    asked: new Set(),
+    committed: [],
+    left: taken.left,
+    ended: false,
+  });
+}
+
+async function answerLines(world: World): Promise<void> {
+  const { random, stats } = world;
+  const holder = random.pick(world.holders);
+  if (!holder || holder.ended) return;
+  for (let count = 1 + random.below(6); count > 0; count -= 1) {
+    const lines = [...Array(world.lines).keys()];
+    const line = random.pick(lines.filter((i) => !holder.known.has(i) && !holder.asked.has(i)));
+    if (line === undefined) return;
+    holder.asked.add(line);
+    stats.asked += 1;
+    world.open[holder.process]?.push({ holder, line, ok: random.chance(0.8) });
+  }
+}
+
+/** A holder that has nothing more to send ends its queue job, and gives back what is not done. */
+async function endHolder(world: World): Promise<void> {
+  const holder = world.random.pick(world.holders);
+  if (!holder) return;
+  const unanswered = holder.known.size + holder.asked.size < world.lines;
+  const uncommitted = world.open[holder.process]?.some((answer) => answer.holder === holder);
+  if (!holder.ended && (unanswered || uncommitted)) return;
+  if (!holder.ended && holder.left !== 0) {
+    // Redis has lost a tail: what it knows nothing of any more is committed again before a line is asked twice.
+    for (const { segment, part } of holder.committed.splice(0)) {
+      world.stats.recommitted += 1;
+      await commitParts(world, segment, [{ holder, part }]);
+    }
+  }
+  const { store, jobId, ahead } = world;
+  addAll(world, await store.shards.give(jobId, holder.shard.n, holder.token, ahead));
+  world.holders.splice(world.holders.indexOf(holder), 1);
+  world.queue.end(holder.shard);
+}
+
+async function stall({ random, queue, stats }: World): Promise<void> {
+  const shard = random.pick(queue.list('active'));
+  if (!shard) return;
+  stats.stalls += 1;
+  queue.stall(shard);
+}
+
+/** A process dies with a shard and its answers; mostly somebody notices. */
+async function kill(world: World): Promise<void> {
+  const holder = world.random.pick(world.holders);
+  if (!holder) return;
+  world.stats.kills += 1;
+  const open = world.open[holder.process] ?? [];
+  world.open[holder.process] = open.filter((answer) => answer.holder !== holder);
+  world.holders.splice(world.holders.indexOf(holder), 1);
+  if (world.random.chance(0.9)) world.queue.stall(holder.shard);
+}
+
+async function flushQueue({ queue, stats }: World): Promise<void> {
+  stats.flushes += 1;
+  queue.flush();
+}
+
+/** Now and then Redis falls back to what it was some steps ago, as after a failover. */
+async function loseTail(world: World): Promise<void> {
+  const { redis, random } = world;
+  if (!world.losesTails) return;
+  if (world.snapshot === null || random.chance(0.5)) {
+    const keys = keysOf(world);
+    const dumps = await Promise.all(keys.map((key) => redis.dumpBuffer(key)));
+    world.snapshot = keys.map((key, i) => ({ key, dump: dumps[i] ?? null }));
+    return;
+  }
+  const { state } = await readJob(world);
+  if (state !== 'in_progress' && state !== 'submitting') return;
+  world.stats.tailsLost += 1;
+  for (const { key, dump } of world.snapshot) {
+    await (dump === null ? redis.del(key) : redis.restore(key, 0, dump, 'REPLACE'));
+  }
+  world.snapshot = null;
+}
+
+/** The engine stops answering: some holders give their shards back, some have not noticed. */
+async function loseEngine(world: World): Promise<void> {
+  const job = await readJob(world);
+  if (job.state !== 'in_progress') return;
+  world.stats.enginesLost += 1;
+  await world.store.jobs.move(job, 'submitting');
+  for (const holder of world.holders) if (world.random.chance(0.5)) holder.ended = true;
+}
+
+async function sweep(world: World): Promise<void> {
+  const { store, random, queue, jobId } = world;
+  await checkCounts(world);
+  world.ahead = 1 + random.below(4);
+  const job = await readJob(world);
+  if (job.state === 'submitting') await store.jobs.move(job, 'in_progress');
+  const pending = await store.shards.pending(jobId);
+  for (const { n, wake } of pending.toSorted((a, b) => a.n - b.n)) {
+    if (queue.has({ n, wake })) continue;
+    const next = await store.shards.rewake(jobId, { n, wake });
+    if (next !== 'stale') addAll(world, [{ n, wake: next }]);
+  }
+  addAll(world, await store.shards.open(jobId, world.ahead));
+  if (job.doneShards === job.shards) await finish(world);
+  if (job.state !== 'cancelling') return;
+  if ((await store.shards.held(jobId)) === 0 || random.chance(0.2)) {
+    await seal(world, job, 'cancelled');
+  }
+}
