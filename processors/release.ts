@@ -94,7 +94,6 @@ async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSign
   const anyError = job.lines > job.completed;
   const output = await openSink(job, 'output', job.completed > 0, signal, deps);
   const error = await openSink(job, 'error', anyError, signal, deps);
-  const files = Promise.all([output.file, error.file]);
   const assembling = deps.assemble(
     {
       shards: deps.store.shards.accepted(job.id, 0, job.shards),
@@ -109,13 +108,13 @@ async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSign
     const counts = await assembling;
     output.sink.end();
     error.sink.end();
-    const [outputFile, errorFile] = await files;
+    const [outputFile, errorFile] = await Promise.all([output.file, error.file]);
     return { ...counts, outputFile, errorFile };
   } catch (error_) {
     const reason = error_ instanceof Error ? error_ : new Error(String(error_));
     output.sink.destroy(reason);
     error.sink.destroy(reason);
-    await Promise.allSettled([files]);
+    await Promise.allSettled([output.file, error.file]);
     throw error_;
   }
 }
@@ -129,6 +128,8 @@ async function openSink(
   deps: Deps,
 ): Promise<{ sink: PassThrough; file: Promise<string | null> }> {
   const sink = new PassThrough({ highWaterMark: 1024 * 1024 });
+  // It may break before or after somebody reads or writes it, and an error that nobody hears ends the process.
+  sink.on('error', () => undefined);
   if (!wanted) {
     sink.resume();
     return { sink, file: Promise.resolve(null) };

@@ -6,7 +6,8 @@ import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
 import type { Answer } from './contract.ts';
 import { TransportError } from './engine.ts';
-import type { Engine, Reply } from './engine.ts';
+import type { Engine } from './engine.ts';
+import type { Reply } from './exchange.ts';
 import type { Room, Tenant } from './room.ts';
 import { NO_USAGE, readUsage } from './usage.ts';
 

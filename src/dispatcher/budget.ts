@@ -1,3 +1,5 @@
+import { onAbort } from './on-abort.ts';
+
 /**
  * The bytes that one process holds: lines in hand, answers being read, open segments. It is a brake, not a wall:
  * new lines wait while it is used up; an answer on its way may go over it by itself, long ones one at a time.
@@ -45,8 +47,11 @@ export function createBudget(limit: number, onOver: () => void): Budget {
     async room(signal) {
       while (used >= limit && !signal.aborted) {
         await new Promise<void>((resolve) => {
-          waiting.add(resolve);
-          signal.addEventListener('abort', () => resolve(), { once: true });
+          const forgetSignal = onAbort(signal, resolve);
+          waiting.add(() => {
+            forgetSignal();
+            resolve();
+          });
         });
       }
     },

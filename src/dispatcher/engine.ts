@@ -3,6 +3,8 @@ import { describeError } from '../domain/errors.ts';
 import { createBreaker } from './breaker.ts';
 import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
+import { exchange, TooLongError } from './exchange.ts';
+import type { Reply } from './exchange.ts';
 
 /** This process's way to an engine, opened by a runtime. */
 export interface EngineConnection {
@@ -11,14 +13,6 @@ export interface EngineConnection {
   readonly pathPrefix: string;
   readonly headers: Readonly<Record<string, string>>;
   close(): Promise<void>;
-}
-
-/** What an engine said to one request, read whole. */
-export interface Reply {
-  status: number;
-  body: Buffer;
-  requestId: string | null;
-  retryAfter: string | undefined;
 }
 
 /** No answer came: the connection broke, the engine stayed silent too long, or the answer was cut. */
@@ -60,8 +54,6 @@ interface EngineOptions {
   onUp: (address: string) => void;
 }
 
-/** Answers up to this length never wait for their turn. */
-const SHORT_ANSWER_BYTES = 256 * 1024;
 const PROBE_TIMEOUT_MS = 5_000;
 
 export function createEngine(options: EngineOptions): Engine {
@@ -85,21 +77,24 @@ export function createEngine(options: EngineOptions): Engine {
       return breaker.isOpen;
     },
     async send(path, body, signal) {
+      signal.throwIfAborted();
+      const request = {
+        origin: connection.origin,
+        path: `${connection.pathPrefix}${path}`,
+        method: 'POST',
+        headers,
+        body,
+      } as const;
       try {
-        const response = await connection.dispatcher.request({
-          origin: connection.origin,
-          path: `${connection.pathPrefix}${path}`,
-          method: 'POST',
-          headers,
-          body,
-          signal,
-        });
-        const reply = await readReply(response, budget, options.maxResponseBytes);
+        const limits = { budget, maxBytes: options.maxResponseBytes, signal };
+        const reply = await exchange(connection.dispatcher, request, limits);
         breaker.succeeded();
         return reply;
       } catch (error) {
         signal.throwIfAborted();
-        if (error instanceof TransportError) throw error;
+        if (error instanceof TooLongError) {
+          throw new TransportError('response_too_large', error.message, error);
+        }
         breaker.failed(`${address} gave no answer: ${describeError(error)}`);
         throw transportError(error);
       }
@@ -140,41 +135,4 @@ async function answersHealth(connection: EngineConnection, headers: string[]): P
   } catch {
     return false; // any failure to answer means the same: not yet
   }
-}
-
-async function readReply(
-  response: Dispatcher.ResponseData,
-  budget: Budget,
-  limit: number,
-): Promise<Reply> {
-  const { statusCode, headers, body } = response;
-  const chunks: Buffer[] = [];
-  let length = 0;
-  let endTurn: (() => void) | null = null;
-  try {
-    for await (const chunk of body as AsyncIterable<Buffer>) {
-      chunks.push(chunk);
-      length += chunk.length;
-      budget.add(chunk.length);
-      if (length > limit) {
-        throw new TransportError('response_too_large', `The answer is longer than ${limit} bytes.`);
-      }
-      if (length > SHORT_ANSWER_BYTES && budget.isOver()) endTurn ??= await budget.turn();
-    }
-  } catch (error) {
-    budget.remove(length);
-    throw error;
-  } finally {
-    endTurn?.();
-  }
-  return {
-    status: statusCode,
-    body: chunks.length === 1 && chunks[0] !== undefined ? chunks[0] : Buffer.concat(chunks),
-    requestId: single(headers['x-request-id']),
-    retryAfter: single(headers['retry-after']) ?? undefined,
-  };
-}
-
-function single(header: string | string[] | undefined): string | null {
-  return (Array.isArray(header) ? header[0] : header) ?? null;
 }

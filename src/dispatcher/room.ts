@@ -1,4 +1,5 @@
 import type { Engine } from './engine.ts';
+import { onAbort } from './on-abort.ts';
 
 /** A job as far as places at engines go. */
 export interface Tenant {
@@ -59,15 +60,14 @@ export function createRoom(): Room {
     if (engine !== null) return engine;
     return new Promise((resolve) => {
       const waiter: Waiter = { tenant, fresh, resolve: finish };
+      const forgetSignal = onAbort(signal, () => {
+        waiters.delete(waiter);
+        resolve(null);
+      });
       function finish(found: Engine | null): void {
-        signal.removeEventListener('abort', abandon);
+        forgetSignal();
         resolve(found);
       }
-      function abandon(): void {
-        waiters.delete(waiter);
-        finish(null);
-      }
-      signal.addEventListener('abort', abandon);
       waiters.add(waiter);
     });
   }

@@ -1,6 +1,5 @@
 import type { Role, Settings } from '../../config/schema.ts';
 import type { Logger } from '../observability/log.ts';
-import { startApi } from './api.ts';
 import { startSweeper } from './sweeper.ts';
 import { openSystem } from './system.ts';
 import { startWorkers } from './worker.ts';
@@ -40,6 +39,8 @@ export async function startServer(options: {
       closers.push(() => worker.close());
     }
     if (system.roles.includes('api')) {
+      // A worker has no use for an HTTP server and a board: 20 MB less in each.
+      const { startApi } = await import('./api.ts');
       const api = await startApi(system);
       ({ url } = api);
       closers.push(() => api.close(settings.shutdownGrace));
