@@ -13,6 +13,7 @@ import { Dispatcher } from '../dispatcher/dispatcher.ts';
 import { readPlan } from '../dispatcher/read-plan.ts';
 import type { ReadPlan } from '../dispatcher/read-plan.ts';
 import { createUniqueIds } from '../dispatcher/unique-ids.ts';
+import { describeError } from '../domain/errors.ts';
 import { segmentKey } from '../domain/file.ts';
 import { isFinal, JOB } from '../domain/job.ts';
 import type { JobRecord, JobState } from '../domain/job.ts';
@@ -150,12 +151,7 @@ function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime
     connect: (address) => runtime.connect(address),
     openInput: (key, range) => storage.get(key, range),
     newSegmentId: () => randomBytes(16).toString('hex'),
-    async putSegment(jobId, segmentId, chunks) {
-      const stored = await storage.put(segmentKey(jobId, segmentId), chunks);
-      metrics.segments.inc();
-      metrics.segmentBytes.inc(stored.bytes);
-      return stored;
-    },
+    putSegment: createSegmentStore(system),
     async commit(jobId, segment, parts) {
       const reply = await store.shards.commit(jobId, segment, parts);
       if (reply.last) await finishJob(jobId, settling);
@@ -172,6 +168,29 @@ function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime
       void wakeLooks(address, settling);
     },
   });
+}
+
+/** Stores segments; while storage refuses those of a job, the job says why it stands still. */
+function createSegmentStore({ storage, store, metrics, log }: System) {
+  const refused = new Set<string>();
+  function say(jobId: string, reason: string): void {
+    store.jobs
+      .note(jobId, reason)
+      .catch((error: unknown) => log.warn({ jobId, err: error }, 'reason could not be noted'));
+  }
+  return async function putSegment(jobId: string, segmentId: string, chunks: Buffer[]) {
+    try {
+      const stored = await storage.put(segmentKey(jobId, segmentId), chunks);
+      if (refused.delete(jobId)) say(jobId, '');
+      metrics.segments.inc();
+      metrics.segmentBytes.inc(stored.bytes);
+      return stored;
+    } catch (error) {
+      refused.add(jobId);
+      say(jobId, `Answers cannot be stored: ${describeError(error)}`);
+      throw error;
+    }
+  };
 }
 
 interface Heartbeat {
