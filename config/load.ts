@@ -59,5 +59,8 @@ function findConflicts(settings: Settings): string[] {
   if (settings.maxBatchFileBytes > settings.maxFileBytes) {
     conflicts.push('MAX_BATCH_FILE_BYTES must not exceed MAX_FILE_BYTES.');
   }
+  if (settings.provisioner === 'static' && settings.engineUrls.length === 0) {
+    conflicts.push('PROVISIONER=static needs ENGINE_URLS, such as http://localhost:8000.');
+  }
   return conflicts;
 }

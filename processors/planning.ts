@@ -4,7 +4,7 @@ import { fileKey } from '../src/domain/file.ts';
 import { JOB } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { Deps } from './deps.ts';
-import { createProvision, settle, stopJob } from './settle.ts';
+import { FIRST_WAKE, recordProvision, stopJob } from './settle.ts';
 
 /** Validates a job's whole input in one streaming pass, cuts it into shards, and records the engines that it gets. */
 export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Promise<Verdict> => {
@@ -18,14 +18,18 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   }
   const plan = await read(job, signal, deps);
   if (plan === null) return 'done';
-  await Promise.all(slots.map((slot) => createProvision(job, slot, 0, deps)));
+  const provisions = await Promise.all(slots.map((slot) => recordProvision(job, slot, 0, deps)));
   const { lines, shards, models } = plan;
   const event = `The input is valid: ${lines} requests in ${shards} shards.`;
   const moved = await deps.advanceJob(job, 'resource_preparing', {
     event,
     set: { lines, shards, models },
   });
-  if (moved !== 'stale') await settle(id, deps);
+  if (moved === 'stale') return 'done';
+  // Not before the job has moved: what serves a provision asks whether its job wants it.
+  await Promise.all(
+    provisions.map((entity) => deps.add({ queue: 'provisioning', entity, wake: FIRST_WAKE })),
+  );
   return 'done';
 };
 

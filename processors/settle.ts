@@ -85,31 +85,29 @@ async function fillSlots(
       ),
   );
   await Promise.all(
-    empty.map((slot) => {
+    empty.map(async (slot) => {
       const attempts = provisions.filter((each) => each.slot === slot.slot).length;
-      return createProvision(job, slot, attempts, deps);
+      const entity = await recordProvision(job, slot, attempts, deps);
+      await deps.add({ queue: 'provisioning', entity, wake: FIRST_WAKE });
     }),
   );
 }
 
-/** Records that a slot is to have an engine, and has it provided. May be repeated: its id is derived. */
-export async function createProvision(
+/** The wake that a provision is made with. */
+export const FIRST_WAKE = 1;
+
+/** Records that a slot is to have an engine, and returns the provision's id. May be repeated: the id is derived. */
+export async function recordProvision(
   job: Pick<JobRecord, 'id' | 'engines'>,
   { slot, address }: Slot,
   attempt: number,
-  deps: Pick<SettleDeps, 'store' | 'manager' | 'add'>,
-): Promise<void> {
+  { store, manager }: Pick<SettleDeps, 'store' | 'manager'>,
+): Promise<string> {
   const id = provisionId(job.id, slot, attempt);
-  const { provider } = deps.manager;
-  await deps.store.provisions.create({
-    id,
-    job: job.id,
-    slot,
-    provider,
-    owner: ownerOf(job),
-    address,
-  });
-  await deps.add({ queue: 'provisioning', entity: id, wake: 1 });
+  const { provider } = manager;
+  const owner = ownerOf(job);
+  await store.provisions.create({ id, job: job.id, slot, provider, owner, address });
+  return id;
 }
 
 /** Lets the next shards of a job wait in the dispatch queue. */

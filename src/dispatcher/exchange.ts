@@ -94,7 +94,8 @@ class Exchange implements Dispatcher.DispatchHandler {
       status: this.#status,
       body: first !== undefined && this.#chunks.length === 1 ? first : Buffer.concat(this.#chunks),
       requestId: single(this.#headers['x-request-id']),
-      retryAfter: this.#headers['retry-after'],
+      // Its type is a lie where a proxy sends it once more.
+      retryAfter: single(this.#headers['retry-after']) ?? undefined,
     });
   }
 

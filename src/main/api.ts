@@ -97,7 +97,7 @@ async function checkReady({ impatient, storage }: System): Promise<Record<string
   }
   const [redis, files, workers] = await Promise.all([
     check(() => impatient.redis.ping()),
-    check(() => storage.head('identity')),
+    check(() => storage.identity()),
     check(async () => {
       const live = await impatient.store.nodes.live();
       if (live.length === 0) throw permanent('worker.none', 'no worker process is alive');

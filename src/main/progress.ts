@@ -43,9 +43,11 @@ function createBar(stream: NodeJS.WriteStream, rate: Rate): Progress {
       const { inFlight, failed } = tick;
       const note = tick.note.slice(0, 60);
       const fields = { rate: perSecond, inFlight, failed, eta_: eta(tick, perSecond), note };
+      // Until the input is read there is nothing to draw a bar of.
+      if (tick.total === 0) return;
       if (!started) bar.start(tick.total, done, fields);
       started = true;
-      bar.setTotal(Math.max(1, tick.total));
+      bar.setTotal(tick.total);
       bar.update(done, fields);
     },
     stop() {
