@@ -1,6 +1,6 @@
 import { defineConfig } from 'vitest/config';
 
-/** Projects differ in what they need: `unit` nothing, the others a real Redis, some also time. */
+/** Projects differ in what they need: `unit` nothing, others a Redis of the run, `e2e` and `chaos` time. */
 function project(name: string, options: object = {}) {
   return {
     extends: true as const,
@@ -8,11 +8,8 @@ function project(name: string, options: object = {}) {
   };
 }
 
-const withRedis = {
-  globalSetup: ['test/support/global-setup.ts'],
-  testTimeout: 30_000,
-  hookTimeout: 30_000,
-};
+const patient = { testTimeout: 30_000, hookTimeout: 30_000 };
+const withRedis = { ...patient, globalSetup: ['test/support/global-setup.ts'] };
 
 export default defineConfig({
   test: {
@@ -22,8 +19,8 @@ export default defineConfig({
       project('unit'),
       project('integration', withRedis),
       project('conformance', withRedis),
-      project('e2e', { ...withRedis, testTimeout: 90_000 }),
-      project('chaos', { ...withRedis, testTimeout: 180_000, fileParallelism: false }),
+      project('e2e', { ...patient, testTimeout: 90_000 }),
+      project('chaos', { ...patient, testTimeout: 180_000, fileParallelism: false }),
     ],
     coverage: { provider: 'v8', include: ['src/**', 'queues/**', 'processors/**', 'config/**'] },
   },

@@ -42,12 +42,11 @@ export const dispatch: Processor<Deps> = async ({ id, wake, signal, lockLost }, 
 };
 
 function toDispatch(watch: Watch) {
-  const { id, endpoint, input, deadline, maxConcurrency } = watch.job;
+  const { id, endpoint, input, maxConcurrency } = watch.job;
   return {
     id,
     endpoint,
     inputKey: fileKey(input),
-    deadline,
     maxConcurrency,
     addresses: watch.addresses,
   };

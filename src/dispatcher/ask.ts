@@ -47,26 +47,29 @@ export interface AskDeps {
 export async function askLine(
   question: Question,
   first: Engine,
-  where: { path: string; tenant: Tenant; deadline: number; signal: AbortSignal },
+  where: { path: string; tenant: Tenant; signal: AbortSignal },
   deps: AskDeps,
 ): Promise<Answered | null> {
   const { signal, tenant } = where;
   let engine: Engine | null = first;
   let attempt = 0;
   while (engine !== null) {
-    const tried: Attempt | null = await tryOnce(question, engine, where, deps);
-    const engineIsDown = engine.isOpen;
-    deps.room.give(engine);
+    let tried: Attempt | null;
+    let engineIsDown = false;
+    try {
+      tried = await tryOnce(question, engine, where, deps);
+    } finally {
+      engineIsDown = engine.isOpen;
+      deps.room.give(engine);
+    }
     if (tried === null) return null;
     if (tried.is === 'answered') return tried.answered;
     if (!engineIsDown) {
       attempt += 1;
-      const now = deps.clock.now();
-      const line = { attempt, retryAfterMs: tried.retryAfterMs, now, deadline: where.deadline };
-      const delay = retryDelay(DEFAULT_RETRY, line, deps.clock.random());
-      if (delay === null) return { answer: tried.last(), usage: NO_USAGE };
+      if (attempt > DEFAULT_RETRY.maxRetries) return { answer: tried.last(), usage: NO_USAGE };
+      const line = { attempt, retryAfterMs: tried.retryAfterMs };
       deps.onRetry(tried.reason);
-      await deps.clock.sleep(delay, signal);
+      await deps.clock.sleep(retryDelay(DEFAULT_RETRY, line, deps.clock.random()), signal);
     }
     engine = await deps.room.take(tenant, signal);
   }
@@ -76,7 +79,7 @@ export async function askLine(
 async function tryOnce(
   question: Question,
   engine: Engine,
-  where: { path: string; deadline: number; signal: AbortSignal },
+  where: { path: string; signal: AbortSignal },
   { clock, budget }: AskDeps,
 ): Promise<Attempt | null> {
   let reply: Reply;

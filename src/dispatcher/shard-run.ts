@@ -21,8 +21,6 @@ export interface DispatchJob {
   endpoint: string;
   /** Storage key of its input. */
   inputKey: string;
-  /** No line is asked after it; ms since 1970. */
-  deadline: number;
   maxConcurrency: number;
   /** Base URLs of the engines that serve it at this moment. */
   addresses(): readonly string[];
@@ -53,7 +51,10 @@ export interface ShardRunDeps extends AskDeps {
   onAnswered(kind: Answer['kind'], usage: Usage): void;
 }
 
-/** `stop`: read and send no more lines, but wait for those in flight. `abort`: cut those, too. */
+/**
+ * `stop`: read and send no more lines, but wait for those in flight. `abort`: cut those, too; whoever runs a shard
+ * aborts it at the job's deadline.
+ */
 export interface RunSignals {
   stop: AbortSignal;
   abort: AbortSignal;
@@ -71,6 +72,7 @@ export async function runShard(
   deps: ShardRunDeps,
 ): Promise<void> {
   const asked: Promise<void>[] = [];
+  const failures: unknown[] = [];
   let unanswered = shard.left;
   hands.unanswered += unanswered;
 
@@ -86,11 +88,18 @@ export async function runShard(
     if (hands.unanswered === 0) void hands.writer.close();
   }
 
+  /** A bug of ours, not the engine's: the line stays open, and the whole shard ends with the error. */
+  function failed(error: unknown): void {
+    failures.push(error);
+    answered(null);
+  }
+
   try {
     await eachOpenLine(shard, hands, signals.stop, deps, (line, engine) => {
       hands.tenant.inHand += 1;
       deps.onSent();
-      asked.push(ask(line, engine, shard.plan, hands, signals.abort, deps).then(answered));
+      const asking = ask(line, engine, shard.plan, hands, signals.abort, deps);
+      asked.push(asking.then(answered, failed));
     });
   } finally {
     await Promise.all(asked);
@@ -98,6 +107,7 @@ export async function runShard(
     if (unanswered > 0 || hands.unanswered === 0) void hands.writer.close();
     await hands.writer.committed(holder);
   }
+  if (failures.length > 0) throw failures[0];
   if (unanswered === 0 && holder.state === 'holding') await hands.writer.recommit(holder);
 }
 
@@ -166,12 +176,7 @@ async function ask(
   const bytes = line.bytes?.length ?? 0;
   deps.budget.add(bytes);
   try {
-    return await askLine(
-      question,
-      engine,
-      { path: job.endpoint, tenant, deadline: job.deadline, signal },
-      deps,
-    );
+    return await askLine(question, engine, { path: job.endpoint, tenant, signal }, deps);
   } finally {
     deps.budget.remove(bytes);
   }

@@ -16,20 +16,21 @@ export interface RetryPolicy {
 /** About four minutes in all, enough for an engine to drain its queue. */
 export const DEFAULT_RETRY: RetryPolicy = { maxRetries: 10, baseMs: 250, capMs: 30_000 };
 
+/** An engine that wants to be left alone for longer is asked anyway: its word is a wish, the deadline a promise. */
+const LONGEST_RETRY_AFTER_MS = 600_000;
+
 /**
- * Milliseconds to wait before attempt `attempt + 1`, or null when the line has had its share: exponential with full
- * jitter above half, `Retry-After` obeyed as a lower bound, never past the deadline.
- * `random` is in [0, 1); times in ms.
+ * Milliseconds to wait before attempt `attempt + 1`: exponential with jitter over the upper half, and at least what
+ * `Retry-After` asked for. `random` is in [0, 1).
  */
 export function retryDelay(
   policy: RetryPolicy,
-  line: { attempt: number; retryAfterMs: number | null; now: number; deadline: number },
+  line: { attempt: number; retryAfterMs: number | null },
   random: number,
-): number | null {
-  if (line.attempt > policy.maxRetries) return null;
+): number {
   const ceiling = Math.min(policy.capMs, policy.baseMs * 2 ** (line.attempt - 1));
-  const delay = Math.max(ceiling * (0.5 + random / 2), line.retryAfterMs ?? 0);
-  return line.now + delay < line.deadline ? delay : null;
+  const asked = Math.min(line.retryAfterMs ?? 0, LONGEST_RETRY_AFTER_MS);
+  return Math.max(ceiling * (0.5 + random / 2), asked);
 }
 
 /** Milliseconds of a `Retry-After` header (RFC 9110: seconds or a date); null when absent or unreadable. */

@@ -6,14 +6,14 @@ declare module 'vitest' {
   interface ProvidedContext {
     /** One Redis for the whole run, AOF on: a random key prefix keeps tests apart, no FLUSHALL. */
     redisUrl: string;
-    /** A cluster of three; call `untilClusterIsUp` first, it is still joining. */
+    /** A cluster of three. */
     clusterNodes: ClusterNode[];
   }
 }
 
 /** Starts what all integration tests share, and returns its end. */
 export async function setup(project: TestProject): Promise<() => Promise<void>> {
-  const [redis, cluster] = await Promise.all([startRedis(), startCluster({ wait: false })]);
+  const [redis, cluster] = await Promise.all([startRedis(), startCluster()]);
   project.provide('redisUrl', redis.url);
   project.provide('clusterNodes', cluster.nodes);
   return async () => {

@@ -143,11 +143,10 @@ async function freePort(): Promise<number> {
 }
 
 /**
- * Starts three cluster nodes, gives each a third of the slots and waits until they agree. A node
- * refuses commands for its first two seconds, whatever happens; with `wait: false` that is left
- * to `untilClusterIsUp`, so that a run with tests of other things does not pay for it.
+ * Starts three cluster nodes, gives each a third of the slots and waits until they agree, which
+ * takes two seconds: a node refuses commands for that long after its start, whatever happens.
  */
-export async function startCluster({ wait = true } = {}): Promise<TestCluster> {
+export async function startCluster(): Promise<TestCluster> {
   const settings = { 'cluster-enabled': 'yes', 'cluster-node-timeout': '2000' };
   const starts = [0, 1, 2].map(() => startRedis({ appendonly: false, settings }));
   const started = await Promise.allSettled(starts);
@@ -158,7 +157,7 @@ export async function startCluster({ wait = true } = {}): Promise<TestCluster> {
   try {
     for (const one of started) if (one.status === 'rejected') throw one.reason;
     await joinNodes(servers);
-    if (wait) await untilClusterIsUp(servers);
+    await untilClusterIsUp(servers);
   } catch (error) {
     await stop();
     throw error;
@@ -186,7 +185,7 @@ async function joinNodes(servers: TestRedis[]): Promise<void> {
 }
 
 /** Resolves when every node sees all nodes and all slots, and takes commands. */
-export async function untilClusterIsUp(nodes: ClusterNode[]): Promise<void> {
+async function untilClusterIsUp(nodes: ClusterNode[]): Promise<void> {
   for (const { host, port } of nodes) {
     const client = new Redis({ host, port });
     try {

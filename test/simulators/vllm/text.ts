@@ -35,7 +35,7 @@ function poolText(start: number, count: number): string {
 }
 
 /** The answer to the body of that digest: it begins with the digest, so an answer proves its request. */
-export function generatedText(digest: string, choice: number, tokens: number): Text {
+function generatedText(digest: string, choice: number, tokens: number): Text {
   const mark = `sim-${digest.slice(0, 16)}${choice === 0 ? '' : `-${choice}`}`;
   const start = (Number.parseInt(digest.slice(16, 22), 16) + choice) % POOL_WORDS;
   return {

@@ -1,0 +1,180 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { Redis } from 'ioredis';
+import { afterAll, expect, test } from 'vitest';
+import { queuePrefix } from '../../queues/queues.ts';
+import { QUEUE_NAMES } from '../../src/domain/job.ts';
+import { findRedisProgram, tiedCommand } from '../../src/main/redis-program.ts';
+import {
+  expectExact,
+  makeInput,
+  say,
+  submit,
+  untilAnswered,
+  untilBatch,
+  untilFinal,
+} from '../support/batch.ts';
+import { startRedis } from '../support/redis.ts';
+import type { TestRedis } from '../support/redis.ts';
+import { requireNothingLeft, makeFolder, startSluice } from '../support/server.ts';
+import { startSwallowingProxy } from '../support/swallowing-proxy.ts';
+import { startVllmProcess } from '../support/vllm-process.ts';
+
+afterAll(requireNothingLeft);
+
+async function flushQueues(client: Redis): Promise<number> {
+  let flushed = 0;
+  for (const queue of QUEUE_NAMES) {
+    const keys = await client.keys(`${queuePrefix('sluice', queue)}:*`);
+    if (keys.length > 0) flushed += await client.del(...keys);
+  }
+  return flushed;
+}
+
+test("all jobs complete though BullMQ's keys are flushed in mid-run", async () => {
+  await using redis = await startRedis();
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 100 });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({
+    dataDir: folder.path,
+    redisUrl: redis.url,
+    engines: [engine.url],
+  });
+  const inputs = [1_500, 3_500, 300].map((count, n) => makeInput(count, { name: `job${n}` }));
+  const jobs: { id: string; input: (typeof inputs)[number] }[] = [];
+  for (const input of inputs) {
+    jobs.push({ id: await submit(sluice.url, input, { maxConcurrency: 96 }), input });
+  }
+  const [first] = jobs;
+  await untilAnswered(sluice.url, first?.id ?? '', 1);
+  const client = new Redis(redis.url);
+  expect(await flushQueues(client)).toBeGreaterThan(0);
+  // One more while nothing but the flush has happened, and a second flush under it.
+  const late = makeInput(50, { name: 'late' });
+  jobs.push({ id: await submit(sluice.url, late), input: late });
+  await flushQueues(client);
+  client.disconnect();
+  const flushedAt = performance.now();
+
+  for (const { id, input } of jobs) {
+    const batch = await untilFinal(sluice.url, id, 60_000);
+    expect(batch.status).toBe('completed');
+    await expectExact(sluice.url, batch, input);
+  }
+  say(`all complete ${Math.round(performance.now() - flushedAt)} ms after the flush`);
+});
+
+test('the embedded Redis is killed twice in mid-run', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 100 });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const input = makeInput(4_000);
+  const id = await submit(sluice.url, input, { maxConcurrency: 128 });
+  for (const count of [1, 1_500]) {
+    await untilAnswered(sluice.url, id, count);
+    const pid = Number(await readFile(join(folder.path, 'redis', 'redis.pid'), 'utf8'));
+    process.kill(pid, 'SIGKILL');
+  }
+  const batch = await untilFinal(sluice.url, id, 60_000);
+  expect(batch.status).toBe('completed');
+  await expectExact(sluice.url, batch, input);
+  expect((await engine.counts()).repeated).toBe(0);
+  expect(await sluice.stop()).toMatchObject({ code: 0 });
+});
+
+/** Another server over the folder and port of one that was killed. */
+async function restart({ folder, port }: TestRedis): Promise<AsyncDisposable> {
+  const program = findRedisProgram();
+  if (program === null) throw new Error('no redis-server');
+  const settings = ['--port', String(port), '--dir', folder, '--appendonly', 'yes', '--save', ''];
+  const args = [...settings, '--bind', '127.0.0.1', '--maxmemory-policy', 'noeviction'];
+  const tied = tiedCommand(program, args, 'KILL');
+  const child = spawn(tied.command, tied.args, { stdio: ['pipe', 'ignore', 'ignore'] });
+  return {
+    async [Symbol.asyncDispose]() {
+      const ended = once(child, 'exit');
+      child.kill('SIGKILL');
+      child.stdin?.destroy();
+      await ended;
+    },
+  };
+}
+
+test("the user's own Redis is killed and started again", async () => {
+  await using redis = await startRedis();
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 100 });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({
+    dataDir: folder.path,
+    redisUrl: redis.url,
+    engines: [engine.url],
+  });
+  const input = makeInput(4_000);
+  const id = await submit(sluice.url, input, { maxConcurrency: 128 });
+  await untilAnswered(sluice.url, id, 1);
+  await redis.kill();
+  // While Redis is away the API says so instead of hanging.
+  const answer = await fetch(`${sluice.url}/v1/batches/${id}`);
+  expect(answer.status).toBe(503);
+  await using again = await restart(redis);
+  const batch = await untilFinal(sluice.url, id, 60_000);
+  expect(again).toBeDefined();
+  expect(batch.status).toBe('completed');
+  await expectExact(sluice.url, batch, input);
+  expect((await engine.counts()).repeated).toBe(0);
+});
+
+/** Follows a batch to its end, and tells for how long at most nothing of it changed. */
+async function watch(url: string, id: string) {
+  const begun = performance.now();
+  let changedAt = begun;
+  let longestMs = 0;
+  let last = '';
+  const batch = await untilBatch(
+    url,
+    id,
+    (now) => {
+      const at = performance.now();
+      const seen = JSON.stringify(now);
+      if (seen !== last) changedAt = at;
+      last = seen;
+      longestMs = Math.max(longestMs, at - changedAt);
+      return now.status === 'completed';
+    },
+    { timeoutMs: 45_000, what: 'completed' },
+  );
+  return { batch, longestMs, totalMs: performance.now() - begun };
+}
+
+test('the reply of every command is lost once', async () => {
+  await using redis = await startRedis();
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  const proxy = await startSwallowingProxy(redis);
+  try {
+    await using sluice = await startSluice({
+      dataDir: folder.path,
+      redisUrl: `redis://${proxy.host}:${proxy.port}`,
+      engines: [engine.url],
+    });
+    const input = makeInput(2_500);
+    proxy.swallowEach();
+    const id = await submit(sluice.url, input);
+    const { batch, longestMs, totalMs } = await watch(sluice.url, id);
+    const times = `complete after ${Math.round(totalMs)} ms, stood still ${Math.round(longestMs)} ms`;
+    say(`${proxy.swallowed.size} replies lost, ${times} at most`);
+    expect(batch.status).toBe('completed');
+    await expectExact(sluice.url, batch, input);
+    expect(proxy.swallowed.size).toBeGreaterThan(15);
+    expect((await engine.counts()).repeated).toBe(0);
+    // A delivery whose reply is lost is taken by nobody until its lock of 6 s is found stalled, within 2 s.
+    expect(longestMs).toBeLessThan(9_500);
+  } finally {
+    await proxy.close();
+  }
+});

@@ -1,0 +1,75 @@
+import { afterAll, expect, test } from 'vitest';
+import { expectExact, makeInput, submit, untilFinal } from '../support/batch.ts';
+import { startRedis } from '../support/redis.ts';
+import { requireNothingLeft, makeFolder, startSluice } from '../support/server.ts';
+import { until } from '../support/until.ts';
+import { startVllmProcess } from '../support/vllm-process.ts';
+
+afterAll(requireNothingLeft);
+
+test('roles in processes of their own; SIGTERM loses and repeats no line', async () => {
+  await using redis = await startRedis();
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 500 });
+  await using folder = await makeFolder();
+  const shared = { dataDir: folder.path, redisUrl: redis.url, engines: [engine.url] };
+  const queues = ['planning', 'provisioning', 'submission', 'release'];
+  const dispatcher = { ...shared, roles: ['worker'], queues: ['dispatch'] };
+  await using api = await startSluice({ ...shared, roles: ['api'] });
+  await using planner = await startSluice({ ...shared, roles: ['worker'], queues });
+  await using sweeper = await startSluice({ ...shared, roles: ['sweeper'] });
+  await using first = await startSluice(dispatcher);
+
+  const input = makeInput(2_000);
+  const id = await submit(api.url, input, { maxConcurrency: 100 });
+  await until(async () => (await engine.counts()).requests > 300, { what: '300 requests' });
+  const end = await first.stop();
+  expect(end).toMatchObject({ code: 0 });
+  expect(end.ms, 'ms from SIGTERM to the end').toBeLessThan(4_000);
+  const counts = await engine.counts();
+  expect(counts.by_outcome).toMatchObject({ aborted: 0, in_flight: 0 });
+  expect(counts.requests, 'nothing is sent after SIGTERM').toBeLessThan(2_000);
+
+  await engine.setConfig({ latency_ms: 0 });
+  await using second = await startSluice(dispatcher);
+  const batch = await untilFinal(api.url, id);
+  expect(batch.status).toBe('completed');
+  await expectExact(api.url, batch, input);
+  const { repeated, distinct_bodies: distinct } = await engine.counts();
+  expect({ repeated, distinct }).toEqual({ repeated: 0, distinct: 2_000 });
+  for (const each of [second, sweeper, planner, api]) {
+    expect(await each.stop()).toMatchObject({ code: 0 });
+  }
+});
+
+test('lines in flight are cut when the grace is over, and asked again at the next start', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 30_000 });
+  await using folder = await makeFolder();
+  const options = {
+    dataDir: folder.path,
+    engines: [engine.url],
+    env: { SHUTDOWN_GRACE: '1s' },
+  };
+  const input = makeInput(200);
+  let id = '';
+  {
+    await using sluice = await startSluice(options);
+    id = await submit(sluice.url, input);
+    await until(async () => (await engine.counts()).in_flight === 200, { what: '200 in flight' });
+    const end = await sluice.stop();
+    expect(end).toMatchObject({ code: 0 });
+    expect(end.ms).toBeGreaterThan(900);
+    expect(end.ms).toBeLessThan(4_000);
+  }
+  expect((await engine.counts()).by_outcome).toMatchObject({ aborted: 200, in_flight: 0 });
+
+  await engine.setConfig({ latency_ms: 0 });
+  await using sluice = await startSluice(options);
+  const begun = performance.now();
+  const batch = await untilFinal(sluice.url, id);
+  expect(batch.status).toBe('completed');
+  // Shards were given back, so that nobody has to wait for a lock to run out.
+  expect(performance.now() - begun).toBeLessThan(4_500);
+  await expectExact(sluice.url, batch, input);
+});

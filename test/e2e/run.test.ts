@@ -1,0 +1,164 @@
+import { readdir, readFile, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { EXIT_BUSY } from '../../src/main/commands.ts';
+import { expectExactLines, makeInput, parseLines } from '../support/batch.ts';
+import type { Input } from '../support/batch.ts';
+import { requireNothingLeft, makeFolder, runCli, spawnCli } from '../support/server.ts';
+import type { CliResult, TestFolder } from '../support/server.ts';
+import { until } from '../support/until.ts';
+import { startVllmProcess } from '../support/vllm-process.ts';
+import type { VllmProcess } from '../support/vllm-process.ts';
+
+afterAll(requireNothingLeft);
+
+interface Place {
+  args: string[];
+  env: Record<string, string>;
+  input: string;
+  output: string;
+  runs: string;
+}
+
+async function prepare(folder: TestFolder, engine: VllmProcess, text: string): Promise<Place> {
+  const input = join(folder.path, 'in.jsonl');
+  const output = join(folder.path, 'out.jsonl');
+  await writeFile(input, text);
+  return {
+    args: ['run', '-i', input, '-o', output, '-e', engine.url, '--json'],
+    env: { DATA_DIR: folder.path },
+    input,
+    output,
+    runs: join(folder.path, 'runs'),
+  };
+}
+
+/** The summary is the last line of stdout, whatever else is there. */
+function summaryOf({ stdout }: CliResult): Record<string, unknown> {
+  return JSON.parse(stdout.trimEnd().split('\n').at(-1) ?? '') as Record<string, unknown>;
+}
+
+/** Compared whole, so that a failure shows what the command said. */
+function expectSuccess({ code, stderr }: CliResult): void {
+  expect({ code, stderr }).toEqual({ code: 0, stderr });
+}
+
+async function expectOutput({ output }: Place, input: Input): Promise<void> {
+  const error = `${output}.errors.jsonl`;
+  const errors = existsSync(error) ? await readFile(error, 'utf8') : '';
+  const results = {
+    output: parseLines(await readFile(output, 'utf8')),
+    error: parseLines(errors),
+  };
+  expectExactLines(results, input);
+}
+
+test('a whole run: summary, exit code, answers, and nothing left behind', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  const input = makeInput(500);
+  const place = await prepare(folder, engine, input.text);
+
+  const result = await runCli(place.args, place.env);
+
+  expectSuccess(result);
+  const summary = summaryOf(result);
+  expect(summary).toMatchObject({ lines: 500, completed: 500, failed: 0, output: place.output });
+  expect(summary['seconds']).toBeGreaterThan(0);
+  expect(summary['lines_per_second']).toBeGreaterThan(0);
+  await expectOutput(place, input);
+  expect(existsSync(`${place.output}.errors.jsonl`)).toBe(false);
+  expect(await readdir(place.runs)).toEqual([]);
+  await folder.untilUnused(2_000);
+});
+
+test('lines that the engine refuses go to the errors file; the run itself is a success', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  const input = makeInput(20);
+  await engine.setFaults([{ kind: 'status', status: 400, match: 'Question 7 ' }]);
+  const place = await prepare(folder, engine, input.text);
+
+  const result = await runCli(place.args, place.env);
+
+  expect(result.code).toBe(0);
+  expect(summaryOf(result)).toMatchObject({ lines: 20, completed: 19, failed: 1 });
+  const errors = parseLines(await readFile(`${place.output}.errors.jsonl`, 'utf8'));
+  expect(errors).toMatchObject([{ custom_id: 'line-7', response: { status_code: 400 } }]);
+  await expectOutput(place, input);
+});
+
+test('input that is wrong is exit code 1 with the line, and writes nothing', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  const place = await prepare(folder, engine, `${makeInput(2).text}{"half":\n`);
+  const result = await runCli(place.args, place.env);
+  expect(result.code).toBe(1);
+  expect(result.stderr).toMatch(/line 3/);
+  expect(existsSync(place.output)).toBe(false);
+
+  const missing = await runCli(['run', '-i', '/no/such', '-o', place.output, '-e', engine.url]);
+  expect(missing.code).toBe(1);
+  expect(missing.stderr).toContain('/no/such');
+  const nowhere = await runCli(['run', '-i', place.input, '-o', place.output]);
+  expect(nowhere.code).toBe(1);
+  expect(nowhere.stderr).toContain('--engine');
+});
+
+test('Ctrl-C and the same command again: it goes on, and no answered line is asked twice', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 300 });
+  await using folder = await makeFolder();
+  const input = makeInput(2_500);
+  const place = await prepare(folder, engine, input.text);
+  const args = [...place.args, '-c', '100'];
+
+  await using first = spawnCli(args, { ...place.env, SHUTDOWN_GRACE: '3s' });
+  await until(async () => (await engine.counts()).requests > 700, { what: '700 requests' });
+  const busy = await runCli(args, place.env);
+  expect(busy.code).toBe(EXIT_BUSY);
+  expect(busy.stderr).toMatch(/Another run is writing/);
+  // Whoever is not on a terminal reads plain lines, no bar that is drawn over and over.
+  await until(
+    () => /^\d+\/2500, \d+\/s, \d+ in flight, 0 failed, ETA \d+s$/m.test(first.stderr()),
+    {
+      what: 'a line of progress',
+    },
+  );
+  expect(first.stderr()).not.toContain('\r');
+  first.child.kill('SIGINT');
+  const stoppedAt = performance.now();
+  expect(await first.exited).toMatchObject({ code: 130 });
+  expect(performance.now() - stoppedAt).toBeLessThan(5_000);
+  expect(first.stderr()).toMatch(/same command goes on/);
+  expect(existsSync(place.output)).toBe(false);
+
+  await engine.setConfig({ latency_ms: 0 });
+  const second = await runCli(args, place.env);
+  expectSuccess(second);
+  expect(second.stderr).toMatch(/Going on/);
+  expect(summaryOf(second)).toMatchObject({ lines: 2_500, completed: 2_500 });
+  await expectOutput(place, input);
+  const { repeated, distinct_bodies: distinct } = await engine.counts();
+  expect({ repeated, distinct }).toEqual({ repeated: 0, distinct: 2_500 });
+  expect(await readdir(place.runs)).toEqual([]);
+});
+
+test('another input under the same output starts afresh', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 500 });
+  await using folder = await makeFolder();
+  const place = await prepare(folder, engine, makeInput(1_000, { name: 'old' }).text);
+  await using first = spawnCli([...place.args, '-c', '50'], place.env);
+  await until(async () => (await engine.counts()).requests > 60, { what: '60 requests' });
+  await first.kill('SIGINT');
+
+  const input = makeInput(30, { name: 'new' });
+  await writeFile(place.input, input.text);
+  await engine.setConfig({ latency_ms: 0 });
+  const second = await runCli(place.args, place.env);
+  expectSuccess(second);
+  expect(second.stderr).not.toMatch(/Going on/);
+  await expectOutput(place, input);
+});

@@ -1,0 +1,256 @@
+import { createHash, randomUUID } from 'node:crypto';
+import { tmpdir } from 'node:os';
+import { Readable } from 'node:stream';
+import { Dispatcher } from '../../src/dispatcher/dispatcher.ts';
+import type { DispatcherDeps, DispatchJob, TakenShard } from '../../src/dispatcher/dispatcher.ts';
+import type { Answer, PartRange } from '../../src/dispatcher/contract.ts';
+import { readPlan } from '../../src/dispatcher/read-plan.ts';
+import { readEntries } from '../../src/dispatcher/segments.ts';
+import type { Part, PartResult, SegmentInfo } from '../../src/dispatcher/segment-writer.ts';
+import { createUniqueIds } from '../../src/dispatcher/unique-ids.ts';
+import type { ShardPlan } from '../../src/domain/plan.ts';
+import { createEndpointRuntime } from '../../src/runtimes/endpoint.ts';
+import { clock } from '../../src/main/clock.ts';
+
+/** A shard as an in-memory ledger keeps it. */
+export interface LedgerShard {
+  plan: ShardPlan;
+  token: string;
+  done: Buffer;
+  left: number;
+  parts: PartRange[];
+  ok: number;
+  failed: number;
+}
+
+/** What stands in for Redis and storage: the same answers as the store's commit gives, in this process. */
+export interface Ledger {
+  readonly shards: Map<number, LedgerShard>;
+  /** How often each segment was stored; a segment is stored once. */
+  readonly puts: Map<string, number>;
+  readonly commits: { segment: string; parts: readonly Part[] }[];
+  /** Called before a segment is stored; may throw or wait. */
+  beforePut: () => Promise<void> | void;
+  /** Called before a commit; its answer, if any, is given instead. */
+  beforeCommit: (
+    parts: readonly Part[],
+  ) => Promise<readonly PartResult[] | void> | readonly PartResult[] | void;
+  /** Called after a commit; `undo` forgets it, as a failover to a late replica does. */
+  afterCommit: (undo: () => void) => void;
+  take(n: number): TakenShard;
+  /** All answers of accepted parts by line of the job; throws when a line has two, or a part is damaged. */
+  answers(): Promise<Map<number, Answer>>;
+  put: DispatcherDeps['putSegment'];
+  commit: DispatcherDeps['commit'];
+}
+
+function isSet(bits: Buffer, line: number): boolean {
+  return (((bits[line >> 3] ?? 0) >> (line & 7)) & 1) === 1;
+}
+
+function commitPart(shard: LedgerShard, segment: SegmentInfo, part: Part): PartResult {
+  const again = shard.parts.some((each) => each.segment === segment.id);
+  if (again) return { outcome: 'committed', left: shard.left };
+  if (shard.token !== part.token) return { outcome: 'stale' };
+  if (part.mask.some((byte, at) => (byte & (shard.done[at] ?? 0)) !== 0)) {
+    return { outcome: 'overlap', done: shard.done };
+  }
+  for (const [at, byte] of part.mask.entries()) shard.done[at] = (shard.done[at] ?? 0) | byte;
+  shard.left -= part.ok + part.failed;
+  shard.ok += part.ok;
+  shard.failed += part.failed;
+  const { offset, length, crc } = part;
+  shard.parts.push({ segment: segment.id, offset, length, crc });
+  return { outcome: 'committed', left: shard.left };
+}
+
+/** `keepBytes: false` forgets what is stored, for inputs that are larger than a test's memory. */
+function createLedger(plans: readonly ShardPlan[], { keepBytes = true } = {}): Ledger {
+  const segments = new Map<string, Buffer>();
+  const ledger: Ledger = {
+    shards: new Map(),
+    puts: new Map(),
+    commits: [],
+    beforePut() {},
+    beforeCommit() {},
+    afterCommit() {},
+    take(n) {
+      const shard = ledger.shards.get(n);
+      if (shard === undefined) throw new Error(`there is no shard ${n}`);
+      shard.token = randomUUID();
+      const { plan, token, done, left } = shard;
+      return { plan, token, done: Buffer.from(done), left };
+    },
+    async answers() {
+      const found = new Map<number, Answer>();
+      for (const { plan, parts, done } of ledger.shards.values()) {
+        for (const part of parts) {
+          const bytes = segments
+            .get(part.segment)
+            ?.subarray(part.offset, part.offset + part.length);
+          for await (const answer of readEntries(Readable.from([bytes]), part)) {
+            const line = plan.first + answer.line;
+            if (found.has(line)) throw new Error(`line ${line} is answered twice`);
+            if (!isSet(done, answer.line)) throw new Error(`line ${line} is not marked as done`);
+            found.set(line, answer);
+          }
+        }
+      }
+      return found;
+    },
+    async put(_job, id, chunks) {
+      await ledger.beforePut();
+      ledger.puts.set(id, (ledger.puts.get(id) ?? 0) + 1);
+      const hash = createHash('sha256');
+      let bytes = 0;
+      for (const chunk of chunks) {
+        hash.update(chunk);
+        bytes += chunk.length;
+      }
+      if (keepBytes) segments.set(id, Buffer.concat(chunks));
+      return { bytes, sha256: hash.digest('hex') };
+    },
+    async commit(_job, segment, parts) {
+      const instead = await ledger.beforeCommit(parts);
+      if (instead !== undefined) return instead;
+      const before = structuredClone([...ledger.shards]);
+      ledger.commits.push({ segment: segment.id, parts });
+      const results = parts.map((part): PartResult => {
+        const shard = ledger.shards.get(part.n);
+        return shard === undefined ? { outcome: 'stale' } : commitPart(shard, segment, part);
+      });
+      ledger.afterCommit(() => {
+        for (const [n, shard] of before) {
+          ledger.shards.set(n, { ...shard, done: Buffer.from(shard.done) });
+        }
+      });
+      return results;
+    },
+  };
+  for (const plan of plans) {
+    const done = Buffer.alloc(Math.ceil(plan.lines / 8));
+    const shard = { plan, token: '', done, left: plan.lines, parts: [], ok: 0, failed: 0 };
+    ledger.shards.set(plan.n, shard);
+  }
+  return ledger;
+}
+
+/** One request line of the batch format; `body` may be JSON text, which then goes in as it is. */
+export function requestLine(customId: string, body: string | object): string {
+  const text = typeof body === 'string' ? body : JSON.stringify(body);
+  const head = `{"custom_id":${JSON.stringify(customId)},"method":"POST"`;
+  return `${head},"url":"/v1/chat/completions","body":${text}}\n`;
+}
+
+/** `count` chat requests, each with a body of its own. */
+export function chatLines(count: number, more: Record<string, unknown> = {}): string {
+  return Array.from({ length: count }, (_, n) => {
+    const messages = [{ role: 'user', content: `question ${n}` }];
+    return requestLine(`line-${n}`, { model: 'sim-model', messages, ...more });
+  }).join('');
+}
+
+export interface DispatchWorldOptions {
+  engines: string[];
+  input: string;
+  cutLines?: number;
+  maxConcurrency?: number;
+  requestTimeout?: number;
+  /** How long a pause of the dispatcher lasts here, as a share of what it asked for. */
+  sleepScale?: number;
+  /** The same for timers, which close segments. */
+  timerScale?: number;
+  keepBytes?: boolean;
+  deps?: Partial<DispatcherDeps>;
+}
+
+/** A dispatcher with everything that it touches, but for the engines: those are the test's. */
+export interface DispatchWorld extends AsyncDisposable {
+  dispatcher: Dispatcher;
+  ledger: Ledger;
+  job: DispatchJob;
+  /** Base URLs that lines are sent to; a test may change them. */
+  engines: string[];
+  stop: AbortController;
+  abort: AbortController;
+  /** What `onRetry` and `onEngineDown` were told, and what was logged as an error. */
+  retries: string[];
+  downs: string[];
+  errors: string[];
+  run(n?: number): Promise<'done' | 'lost' | 'stopped'>;
+  runAll(): Promise<string[]>;
+}
+
+async function planOf(input: Buffer, lines: number): Promise<ShardPlan[]> {
+  const plans: ShardPlan[] = [];
+  const uniqueIds = createUniqueIds({ directory: tmpdir() });
+  const { errors } = await readPlan(Readable.from([input]), {
+    endpoint: '/v1/chat/completions',
+    cut: { lines, bytes: 8 * 1024 * 1024 },
+    maxLines: 1_000_000,
+    maxLineBytes: 10 * 1024 * 1024,
+    uniqueIds,
+    onShards: async (shards) => void plans.push(...shards),
+    signal: new AbortController().signal,
+  });
+  await uniqueIds.close();
+  if (errors.length > 0) throw new Error(`the test's input is bad: ${JSON.stringify(errors[0])}`);
+  return plans;
+}
+
+/** Plans the input and opens a dispatcher over an in-memory ledger; closing it cuts what is left. */
+export async function openDispatchWorld(options: DispatchWorldOptions): Promise<DispatchWorld> {
+  const { engines, requestTimeout = 10_000, sleepScale = 1, timerScale = 1 } = options;
+  const input = Buffer.from(options.input);
+  const plans = await planOf(input, options.cutLines ?? 1_000);
+  const ledger = createLedger(plans, { keepBytes: options.keepBytes ?? true });
+  const runtime = createEndpointRuntime({ engineApiKey: undefined, requestTimeout });
+  const [stop, abort] = [new AbortController(), new AbortController()];
+  const [retries, downs, errors]: string[][] = [[], [], []];
+  const dispatcher = new Dispatcher({
+    clock: {
+      ...clock,
+      sleep: (ms, signal) => clock.sleep(ms * sleepScale, signal),
+      after: (ms, task) => clock.after(ms * timerScale, task),
+    },
+    memoryBudget: 128 * 1024 * 1024,
+    maxResponseBytes: 64 * 1024 * 1024,
+    maxLineBytes: 10 * 1024 * 1024,
+    connect: (address) => runtime.connect(address),
+    openInput: async (_key, { start, end }) => Readable.from([input.subarray(start, end)]),
+    newSegmentId: () => randomUUID(),
+    putSegment: ledger.put,
+    commit: ledger.commit,
+    onRetry: (reason) => void retries?.push(reason),
+    onAnswered() {},
+    onEngineDown: (_address, reason) => void downs?.push(reason),
+    log: { warn() {}, error: (_fields, message) => void errors?.push(message) },
+    ...options.deps,
+  });
+  const job: DispatchJob = {
+    id: 'job_test',
+    endpoint: '/v1/chat/completions',
+    inputKey: 'files/test',
+    maxConcurrency: options.maxConcurrency ?? 64,
+    addresses: () => engines,
+  };
+  const signals = { stop: AbortSignal.any([stop.signal, abort.signal]), abort: abort.signal };
+  const run = async (n = 0) => dispatcher.run(ledger.take(n), job, signals);
+  return {
+    dispatcher,
+    ledger,
+    job,
+    engines,
+    stop,
+    abort,
+    retries: retries ?? [],
+    downs: downs ?? [],
+    errors: errors ?? [],
+    run,
+    runAll: async () => Promise.all([...ledger.shards.keys()].map(run)),
+    async [Symbol.asyncDispose]() {
+      abort.abort(new Error('the test is over'));
+      await dispatcher.close();
+    },
+  };
+}

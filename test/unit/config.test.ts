@@ -1,0 +1,181 @@
+import { describe, expect, test } from 'vitest';
+import { loadSettings } from '../../config/load.ts';
+import { SETTINGS } from '../../config/schema.ts';
+import type { SettingName } from '../../config/schema.ts';
+import { SluiceError } from '../../src/domain/errors.ts';
+
+/** The refusal of an environment; throws when it is not refused. */
+function refusal(environment: Record<string, string>): SluiceError {
+  try {
+    loadSettings(environment);
+  } catch (error) {
+    if (error instanceof SluiceError) return error;
+    throw error;
+  }
+  throw new Error(`${JSON.stringify(environment)} should have been refused`);
+}
+
+/** Values that each setting refuses, and a word of what it says is allowed; null: it takes any text. */
+const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
+  httpAddr: {
+    values: ['8080', 'localhost', '127.0.0.1:70000', '::1:80', 'host:', '[::1]'],
+    allowed: 'host:port',
+  },
+  dataDir: null,
+  redisUrl: {
+    values: [
+      'localhost:6379',
+      'http://localhost',
+      'redis://',
+      'redis+unix://relative',
+      'redis:// x',
+    ],
+    allowed: 'redis://',
+  },
+  storeUri: { values: ['sqlite:///x', 'postgres://db/x', '/tmp/x'], allowed: 'redis://' },
+  redisFsync: { values: ['no', 'ALWAYS'], allowed: 'always, everysec' },
+  roles: { values: ['api,wrker', 'all', 'api,,worker'], allowed: 'api, worker, sweeper' },
+  queues: { values: ['planing', 'planning;dispatch'], allowed: 'planning, provisioning' },
+  logLevel: { values: ['verbose', '3'], allowed: 'trace, debug' },
+  provisioner: { values: ['slurm', 'Static'], allowed: 'static' },
+  engineUrls: {
+    values: ['localhost:8000', 'ftp://host', 'http://a,b', 'http://host/?key=1', 'http://u:p@host'],
+    allowed: 'http(s) URLs',
+  },
+  engineApiKey: { values: ['two words', 'schlüssel'], allowed: 'printable ASCII' },
+  storageType: { values: ['local', 'FTP'], allowed: 'AUTO, LOCAL' },
+  maxFileBytes: {
+    values: ['0', '-1', '1MB', '1.5GiB', '512 MiB', '9007199254740993'],
+    allowed: 'MiB',
+  },
+  maxBatchFileBytes: { values: ['0', 'much'], allowed: 'MiB' },
+  maxBatchLines: { values: ['0', '1000000001', '1e3', '1.5'], allowed: 'from 1 to 1000000000' },
+  maxLineBytes: { values: ['1023', '10 MiB'], allowed: 'at least 1024' },
+  maxConcurrency: { values: ['0', '1025', '-1', 'many'], allowed: 'from 1 to 1024' },
+  memoryBudget: { values: ['15MiB', '16M'], allowed: 'at least 16777216' },
+  maxResponseBytes: { values: ['1000', '64MB'], allowed: 'at least 1024' },
+  requestTimeout: { values: ['99ms', '15', '1d', '600h', '-1s'], allowed: '500ms, 10s, 15m or 2h' },
+  shutdownGrace: { values: ['5', 'soon'], allowed: '500ms, 10s, 15m or 2h' },
+};
+
+const NAMES = Object.keys(SETTINGS) as SettingName[];
+
+describe('defaults', () => {
+  test('an empty environment gives every setting that has a default', () => {
+    const settings = loadSettings({});
+    const unset = NAMES.filter((name) => settings[name] === undefined);
+    expect(unset).toEqual(NAMES.filter((name) => SETTINGS[name].default === undefined));
+    expect(settings).toMatchObject({
+      httpAddr: { host: '127.0.0.1', port: 8080 },
+      engineUrls: [],
+      roles: ['api', 'worker', 'sweeper'],
+      memoryBudget: 128 * 1024 * 1024,
+      requestTimeout: 900_000,
+    });
+  });
+
+  test('a variable that is empty or blank counts as unset', () => {
+    const empty = Object.fromEntries(NAMES.map((name) => [SETTINGS[name].env, ' ']));
+    expect(loadSettings(empty)).toEqual(loadSettings({}));
+  });
+
+  test('every setting has a doc and a variable of its own', () => {
+    const variables = NAMES.map((name) => SETTINGS[name].env);
+    expect(new Set(variables).size).toBe(NAMES.length);
+    for (const name of NAMES) expect(SETTINGS[name].doc).toMatch(/^\w.*\.$/);
+  });
+});
+
+describe('values', () => {
+  const GOOD: [string, string, SettingName, unknown][] = [
+    ['HTTP_ADDR', '[::1]:80', 'httpAddr', { host: '::1', port: 80 }],
+    ['HTTP_ADDR', ':9000', 'httpAddr', { host: '0.0.0.0', port: 9_000 }],
+    ['REDIS_URL', 'rediss://user:pw@host:6380/2', 'redisUrl', 'rediss://user:pw@host:6380/2'],
+    ['REDIS_URL', 'redis+unix:///run/redis.sock', 'redisUrl', 'redis+unix:///run/redis.sock'],
+    ['ROLES', ' api , worker ', 'roles', ['api', 'worker']],
+    ['LOG_LEVEL', 'DEBUG', 'logLevel', 'debug'],
+    ['ENGINE_URLS', 'http://a:1/v1/, https://b/x/v1', 'engineUrls', ['http://a:1', 'https://b/x']],
+    ['MAX_FILE_BYTES', '2GiB', 'maxFileBytes', 2 ** 31],
+    ['MAX_FILE_BYTES', '1073741824', 'maxFileBytes', 2 ** 30],
+    ['SHUTDOWN_GRACE', '0ms', 'shutdownGrace', 0],
+    ['REQUEST_TIMEOUT', '2h', 'requestTimeout', 7_200_000],
+  ];
+  test.for(GOOD)('%s=%s', ([variable, value, name, parsed]) => {
+    expect(loadSettings({ [variable]: value })[name]).toEqual(parsed);
+  });
+
+  const cases = NAMES.flatMap((name) => {
+    const bad = BAD[name];
+    return (bad?.values ?? []).map((value) => ({ name, value, allowed: bad?.allowed ?? '' }));
+  });
+  test('there are bad values of every setting that has any', () => {
+    expect(Object.keys(BAD).toSorted()).toEqual(NAMES.toSorted());
+    expect(NAMES.filter((name) => BAD[name] === null)).toEqual(['dataDir']);
+  });
+
+  test.for(cases)('$name refuses $value', ({ name, value, allowed }) => {
+    const setting = SETTINGS[name];
+    const error = refusal({ [setting.env]: value });
+    expect(error).toMatchObject({ kind: 'InvalidInput', code: 'settings.invalid' });
+    expect(error.message).toMatch(/^One setting is wrong:\n {2}[A-Z]/);
+    expect(error.message).toContain(`${setting.env} must be`);
+    expect(error.message).toContain(allowed);
+    expect(error.message).toContain(setting.doc);
+  });
+
+  test('all problems are told at once', () => {
+    const error = refusal({ HTTP_ADDR: 'x', ROLES: 'y', MAX_CONCURRENCY: '0', LOG_LEVEL: 'info' });
+    expect(error.message).toContain('3 settings are wrong');
+    const named = [...error.message.matchAll(/^ {2}([A-Z_]+) /gm)].map((match) => match[1]);
+    expect(named).toEqual(['HTTP_ADDR', 'ROLES', 'MAX_CONCURRENCY']);
+    expect(error.message).toContain("got 'x'");
+  });
+
+  test('a store that is no Redis is refused with the mend', () => {
+    const { message } = refusal({ STORE_URI: 'sqlite:///x' });
+    expect(message).toContain('unset STORE_URI');
+    expect(message).toContain('REDIS_URL');
+  });
+});
+
+describe('secrets', () => {
+  const SECRETS: Record<string, string> = {
+    REDIS_URL: 'http://user:hunter2@host',
+    STORE_URI: 'postgres://user:hunter2@host/db',
+    ENGINE_API_KEY: 'hunter2 hunter2',
+    ENGINE_URLS: 'http://fine,http://user:hunter2@host',
+  };
+  test.for(Object.entries(SECRETS))('%s is not repeated', ([variable, value]) => {
+    const { message } = refusal({ [variable]: value });
+    expect(message).toContain(variable);
+    expect(message).not.toContain('hunter2');
+  });
+
+  test('nor is a key in a query', () => {
+    expect(refusal({ ENGINE_URLS: 'http://host/?key=hunter2' }).message).not.toContain('hunter2');
+  });
+});
+
+describe('conflicts', () => {
+  const CONFLICTS: [Record<string, string>, string][] = [
+    [
+      { MAX_RESPONSE_BYTES: '20MiB', MEMORY_BUDGET: '16MiB', MAX_LINE_BYTES: '1MiB' },
+      'MAX_RESPONSE_BYTES',
+    ],
+    [
+      { MAX_LINE_BYTES: '9MiB', MEMORY_BUDGET: '16MiB', MAX_RESPONSE_BYTES: '1MiB' },
+      'MAX_LINE_BYTES',
+    ],
+    [{ MAX_BATCH_FILE_BYTES: '2GiB' }, 'MAX_BATCH_FILE_BYTES'],
+  ];
+  test.for(CONFLICTS)('%o', ([environment, variable]) => {
+    const { message } = refusal(environment);
+    expect(message).toMatch(/^One setting is wrong/);
+    expect(message).toContain(variable);
+  });
+
+  test('all of them are told at once', () => {
+    const { message } = refusal({ MEMORY_BUDGET: '16MiB', MAX_BATCH_FILE_BYTES: '2GiB' });
+    expect(message).toContain('3 settings are wrong');
+  });
+});
