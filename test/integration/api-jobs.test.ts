@@ -257,6 +257,7 @@ describe('the Job message', () => {
       'queued',
       'resource_preparing',
       'submitting',
+      'scheduling',
       'in_progress',
       'resource_preparing',
     ]);
