@@ -261,7 +261,7 @@ describe('the Job message', () => {
       'in_progress',
       'resource_preparing',
     ]);
-    expect(new Set(job.events.map((event) => event.id)).size).toBe(5);
+    expect(new Set(job.events.map((event) => event.id)).size).toBe(6);
   });
 
   test('shows the provision in use, or else the last one', async () => {
