@@ -109,7 +109,7 @@ const address = v.pipe(
 export const ROLES = ['api', 'worker', 'sweeper'] as const;
 export type Role = (typeof ROLES)[number];
 
-/** Every setting that has an effect; the one reader of the environment is load.ts. */
+/** Every setting; the one reader of the environment is load.ts. */
 export const SETTINGS = {
   httpAddr: {
     doc: 'Where the API listens. There is no authentication yet: keep it on loopback.',

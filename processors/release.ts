@@ -59,7 +59,10 @@ const UNDONE = {
   submit_failed: { code: 'batch_failed', message: 'No engine could be started for this request.' },
 } as const satisfies Record<Outcome, { code: string; message: string }>;
 
-/** Waits for storage as long as it takes, and says so: nothing is paid for meanwhile. */
+/**
+ * Tries as long as it takes, and says so: nothing is paid for meanwhile. Also where a segment is damaged or gone, since
+ * it may still be put back by hand.
+ */
 async function finalize(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Verdict> {
   try {
     await writeFiles(job, signal, deps);
@@ -94,28 +97,23 @@ async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSign
   const anyError = job.lines > job.completed;
   const output = await openSink(job, 'output', job.completed > 0, signal, deps);
   const error = await openSink(job, 'error', anyError, signal, deps);
-  const assembling = deps.assemble(
-    {
-      shards: deps.store.shards.accepted(job.id, 0, job.shards),
-      openPart: ({ segment, offset, length }) =>
-        deps.storage.get(segmentKey(job.id, segment), { start: offset, end: offset + length }),
-      openInput: (range) => deps.storage.get(fileKey(job.input), range),
-    },
-    { output: output.sink, error: error.sink },
-    { jobId: job.id, undone: UNDONE[outcome] },
-  );
   try {
-    const counts = await assembling;
-    output.sink.end();
-    error.sink.end();
+    const counts = await deps.assemble(
+      {
+        shards: deps.store.shards.accepted(job.id, 0, job.shards),
+        openPart: ({ segment, offset, length }) =>
+          deps.storage.get(segmentKey(job.id, segment), { start: offset, end: offset + length }),
+        openInput: (range) => deps.storage.get(fileKey(job.input), range),
+      },
+      { output: output.sink, error: error.sink },
+      { jobId: job.id, undone: UNDONE[outcome] },
+    );
     const [outputFile, errorFile] = await Promise.all([output.file, error.file]);
     return { ...counts, outputFile, errorFile };
-  } catch (error_) {
-    const reason = error_ instanceof Error ? error_ : new Error(String(error_));
-    output.sink.destroy(reason);
-    error.sink.destroy(reason);
+  } catch (failure) {
+    // No file may still be written when the next try begins.
     await Promise.allSettled([output.file, error.file]);
-    throw error_;
+    throw failure;
   }
 }
 

@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { Processor, Verdict } from '../queues/worker.ts';
 import { wantsEngines } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
-import { PROVISION } from '../src/domain/provision.ts';
+import { isReleased, PROVISION } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Look } from '../src/runtimes/contract.ts';
 import type { Deps } from './deps.ts';
@@ -27,7 +27,7 @@ export const submission: Processor<Deps> = async ({ id, wake, signal }, deps) =>
   }
   const look = await lookAt(provision, job, signal, deps);
   return provision.state === 'starting'
-    ? whileStarting(provision, job, look, deps)
+    ? whileStarting(provision, job, look, signal, deps)
     : whileServing(provision, look, deps);
 };
 
@@ -47,6 +47,7 @@ async function whileStarting(
   provision: ProvisionRecord,
   job: JobRecord,
   look: Look,
+  signal: AbortSignal,
   deps: Deps,
 ): Promise<Verdict> {
   if (look.is === 'healthy') {
@@ -63,7 +64,11 @@ async function whileStarting(
     );
   }
   const waited = deps.now() - (provision.enteredAt.starting ?? provision.createdAt);
-  if (look.is === 'unfit' && waited > UNFIT_GRACE_MS && (await isLastHope(provision, deps))) {
+  if (
+    look.is === 'unfit' &&
+    waited > UNFIT_GRACE_MS &&
+    (await isLastHope(provision, job, signal, deps))
+  ) {
     const { reason } = look;
     const event = 'No engine can serve this batch.';
     const errors = [{ code: 'engine_unfit', message: reason, line: null, param: null }];
@@ -73,9 +78,19 @@ async function whileStarting(
   return { againInMs: LOOK_WHILE_STARTING_MS };
 }
 
-async function isLastHope(provision: ProvisionRecord, deps: Deps): Promise<boolean> {
-  const all = await deps.store.provisions.ofJob(provision.job);
-  return !all.some(({ state }) => state === 'serving');
+/** Whether every other engine of the job answers and is unfit, too; one that is still loading may be the right one. */
+async function isLastHope(
+  { id }: ProvisionRecord,
+  job: JobRecord,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<boolean> {
+  const all = await deps.store.provisions.ofJob(job.id);
+  const others = all.filter((each) => each.id !== id && !isReleased(each.state));
+  const looks = await Promise.all(
+    others.map(({ address }) => deps.runtime.look(address, job.models, signal)),
+  );
+  return looks.every((look) => look.is === 'unfit');
 }
 
 async function whileServing(provision: ProvisionRecord, look: Look, deps: Deps): Promise<Verdict> {

@@ -1,5 +1,6 @@
-import { shardEntity } from '../queues/catalog.ts';
-import type { Delivery, Queues } from '../queues/queues.ts';
+import { deliveryId, shardEntity } from '../queues/catalog.ts';
+import type { Delivery } from '../queues/catalog.ts';
+import type { Queues } from '../queues/queues.ts';
 import { isFinal, JOB } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { PROVISION } from '../src/domain/provision.ts';
@@ -146,7 +147,7 @@ function createMissing(deps: Pick<SweepDeps, 'isLive' | 'now'>): Missing {
   const since = new Map<string, number>();
   return {
     async isLost(delivery) {
-      const name = `${delivery.queue}.${delivery.entity}.${delivery.wake}`;
+      const name = deliveryId(delivery);
       if (await deps.isLive(delivery)) {
         since.delete(name);
         return false;

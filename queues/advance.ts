@@ -1,6 +1,6 @@
 import { permanent } from '../src/domain/errors.ts';
 import type { QueueName } from '../src/domain/job.ts';
-import type { Delivery } from './queues.ts';
+import type { Delivery } from './catalog.ts';
 
 type Table<S extends string> = Readonly<Record<S, { queue: QueueName | null; next: readonly S[] }>>;
 

@@ -9,30 +9,25 @@ export const payload = v.strictObject({
 export type Payload = v.InferOutput<typeof payload>;
 
 export interface QueueSpec {
-  payload: typeof payload;
   /** Deliveries worked on at once in one process. */
   concurrency: number;
-  /** Priority of a delivery; 0 goes before any other. */
-  priority: (entity: string) => number;
+  /** Priority of a delivery; 0, where it is not said, goes before any other. */
+  priority?: (entity: string) => number;
 }
 
-function first(): number {
-  return 0;
-}
-
-/** Assembling a file may take minutes; a machine that waits to be given back costs money and goes first. */
+/** Assembling a file may take minutes; what waits to be given back goes first. */
 function provisionsFirst(entity: string): number {
   return entity.startsWith('job_') ? 1 : 0;
 }
 
 /** The five queues. `dispatch` holds shards only; its concurrency follows the room at the engines. */
-export const QUEUES = {
-  planning: { payload, concurrency: 10, priority: first },
-  provisioning: { payload, concurrency: 50, priority: first },
-  submission: { payload, concurrency: 50, priority: first },
-  dispatch: { payload, concurrency: 1, priority: first },
-  release: { payload, concurrency: 10, priority: provisionsFirst },
-} as const satisfies Record<QueueName, QueueSpec>;
+export const QUEUES: Readonly<Record<QueueName, QueueSpec>> = {
+  planning: { concurrency: 10 },
+  provisioning: { concurrency: 50 },
+  submission: { concurrency: 50 },
+  dispatch: { concurrency: 1 },
+  release: { concurrency: 10, priority: provisionsFirst },
+};
 
 /**
  * A dead worker's delivery is taken over within lock plus stalled check. BullMQ renews a lock at half its renew time,
@@ -40,8 +35,15 @@ export const QUEUES = {
  */
 export const LOCK = { durationMs: 6_000, renewMs: 3_000, stalledCheckMs: 2_000 } as const;
 
+/** A record that is to be worked on, under the wake that it was scheduled with. */
+export interface Delivery {
+  queue: QueueName;
+  entity: string;
+  wake: number;
+}
+
 /** Name of a delivery: BullMQ refuses `:` in ids and adds an id that is there only once. */
-export function deliveryId(queue: QueueName, entity: string, wake: number): string {
+export function deliveryId({ queue, entity, wake }: Delivery): string {
   return `${entity}.${queue}.${wake}`;
 }
 

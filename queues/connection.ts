@@ -25,6 +25,8 @@ export function redisTarget(url: string): RedisTarget {
   };
 }
 
+const IMPATIENCE_MS = 10_000;
+
 /**
  * Opens a connection that reconnects for ever. `patient` ones (workers) wait for Redis however long it is away;
  * the others give a command up after two reconnects, so that an HTTP request is answered.
@@ -38,6 +40,8 @@ export function connectRedis(
     maxRetriesPerRequest: patient ? null : 2,
     retryStrategy: (attempt) => Math.min(50 * attempt, 1_000),
     enableAutoPipelining: true,
+    // A host that vanished breaks no connection: only a time-out ends the wait.
+    ...(patient ? {} : { commandTimeout: IMPATIENCE_MS }),
   });
   redis.on('error', onError);
   return redis;

@@ -3,16 +3,10 @@ import type { Redis } from 'ioredis';
 import type { QueueName } from '../src/domain/job.ts';
 import { QUEUE_NAMES } from '../src/domain/job.ts';
 import { deliveryId, QUEUES } from './catalog.ts';
-import type { Payload } from './catalog.ts';
+import type { Delivery, Payload } from './catalog.ts';
 
 /** Retries of a delivery never run out: what a job ends as is the record's to say, not the queue's. */
 const ATTEMPTS = 1_000_000;
-
-export interface Delivery {
-  queue: QueueName;
-  entity: string;
-  wake: number;
-}
 
 export interface Queues {
   /** Adds a delivery; one of the same queue, entity and wake that is there already is left alone. */
@@ -57,15 +51,17 @@ export function createQueues(
   } satisfies Record<QueueName, Queue<Payload>>;
   return {
     all: QUEUE_NAMES.map((name) => queues[name]),
-    async add({ queue, entity, wake }) {
+    async add(delivery) {
+      const { queue, entity, wake } = delivery;
+      const priority = QUEUES[queue].priority?.(entity) ?? 0;
       await queues[queue].add(
         queue,
         { id: entity, wake },
-        { jobId: deliveryId(queue, entity, wake), priority: QUEUES[queue].priority(entity) },
+        { jobId: deliveryId(delivery), priority },
       );
     },
-    async isLive({ queue, entity, wake }) {
-      const state = await queues[queue].getJobState(deliveryId(queue, entity, wake));
+    async isLive(delivery) {
+      const state = await queues[delivery.queue].getJobState(deliveryId(delivery));
       return state !== 'unknown' && state !== 'completed' && state !== 'failed';
     },
     async close() {

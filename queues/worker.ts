@@ -4,7 +4,7 @@ import * as v from 'valibot';
 import type { Redis } from 'ioredis';
 import { describeError, queueAction, SluiceError } from '../src/domain/errors.ts';
 import type { QueueName } from '../src/domain/job.ts';
-import { LOCK, QUEUES } from './catalog.ts';
+import { LOCK, payload, QUEUES } from './catalog.ts';
 import type { Payload } from './catalog.ts';
 import { queuePrefix } from './queues.ts';
 
@@ -118,7 +118,7 @@ async function work<Deps>(
       ...(error === undefined ? {} : { error }),
     });
   }
-  const parsed = v.safeParse(QUEUES[queue].payload, job.data);
+  const parsed = v.safeParse(payload, job.data);
   if (!parsed.success) {
     const reason = `invalid ${queue} payload: ${v.summarize(parsed.issues)}`;
     report('fail', new Error(reason));

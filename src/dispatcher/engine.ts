@@ -1,5 +1,5 @@
 import type { Dispatcher } from 'undici';
-import { describeError } from '../domain/errors.ts';
+import { describeError, errorCode } from '../domain/errors.ts';
 import { createBreaker } from './breaker.ts';
 import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
@@ -109,7 +109,7 @@ export function createEngine(options: EngineOptions): Engine {
 /** The line's owner is told what happened, not where: addresses of machines are no business of the output file's. */
 function transportError(error: unknown): TransportError {
   const name = error instanceof Error ? error.name : 'Error';
-  const code = error instanceof Error && 'code' in error ? String(error.code) : name;
+  const code = errorCode(error) || name;
   return /timeout/i.test(name) || code.includes('TIMEOUT')
     ? new TransportError('engine_timeout', `The engine did not answer in time (${code}).`, error)
     : new TransportError(

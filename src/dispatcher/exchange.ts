@@ -1,5 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Dispatcher } from 'undici';
+import { toError } from '../domain/errors.ts';
 import type { Budget } from './budget.ts';
 import { onAbort } from './on-abort.ts';
 
@@ -117,7 +118,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     if (!this.#end()) return;
     this.#limits.budget.remove(this.#length);
     this.#chunks.length = 0;
-    this.#controller?.abort(error instanceof Error ? error : new Error(String(error)));
+    this.#controller?.abort(toError(error));
     this.#reject(error);
   }
 

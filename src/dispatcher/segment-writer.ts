@@ -179,9 +179,8 @@ export class SegmentWriter {
     const groups = [...answersOf];
     try {
       const encoded = encodeSegment(
-        groups.map(([{ shard, token }, all]) => ({
+        groups.map(([{ shard }, all]) => ({
           shard,
-          token,
           answers: all.map(({ answer }) => answer),
         })),
       );

@@ -13,29 +13,20 @@ const KINDS = ['output', 'error'] as const satisfies readonly Answer['kind'][];
 /** What one holder of a shard has to store: its answers in any order, each line once. */
 export interface SegmentGroup {
   shard: number;
-  /** The holder's token. */
-  token: string;
   answers: readonly Answer[];
 }
 
-/** Where a group lies in the encoded segment, and what a commit says of it. */
+/** Where a group lies in the encoded segment. */
 export interface SegmentPart {
   shard: number;
-  token: string;
   offset: number;
   length: number;
   crc: number;
-  /** Lines within the shard, ascending. */
-  lines: number[];
-  /** How many of them are in the output and in the error file. */
-  completed: number;
-  failed: number;
 }
 
 export interface EncodedSegment {
   /** The segment as chunks: headers and the answers' own buffers, nothing copied. */
   bytes: Buffer[];
-  length: number;
   parts: SegmentPart[];
 }
 
@@ -49,24 +40,20 @@ function writeHeader(headers: Buffer, at: number, answer: Answer): Buffer {
 function encodePart(group: SegmentGroup, offset: number, bytes: Buffer[]): SegmentPart {
   const answers = group.answers.toSorted((a, b) => a.line - b.line);
   const headers = Buffer.allocUnsafe(answers.length * HEADER_BYTES);
-  const lines: number[] = [];
+  let last = -1;
   let crc = 0;
   let length = 0;
-  let completed = 0;
   for (const [n, answer] of answers.entries()) {
-    if (answer.line === lines.at(-1)) {
+    if (answer.line === last) {
       throw new Error(`line ${answer.line} of shard ${group.shard} is twice in one segment`);
     }
     const header = writeHeader(headers, n * HEADER_BYTES, answer);
     bytes.push(header, answer.bytes);
     crc = crc32(answer.bytes, crc32(header, crc));
     length += HEADER_BYTES + answer.bytes.length;
-    lines.push(answer.line);
-    if (answer.kind === 'output') completed += 1;
+    last = answer.line;
   }
-  const failed = lines.length - completed;
-  const { shard, token } = group;
-  return { shard, token, offset, length, crc, lines, completed, failed };
+  return { shard: group.shard, offset, length, crc };
 }
 
 /** Lays out one segment: a part a group, in the groups' order; a group without answers has none. */
@@ -80,7 +67,7 @@ export function encodeSegment(groups: readonly SegmentGroup[]): EncodedSegment {
     parts.push(part);
     length += part.length;
   }
-  return { bytes, length, parts };
+  return { bytes, parts };
 }
 
 /** The error for a part that is not what its commit said: no retry mends it. */

@@ -26,7 +26,10 @@ export interface ErrorDetails {
   cause?: unknown;
 }
 
-/** An error that says what to do about it. `code` is stable and dotted; `message` is for people. */
+/**
+ * An error that says what to do about it. `code` is stable: dotted inside (`store.damaged_record`), in OpenAI's style
+ * where its users see it. `message` is for people.
+ */
 export class SluiceError extends Error {
   readonly kind: ErrorKind;
   readonly code: string;
@@ -92,10 +95,20 @@ export function permanent(code: string, message: string, details?: ErrorDetails)
   return new SluiceError('Permanent', code, message, details);
 }
 
+/** `code` of a system error; empty for anything else. */
+export function errorCode(error: unknown): string {
+  return error instanceof Error && 'code' in error ? String(error.code) : '';
+}
+
+/** What was thrown as an Error, for streams and listeners that take nothing else. */
+export function toError(thrown: unknown): Error {
+  return thrown instanceof Error ? thrown : new Error(String(thrown));
+}
+
 /** The text of anything that was thrown, with the codes of its causes (`fetch failed` alone helps nobody). */
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
-  const code = 'code' in error && typeof error.code === 'string' ? error.code : '';
+  const code = errorCode(error);
   const own = error.message === '' ? code || error.name : error.message;
   const text = code !== '' && !own.includes(code) ? `${own} (${code})` : own;
   return error.cause === undefined ? text : `${text}: ${describeError(error.cause)}`;

@@ -14,7 +14,7 @@ export interface ShardPlan {
 /** A shard is cut after this many lines or bytes, whichever comes first, and has at least one line. */
 export const SHARD_CUT = { lines: 1_000, bytes: 8 * 1024 * 1024 } as const;
 
-/** More errors than this help nobody; the last entry says how many more there were. */
+/** More errors than this help nobody; the last entry says that there are more. */
 export const MAX_REPORTED_ERRORS = 100;
 
 /** A job may name this many models; an engine must serve them all. */

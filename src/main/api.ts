@@ -3,7 +3,7 @@ import type { AddressInfo } from 'node:net';
 import { createAdaptorServer } from '@hono/node-server';
 import { stopJob } from '../../processors/settle.ts';
 import { createApp } from '../api/app.ts';
-import { describeError, invalidInput, notFound, permanent } from '../domain/errors.ts';
+import { describeError, errorCode, invalidInput, notFound, permanent } from '../domain/errors.ts';
 import type { NewJob } from '../store/jobs.ts';
 import type { System } from './system.ts';
 import { settleDeps } from './worker.ts';
@@ -125,9 +125,8 @@ async function listen(server: Server, host: string, port: number): Promise<void>
     await promise;
   } catch (error) {
     const where = `${host}:${port}`;
-    const code = error instanceof Error && 'code' in error ? error.code : '';
     const mend = 'set HTTP_ADDR to another one';
-    if (code === 'EADDRINUSE') {
+    if (errorCode(error) === 'EADDRINUSE') {
       throw permanent(
         'http.address_in_use',
         `${where} is in use by another program: stop it, or ${mend}.`,

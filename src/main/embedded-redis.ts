@@ -5,13 +5,14 @@ import { join, resolve as resolvePath } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 
+import { permanent, toError, transient } from '../domain/errors.ts';
 import { boundLog, prepareRedisFolder, sizeOf, tailOf } from './redis-folder.ts';
 import type { Fsync, RedisFolder, RedisStatus } from './redis-folder.ts';
 import { findRedisProgram, REDIS_MISSING } from './redis-program.ts';
 
 /** This process's share of the Redis that belongs to a DATA_DIR. */
 export interface EmbeddedRedis {
-  /** For people and logs: `redis+unix:///path/redis.sock`. Clients connect to `socket`. */
+  /** For clients, people and logs: `redis+unix:///path/redis.sock`. */
   url: string;
   /** Absolute path of Redis's unix socket (`path` in ioredis); it stays the same for the run. */
   socket: string;
@@ -78,7 +79,7 @@ function holdShare(folder: RedisFolder, options: EmbeddedRedisOptions): Share {
   function learn(status: RedisStatus): void {
     if (status.state === 'failed') {
       options.log({ reason: status.reason }, 'embedded Redis does not stay up');
-      fail(new Error(status.reason));
+      fail(permanent('redis.failed', status.reason));
     } else if (status.state === 'starting') {
       options.log({ dataDir: options.dataDir }, 'embedded Redis is starting');
     } else {
@@ -95,7 +96,7 @@ function holdShare(folder: RedisFolder, options: EmbeddedRedisOptions): Share {
         await readStatuses(keeper, learn, closing.signal);
       } catch (error) {
         if (closing.signal.aborted) return;
-        fail(error instanceof Error ? error : new Error(String(error)));
+        fail(toError(error));
         await delay(RETRY_MS, undefined, { signal: closing.signal }).catch(() => null); // closing
       }
     }
@@ -132,7 +133,8 @@ async function reachKeeper(
     signal.throwIfAborted();
     if (failure) throw failure;
     if (performance.now() > deadline) {
-      throw new Error(`the keeper of the embedded Redis does not answer: ${folder.keeperLog}`);
+      const message = `The keeper of the embedded Redis does not answer; its log is ${folder.keeperLog}`;
+      throw transient('redis.no_keeper', message);
     }
     if (performance.now() > nextStart) {
       nextStart = performance.now() + RESTART_KEEPER_MS;
@@ -155,7 +157,7 @@ async function startKeeper(
   fail: (error: Error) => void,
 ): Promise<void> {
   const program = findRedisProgram();
-  if (!program) throw new Error(REDIS_MISSING);
+  if (!program) throw permanent('redis.missing', REDIS_MISSING);
   await boundLog(folder.keeperLog);
   const logStart = await sizeOf(folder.keeperLog);
   const output = openSync(folder.keeperLog, 'a', 0o600);

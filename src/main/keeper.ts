@@ -9,11 +9,11 @@
  */
 import { rm, rmdir } from 'node:fs/promises';
 import { connect, createServer, type Socket } from 'node:net';
-import { DatabaseSync } from 'node:sqlite';
 import { setTimeout as delay } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 
 import { prepareRedisFolder, type RedisFolder, type RedisStatus } from './redis-folder.ts';
+import { tryLock } from './process-lock.ts';
 import { superviseRedis } from './redis-supervisor.ts';
 
 const IDLE_MS = 1_000;
@@ -21,23 +21,6 @@ const LOCK_WAIT_MS = 15_000;
 
 function log(message: string): void {
   console.log(`${new Date().toISOString()} keeper ${process.pid}: ${message}`);
-}
-
-/**
- * A lock that the kernel takes back when this process dies: SQLite's lock on an empty database.
- * A pid file or a socket that is taken over when stale cannot be had without a race.
- */
-function tryLock(path: string): DatabaseSync | null {
-  const database = new DatabaseSync(path, { timeout: 0 });
-  try {
-    database.exec('BEGIN EXCLUSIVE');
-    return database;
-  } catch (error) {
-    database.close();
-    const busy = error instanceof Error && error.message.includes('locked');
-    if (busy) return null;
-    throw error;
-  }
 }
 
 function isServed(socketPath: string): Promise<boolean> {
@@ -51,7 +34,7 @@ function isServed(socketPath: string): Promise<boolean> {
 }
 
 /** Waits while another keeper stops; null means that another one serves the folder. */
-async function acquireLock(folder: RedisFolder): Promise<DatabaseSync | null> {
+async function acquireLock(folder: RedisFolder): Promise<{ release(): void } | null> {
   const deadline = performance.now() + LOCK_WAIT_MS;
   for (;;) {
     const lock = tryLock(folder.lock);
@@ -136,7 +119,7 @@ async function keep(): Promise<void> {
   await redis.stop();
   log('stopped');
   if (folder.socketFolder) await rmdir(folder.socketFolder).catch(log); // refilled by a new user
-  lock.close();
+  lock.release();
 }
 
 await keep();

@@ -3,6 +3,8 @@ import { access, constants, lstat, mkdir, open, realpath, stat, truncate } from 
 import { join } from 'node:path';
 
 /** Where the embedded Redis of one DATA_DIR keeps its files; all paths are absolute. */
+import { permanent } from '../domain/errors.ts';
+
 export interface RedisFolder {
   /** DATA_DIR/redis, private to the user: the append-only file, the logs and the lock. */
   folder: string;
@@ -58,10 +60,8 @@ async function createFolder(dataDir: string): Promise<string> {
     await access(real, constants.W_OK | constants.X_OK);
     return real;
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new Error(`DATA_DIR ${dataDir} cannot be written (${reason}): set DATA_DIR elsewhere`, {
-      cause: error,
-    });
+    const message = `DATA_DIR ${dataDir} cannot be written, set it elsewhere`;
+    throw permanent('data_dir.not_writable', message, { cause: error });
   }
 }
 
@@ -74,7 +74,7 @@ async function createSocketFolder(folder: string): Promise<string> {
   const found = await lstat(path);
   // /tmp is everybody's: a folder laid there by another user could serve a false Redis.
   if (!found.isDirectory() || found.uid !== uid || (found.mode & 0o077) !== 0) {
-    throw new Error(`${path} is not a private folder of this user: remove it`);
+    throw permanent('redis.folder', `${path} is not a private folder of this user: remove it`);
   }
   return path;
 }

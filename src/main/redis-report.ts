@@ -16,13 +16,13 @@ export async function reportRedis(redis: Redis, settings: Settings, log: Logger)
     const [, appendonly] = await redis.config('GET', 'appendonly');
     const [, appendfsync] = await redis.config('GET', 'appendfsync');
     const [, policy] = await redis.config('GET', 'maxmemory-policy');
-    const safe = appendonly === 'yes' && policy === 'noeviction';
+    const safe = appendonly === 'yes' && appendfsync === 'always' && policy === 'noeviction';
     const fields = { appendonly, appendfsync, policy };
     if (safe) log.info(fields, 'Redis keeps what it acknowledges');
     else
       log.warn(
         fields,
-        'Redis may lose records: it wants appendonly yes and maxmemory-policy noeviction',
+        'Redis may lose what it acknowledges: it wants appendonly yes, appendfsync always and maxmemory-policy noeviction',
       );
   } catch (error) {
     log.warn({ reason: describeError(error) }, 'Redis does not say how durable it is');

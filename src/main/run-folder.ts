@@ -1,9 +1,9 @@
 import { createHash } from 'node:crypto';
-import { mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import { DatabaseSync } from 'node:sqlite';
 import * as v from 'valibot';
-import { invalidInput } from '../domain/errors.ts';
+import { errorCode, invalidInput } from '../domain/errors.ts';
+import { tryLock } from './process-lock.ts';
 
 const noteSchema = v.object({ input: v.string(), batchId: v.string() });
 
@@ -19,39 +19,46 @@ export interface RunFolder {
 }
 
 /**
- * Opens the folder of this pair of input and output. What an earlier run of another content left is removed.
+ * Opens the folder of this output. What an earlier run of another input left in it is removed.
  * Refuses with `run.busy` (InvalidInput) while another process writes the same output.
  */
 export async function openRunFolder(
   dataDir: string,
   { input, output }: { input: string; output: string },
 ): Promise<RunFolder> {
-  const name = createHash('sha256')
-    .update(`${resolve(input)}\n${resolve(output)}`)
-    .digest('hex');
+  const name = createHash('sha256').update(resolve(output)).digest('hex');
   const runs = join(resolve(dataDir), 'runs');
   const path = join(runs, name.slice(0, 16));
   await mkdir(runs, { recursive: true });
-  const unlock = lock(`${path}.lock`, output);
+  const lock = tryLock(`${path}.lock`);
+  if (lock === null) {
+    const mend = 'wait for it, or name another --output';
+    throw invalidInput('run.busy', `Another run is writing ${output}: ${mend}.`);
+  }
   try {
     const { size, mtimeMs } = await stat(input);
-    const content = `${size} bytes of ${mtimeMs}`;
+    const content = `${resolve(input)}, ${size} bytes of ${mtimeMs}`;
     const batchId = await recall(path, content);
     if (batchId === null) await rm(path, { recursive: true, force: true });
     await mkdir(path, { recursive: true });
     return {
       path,
       batchId,
-      remember: (id) =>
-        writeFile(join(path, 'run.json'), JSON.stringify({ input: content, batchId: id })),
+      async remember(id) {
+        if (id === batchId) return;
+        const note = join(path, 'run.json');
+        await writeFile(`${note}.partial`, JSON.stringify({ input: content, batchId: id }));
+        // In one step: a note cut short would throw the whole run away.
+        await rename(`${note}.partial`, note);
+      },
       async close(done) {
         if (done) await rm(path, { recursive: true, force: true, maxRetries: 5 });
         if (done) await rm(`${path}.lock`, { force: true });
-        unlock();
+        lock.release();
       },
     };
   } catch (error) {
-    unlock();
+    lock.release();
     throw error;
   }
 }
@@ -60,26 +67,10 @@ async function recall(path: string, content: string): Promise<string | null> {
   let text: string;
   try {
     text = await readFile(join(path, 'run.json'), 'utf8');
-  } catch {
-    return null; // no run, or none that got as far as a batch
+  } catch (error) {
+    if (errorCode(error) === 'ENOENT') return null; // no run, or none that got as far as a batch
+    throw error;
   }
   const note = v.safeParse(v.pipe(v.string(), v.parseJson(), noteSchema), text);
   return note.success && note.output.input === content ? note.output.batchId : null;
-}
-
-/** A lock that the kernel takes back when this process dies: SQLite's on an empty database. */
-function lock(path: string, output: string): () => void {
-  const database = new DatabaseSync(path, { timeout: 0 });
-  try {
-    database.exec('BEGIN EXCLUSIVE');
-  } catch (error) {
-    database.close();
-    const busy = error instanceof Error && error.message.includes('locked');
-    if (!busy) throw error;
-    throw invalidInput(
-      'run.busy',
-      `Another run is writing ${output}: wait for it, or name another --output.`,
-    );
-  }
-  return () => database.close();
 }

@@ -9,8 +9,9 @@ const LAST_RESORT_MS = 10_000;
 /** `sluice start`: runs the roles of `ROLES` until SIGTERM or Ctrl-C. */
 export async function serve(settings: Settings): Promise<void> {
   const log = createLogger({ level: settings.logLevel });
-  const stopped = untilStopped();
   const server = await startServer({ settings, log });
+  // Until here nothing is in hand: a signal's own effect was the right one.
+  const stopped = untilStopped();
   if (server.url !== null) {
     log.info({ url: server.url, roles: settings.roles, dataDir: settings.dataDir }, 'Sluice is up');
     if (process.stdout.isTTY) console.log(`Sluice is up at ${server.url} (Ctrl-C stops it)`);

@@ -7,7 +7,7 @@ import { startWorkers } from './worker.ts';
 export interface RunningServer {
   /** Where the API answers; null without the role. */
   url: string | null;
-  /** Storage's and queues' common name, for a run of its own. */
+  /** Lines in flight in this process; 0 without the worker's role. */
   inFlight(): number;
   /** Stops cleanly: no new work, a grace for what is in hand, shards given back. */
   close(): Promise<void>;

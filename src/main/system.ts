@@ -101,7 +101,7 @@ async function openRedis(
     });
     closers.push(() => embedded.close());
     embedded.onFailure((error) => log.error({ err: error }, 'the embedded Redis does not run'));
-    queues = `redis+unix://${encodeURI(embedded.socket)}`;
+    queues = embedded.url;
   }
   return { queues, store: settings.storeUri ?? queues };
 }

@@ -16,7 +16,7 @@ export interface Metrics {
   render(): Promise<{ contentType: string; body: string }>;
 }
 
-/** Makes a process's own registry; `beforeRender` refreshes what is only read when somebody asks. */
+/** Makes a process's own registry. */
 export function createMetrics(): Metrics {
   const registry = new Registry();
   const registers = [registry];

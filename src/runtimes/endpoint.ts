@@ -11,20 +11,24 @@ const modelList = v.object({ data: v.array(v.object({ id: v.string() })) });
 
 interface EndpointOptions {
   engineApiKey: string | undefined;
+  /** Only these get the key: a batch may name any address, whose owner must not learn it. */
+  engineUrls: readonly string[];
   /** How long an engine may stay silent before headers and between bytes, ms. */
   requestTimeout: number;
 }
 
 /** Reaches an engine at its own HTTP address: one that runs already. */
 export function createEndpointRuntime(options: EndpointOptions): Runtime {
-  const { engineApiKey: key } = options;
-  const headers: Record<string, string> =
-    key === undefined ? {} : { authorization: `Bearer ${key}` };
+  const { engineApiKey: key, engineUrls, requestTimeout } = options;
+  function headersFor(address: string): Record<string, string> {
+    return key === undefined || !engineUrls.includes(address)
+      ? {}
+      : { authorization: `Bearer ${key}` };
+  }
   return {
-    connect(address) {
-      return connectEndpoint(address, headers, options.requestTimeout);
-    },
+    connect: (address) => connectEndpoint(address, headersFor(address), requestTimeout),
     async look(address, models, signal) {
+      const headers = headersFor(address);
       try {
         const health = await ask(`${address}/health`, headers, signal);
         // Servers other than vLLM may have no /health; then the list of models is the sign of life.
@@ -79,7 +83,7 @@ async function checkModels(
   if (answer.status === 401 || answer.status === 403) {
     return {
       is: 'unfit',
-      reason: `${address} refuses our key (${answer.status}): set ENGINE_API_KEY`,
+      reason: `${address} refuses us (${answer.status}): only engines of ENGINE_URLS are sent ENGINE_API_KEY`,
     };
   }
   if (answer.status >= 500) {

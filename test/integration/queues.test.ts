@@ -231,7 +231,7 @@ describe('a lock', () => {
     });
     await queues.add(JOB_1);
     await until(async () => (await engine.counts()).in_flight === 1);
-    const lock = `${queuePrefix(namespace, 'planning')}:planning:${deliveryId('planning', 'job_1', 1)}:lock`;
+    const lock = `${queuePrefix(namespace, 'planning')}:planning:${deliveryId(JOB_1)}:lock`;
     expect(await redis.del(lock)).toBe(1);
     await until(async () => (await engine.counts()).by_outcome['aborted'] === 1);
     await until(() => reasons.length === 1);

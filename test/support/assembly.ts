@@ -85,7 +85,6 @@ export function makeJob(lines: readonly MadeLine[], shardLines: number): MadeJob
     }
     const groups = answers.map((list, shard) => ({
       shard,
-      token: 't',
       answers: list.toReversed(),
     }));
     const encoded = encodeSegment(groups);

@@ -204,7 +204,11 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
   const input = Buffer.from(options.input);
   const plans = await planOf(input, options.cutLines ?? 1_000);
   const ledger = createLedger(plans, { keepBytes: options.keepBytes ?? true });
-  const runtime = createEndpointRuntime({ engineApiKey: undefined, requestTimeout });
+  const runtime = createEndpointRuntime({
+    engineApiKey: undefined,
+    engineUrls: [],
+    requestTimeout,
+  });
   const [stop, abort] = [new AbortController(), new AbortController()];
   const [retries, downs, errors]: string[][] = [[], [], []];
   const dispatcher = new Dispatcher({

@@ -2,7 +2,7 @@ import { Readable } from 'node:stream';
 import { processors } from '../../processors/index.ts';
 import type { Deps } from '../../processors/deps.ts';
 import { createAdvance } from '../../queues/advance.ts';
-import type { Delivery } from '../../queues/queues.ts';
+import type { Delivery } from '../../queues/catalog.ts';
 import { queueAction } from '../../src/domain/errors.ts';
 import { isFinal, JOB } from '../../src/domain/job.ts';
 import type { JobRecord, JobState, QueueName } from '../../src/domain/job.ts';
@@ -140,7 +140,11 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
     },
     manager: { provider: 'static', slots: () => [{ slot: 0, address: ADDRESS }] },
     readPlan: async () => ({ lines: 20, shards: 1, models: ['m'], errors: [] }),
-    assemble: async () => ({ output: job.completed, error: 0, undone: 19 }),
+    async assemble(_source, sinks) {
+      sinks.output.end();
+      sinks.error.end();
+      return { output: job.completed, error: 0, undone: 19 };
+    },
     advanceJob: createAdvance<JobRecord, JobState, JobChange>(
       JOB,
       async (seen, to) => move(job, seen, to, JOB[to].queue),

@@ -119,7 +119,6 @@ describe('assemble', () => {
     const again = encodeSegment([
       {
         shard: 0,
-        token: 'u',
         answers: [0, 2, 4].map((line) => ({ line, kind: 'error', bytes: Buffer.from('twice\n') })),
       },
     ]);

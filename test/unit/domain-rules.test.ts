@@ -1,7 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { createAdvance } from '../../queues/advance.ts';
-import type { Delivery } from '../../queues/queues.ts';
+import type { Delivery } from '../../queues/catalog.ts';
 import { SluiceError } from '../../src/domain/errors.ts';
 import {
   batchStatus,

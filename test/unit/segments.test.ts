@@ -15,7 +15,7 @@ function answer(line: number, text: string, kind: Answer['kind'] = 'output'): An
 }
 
 function group(answers: Answer[], shard = 0): SegmentGroup {
-  return { shard, token: `token-${shard}`, answers };
+  return { shard, answers };
 }
 
 function rangeOf(segment: EncodedSegment, n: number): PartRange {
@@ -51,20 +51,8 @@ function readOne(bytes: Buffer, part: PartRange = PART): Promise<Answer[]> {
 }
 
 describe('encodeSegment', () => {
-  test('sorts each part by line and says what is in it', () => {
-    expect(ONE.parts).toEqual([
-      {
-        shard: 0,
-        token: 'token-0',
-        offset: 0,
-        length: BYTES.length,
-        crc: crc32(BYTES),
-        lines: [1, 2, 3],
-        completed: 2,
-        failed: 1,
-      },
-    ]);
-    expect(ONE.length).toBe(BYTES.length);
+  test('sorts each part by line and says where it is', () => {
+    expect(ONE.parts).toEqual([{ shard: 0, offset: 0, length: BYTES.length, crc: crc32(BYTES) }]);
     expect(BYTES.toString('latin1')).toBe(
       '\x01\0\0\0\x01\x01\0\0\0a\x02\0\0\0\0\0\0\0\0\x03\0\0\0\0\x03\0\0\0ccc',
     );
@@ -106,14 +94,12 @@ describe('readEntries', () => {
           const groups = lists.map(group);
           const segment = encodeSegment(groups);
           const whole = Buffer.concat(segment.bytes);
-          expect(whole.length).toBe(segment.length);
           const filled = lists.filter((list) => list.length > 0);
           expect(segment.parts.length).toBe(filled.length);
           for (const [n, list] of filled.entries()) {
             const part = rangeOf(segment, n);
             const read = await collect(readEntries(stream(whole, part, sizes), part));
             expect(read).toEqual(list.toSorted((a, b) => a.line - b.line));
-            expect(segment.parts[n]?.lines).toEqual(read.map(({ line }) => line));
           }
         },
       ),

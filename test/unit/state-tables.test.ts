@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { processors } from '../../processors/index.ts';
 import { settle, stopJob } from '../../processors/settle.ts';
-import type { Delivery } from '../../queues/queues.ts';
+import type { Delivery } from '../../queues/catalog.ts';
 import { transient } from '../../src/domain/errors.ts';
 import {
   isFinal,
