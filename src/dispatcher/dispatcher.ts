@@ -24,6 +24,8 @@ export interface Load {
   /** Lines of held shards that were not sent yet. */
   unsent: number;
   inFlight: number;
+  /** Lines that are answered and wait for their commit. */
+  uncommitted: number;
   budgetUsed: number;
 }
 
@@ -58,7 +60,9 @@ export class Dispatcher {
   get load(): Load {
     let inFlight = 0;
     for (const engine of this.#engines.values()) inFlight += engine.inFlight;
-    return { unsent: this.#unsent, inFlight, budgetUsed: this.#budget.used };
+    let uncommitted = 0;
+    for (const { writer } of this.#hands.values()) uncommitted += writer.pending;
+    return { unsent: this.#unsent, inFlight, uncommitted, budgetUsed: this.#budget.used };
   }
 
   /** Whether another shard would find room: fewer lines wait here than the engines' places take. */

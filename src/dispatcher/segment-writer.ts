@@ -112,6 +112,7 @@ export class SegmentWriter {
   #cancelTimer: (() => void) | null = null;
   #writing: Promise<void> = Promise.resolve();
   #written = Promise.withResolvers<void>();
+  #pending = 0;
 
   /** `giveUp` ends the tries to store what storage or Redis refuses: the process has to stop. */
   constructor(jobId: string, deps: SegmentDeps, giveUp: AbortSignal) {
@@ -120,11 +121,17 @@ export class SegmentWriter {
     this.#giveUp = giveUp;
   }
 
+  /** Answers that are not committed yet. */
+  get pending(): number {
+    return this.#pending;
+  }
+
   add(holder: Holder, answered: Answered): void {
     const { budget, clock } = this.#deps;
     const { length } = answered.answer.bytes;
     this.#gathered.push({ holder, answered });
     holder.pending += 1;
+    this.#pending += 1;
     this.#bytes += length;
     budget.add(length);
     if (this.#bytes >= MOST_SEGMENT_BYTES || budget.isOver()) void this.close();
@@ -201,6 +208,7 @@ export class SegmentWriter {
       for (const [holder] of groups) holder.state = 'lost';
     } finally {
       for (const { holder } of batch) holder.pending -= 1;
+      this.#pending -= batch.length;
       this.#deps.budget.remove(bytes);
       this.#written.resolve();
       this.#written = Promise.withResolvers();

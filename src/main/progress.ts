@@ -4,6 +4,8 @@ export interface Tick {
   total: number;
   completed: number;
   failed: number;
+  /** Answered, but not in the counts yet: those move with each commit, seconds apart. */
+  uncommitted: number;
   inFlight: number;
   /** Why nothing moves, or what goes on before lines do. */
   note: string;
@@ -38,7 +40,7 @@ function createBar(stream: NodeJS.WriteStream, rate: Rate): Progress {
   let started = false;
   return {
     tick(tick) {
-      const done = tick.completed + tick.failed;
+      const done = doneOf(tick);
       const perSecond = rate(done);
       const { inFlight, failed } = tick;
       const note = tick.note.slice(0, 60);
@@ -61,7 +63,7 @@ function createPlain(stream: NodeJS.WriteStream, rate: Rate): Progress {
   let said = '';
   return {
     tick(tick) {
-      const done = tick.completed + tick.failed;
+      const done = doneOf(tick);
       const perSecond = rate(done);
       const isNews = tick.note !== '' && tick.note !== said;
       if (!isNews && performance.now() - saidAt < PLAIN_EVERY_MS) return;
@@ -90,8 +92,12 @@ function createRate(): Rate {
   };
 }
 
-function eta({ total, completed, failed }: Tick, perSecond: number): string {
-  const left = total - completed - failed;
+function doneOf({ total, completed, failed, uncommitted }: Tick): number {
+  return Math.min(total, completed + failed + uncommitted);
+}
+
+function eta(tick: Tick, perSecond: number): string {
+  const left = tick.total - doneOf(tick);
   if (left <= 0) return 'done';
   if (perSecond <= 0) return 'ETA -';
   const seconds = Math.ceil(left / perSecond);

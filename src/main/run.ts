@@ -156,7 +156,8 @@ async function follow(
       const job = await client.job(batchId);
       const counts = job.request_counts ?? { total: 0, completed: 0, failed: 0 };
       const note = counts.total === 0 ? 'reading the input' : job.error_message;
-      progress.tick({ ...counts, inFlight: server.inFlight(), note });
+      const { inFlight, uncommitted } = server.load() ?? { inFlight: 0, uncommitted: 0 };
+      progress.tick({ ...counts, inFlight, uncommitted, note });
       if (JOB_STATES.some((state) => state === job.status && isFinal(state))) return job;
       await Promise.race([sleep(POLL_MS), stopped]);
     }

@@ -1,4 +1,5 @@
 import type { Role, Settings } from '../../config/schema.ts';
+import type { Load } from '../dispatcher/dispatcher.ts';
 import type { Logger } from '../observability/log.ts';
 import { startSweeper } from './sweeper.ts';
 import { openSystem } from './system.ts';
@@ -7,8 +8,8 @@ import { startWorkers } from './worker.ts';
 export interface RunningServer {
   /** Where the API answers; null without the role. */
   url: string | null;
-  /** Lines in flight in this process; 0 without the worker's role. */
-  inFlight(): number;
+  /** What this process has in hand; null without the worker's role. */
+  load(): Load | null;
   /** Stops cleanly: no new work, a grace for what is in hand, shards given back. */
   close(): Promise<void>;
 }
@@ -28,14 +29,14 @@ export async function startServer(options: {
   }
   try {
     let url: string | null = null;
-    let inFlight = () => 0;
+    let load: () => Load | null = () => null;
     if (system.roles.includes('sweeper')) {
       const sweeper = startSweeper(system);
       closers.push(() => sweeper.close());
     }
     if (system.roles.includes('worker')) {
       const worker = await startWorkers(system);
-      ({ inFlight } = worker);
+      ({ load } = worker);
       closers.push(() => worker.close());
     }
     if (system.roles.includes('api')) {
@@ -45,7 +46,7 @@ export async function startServer(options: {
       ({ url } = api);
       closers.push(() => api.close(settings.shutdownGrace));
     }
-    return { url, inFlight, close };
+    return { url, load, close };
   } catch (error) {
     await close();
     throw error;

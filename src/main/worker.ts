@@ -10,6 +10,7 @@ import { finishJob } from '../../processors/settle.ts';
 import { Watches } from '../../processors/watch.ts';
 import { assemble } from '../dispatcher/assemble.ts';
 import { Dispatcher } from '../dispatcher/dispatcher.ts';
+import type { Load } from '../dispatcher/dispatcher.ts';
 import { readPlan } from '../dispatcher/read-plan.ts';
 import type { ReadPlan } from '../dispatcher/read-plan.ts';
 import { createUniqueIds } from '../dispatcher/unique-ids.ts';
@@ -62,8 +63,8 @@ export function settleDeps(
 }
 
 export interface RunningWorker {
-  /** Lines in flight now, for a progress bar. */
-  inFlight(): number;
+  /** What it has in hand now, for a progress bar. */
+  load(): Load;
   close(): Promise<void>;
 }
 
@@ -110,7 +111,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
   const heart = await startHeartbeat(system, dispatcher);
   heartbeat = heart;
   return {
-    inFlight: () => dispatcher.load.inFlight,
+    load: () => dispatcher.load,
     async close() {
       stopping.abort(new Error('the process stops'));
       const grace = setTimeout(
