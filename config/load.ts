@@ -1,3 +1,5 @@
+import { existsSync, readFileSync } from 'node:fs';
+import { parseEnv } from 'node:util';
 import * as v from 'valibot';
 import { invalidInput } from '../src/domain/errors.ts';
 import { SETTINGS } from './schema.ts';
@@ -6,11 +8,39 @@ import type { Setting, SettingName, Settings } from './schema.ts';
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
+ * The environment, with what a file `.env` in this folder adds to it. The file may be other programs', too, so names
+ * that are none of ours are left alone, unless they look like a slip of the pen: that is `settings.invalid`.
+ */
+export function readEnvironment(path = '.env'): Environment {
+  if (!existsSync(path)) return process.env;
+  const file = parseEnv(readFileSync(path, 'utf8'));
+  const known = Object.values(SETTINGS).map(({ env }) => env);
+  const problems = Object.keys(file)
+    .filter((name) => !known.some((each) => each === name))
+    .flatMap((name) => known.filter((each) => isSlip(name, each)).map((each) => [name, each]))
+    .map(([name, meant]) => `${name} in ${path} is no setting: did you mean ${meant}?`);
+  if (problems.length > 0) throw refusal(problems);
+  return { ...file, ...process.env };
+}
+
+/** Whether two names differ by one letter that is missing, added, changed, or by two that changed places. */
+function isSlip(name: string, known: string): boolean {
+  const [long, short] = name.length >= known.length ? [name, known] : [known, name];
+  if (long.length - short.length > 1) return false;
+  let at = 0;
+  while (at < short.length && long[at] === short[at]) at += 1;
+  if (long.length > short.length) return long.slice(at + 1) === short.slice(at);
+  const swapped = long.slice(at, at + 2) === [short[at + 1], short[at]].join('');
+  const rest = swapped ? 2 : 1;
+  return long.slice(at + rest) === short.slice(at + rest);
+}
+
+/**
  * Reads every setting from the environment, an empty variable counting as unset. All problems are reported at once,
  * each with the variable, what it may be and what it is for; secret values are never repeated.
  * Throws InvalidInput `settings.invalid`.
  */
-export function loadSettings(environment: Environment = process.env): Settings {
+export function loadSettings(environment: Environment = readEnvironment()): Settings {
   const problems: string[] = [];
   const values: Partial<Record<SettingName, unknown>> = {};
   for (const name of Object.keys(SETTINGS) as SettingName[]) {

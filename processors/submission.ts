@@ -55,7 +55,7 @@ async function whileStarting(
     if (moved !== 'stale') await settle(provision.job, deps);
     return 'done';
   }
-  if (look.reason !== provision.reason) {
+  if (look.reason !== provision.reason && isWished(provision, job, deps)) {
     await deps.store.provisions.note(provision.id, look.reason);
     await deps.store.jobs.note(job.id, look.reason);
     deps.log.warn(
@@ -76,6 +76,12 @@ async function whileStarting(
     return 'done';
   }
   return { againInMs: LOOK_WHILE_STARTING_MS };
+}
+
+/** False for an engine of earlier settings, which the sweeper is about to replace: nobody wants to hear of it. */
+function isWished({ address }: ProvisionRecord, job: JobRecord, { manager }: Deps): boolean {
+  const slots = manager.slots(job);
+  return slots.length === 0 || slots.some((slot) => slot.address === address);
 }
 
 /** Whether every other engine of the job answers and is unfit, too; one that is still loading may be the right one. */

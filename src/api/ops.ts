@@ -46,6 +46,10 @@ export function mountBoard(app: Hono<ApiEnv>, queues: readonly Queue[]): void {
   });
   const serverAdapter = new HonoAdapter(serveStatic);
   serverAdapter.setBasePath(BOARD_PATH);
-  createBullBoard({ queues: queues.map((queue) => new BullMQAdapter(queue)), serverAdapter });
+  createBullBoard({
+    queues: queues.map((queue) => new BullMQAdapter(queue)),
+    serverAdapter,
+    options: { uiConfig: { boardTitle: 'Sluice' } },
+  });
   app.route(BOARD_PATH, serverAdapter.registerPlugin());
 }

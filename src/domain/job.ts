@@ -89,6 +89,11 @@ export function isFinal(state: JobState): state is Outcome {
   return JOB[state].next.length === 0;
 }
 
+/** The same for a text that came from outside. */
+export function isFinalName(text: string): boolean {
+  return OUTCOMES.some((outcome) => outcome === text);
+}
+
 /** From `finalizing` on, records of shards stand still: commits are answered `sealed`. */
 export function isSealed(state: JobState): boolean {
   return state === 'finalizing' || isFinal(state);

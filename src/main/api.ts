@@ -9,7 +9,7 @@ import type { System } from './system.ts';
 import { settleDeps } from './worker.ts';
 
 export interface RunningApi {
-  /** `http://host:port` that it can be reached at. */
+  /** `http://host:port` that it listens on. */
   url: string;
   /** Takes no new connections, and gives requests in hand so long to end. */
   close(graceMs: number): Promise<void>;
@@ -50,7 +50,7 @@ export async function startApi(system: System): Promise<RunningApi> {
   const { port: bound } = server.address() as AddressInfo; // a TCP server that listens has one
   const shown = host.includes(':') ? `[${host}]` : host;
   return {
-    url: `http://${shown === '0.0.0.0' ? '127.0.0.1' : shown}:${bound}`,
+    url: `http://${shown}:${bound}`,
     async close(graceMs) {
       const closed = new Promise((resolve) => server.close(resolve));
       server.closeIdleConnections();

@@ -27,6 +27,12 @@ function concurrency(value: string): number {
   throw new InvalidArgumentError('It must be a whole number from 1 to 1024.');
 }
 
+function duration(value: string): number {
+  const match = /^(\d+)(s|m|h)$/.exec(value);
+  if (match === null) throw new InvalidArgumentError('It must be like 90s, 15m or 2h.');
+  return Number(match[1]) * { s: 1_000, m: 60_000, h: 3_600_000 }[match[2] as 's' | 'm' | 'h'];
+}
+
 /** Parses the command line and runs it; every failure ends in one clear message and exit code 1. */
 export async function main(argv: readonly string[]): Promise<void> {
   const program = new Command('sluice')
@@ -54,6 +60,11 @@ export async function main(argv: readonly string[]): Promise<void> {
       '-c, --max-concurrency <n>',
       'requests in flight at once (default: MAX_CONCURRENCY)',
       concurrency,
+    )
+    .option(
+      '-w, --wait <duration>',
+      'give up when no engine was healthy for so long, such as 90s or 15m (default: wait)',
+      duration,
     )
     .option('--json', 'print the summary as one JSON object, the last line of stdout')
     .addOption(new Option('--note <text>', 'shown beside the engine').hideHelp())

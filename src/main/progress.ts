@@ -18,6 +18,8 @@ export interface Progress {
 }
 
 const PLAIN_EVERY_MS = 5_000;
+/** What is waited for is said once, and then rarely. */
+const NOTE_EVERY_MS = 60_000;
 const RATE_WINDOW_MS = 5_000;
 
 export function createProgress(stream: NodeJS.WriteStream): Progress {
@@ -66,7 +68,8 @@ function createPlain(stream: NodeJS.WriteStream, rate: Rate): Progress {
       const done = doneOf(tick);
       const perSecond = rate(done);
       const isNews = tick.note !== '' && tick.note !== said;
-      if (!isNews && performance.now() - saidAt < PLAIN_EVERY_MS) return;
+      const everyMs = tick.note === '' ? PLAIN_EVERY_MS : NOTE_EVERY_MS;
+      if (!isNews && performance.now() - saidAt < everyMs) return;
       saidAt = performance.now();
       said = tick.note;
       const counts = `${done}/${tick.total}, ${perSecond}/s, ${tick.inFlight} in flight, ${tick.failed} failed`;

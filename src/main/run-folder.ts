@@ -1,8 +1,9 @@
-import { createHash } from 'node:crypto';
-import { mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { createHash, randomBytes } from 'node:crypto';
+import { mkdir, readFile, rename, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import * as v from 'valibot';
 import { errorCode, invalidInput } from '../domain/errors.ts';
+import { ensureFolder } from './data-dir.ts';
 import { tryLock } from './process-lock.ts';
 
 const noteSchema = v.object({ input: v.string(), batchId: v.string() });
@@ -10,6 +11,8 @@ const noteSchema = v.object({ input: v.string(), batchId: v.string() });
 /** The folder that holds everything of one `sluice run` until it is done, so that it can be taken up again. */
 export interface RunFolder {
   path: string;
+  /** Begins the keys of this folder's records, whose Redis may be a shared one; never used for another folder. */
+  namespace: string;
   /** The batch that an interrupted run of the same input left here; null for a fresh start. */
   batchId: string | null;
   /** Remembers the batch, so that the next run of the same files goes on with it. */
@@ -29,8 +32,7 @@ export async function openRunFolder(
   const name = createHash('sha256').update(resolve(output)).digest('hex');
   const runs = join(resolve(dataDir), 'runs');
   const path = join(runs, name.slice(0, 16));
-  await mkdir(runs, { recursive: true });
-  const lock = tryLock(`${path}.lock`);
+  const lock = await lockIn(runs, `${path}.lock`);
   if (lock === null) {
     const mend = 'wait for it, or name another --output';
     throw invalidInput('run.busy', `Another run is writing ${output}: ${mend}.`);
@@ -43,6 +45,7 @@ export async function openRunFolder(
     await mkdir(path, { recursive: true });
     return {
       path,
+      namespace: await namespaceOf(path),
       batchId,
       async remember(id) {
         if (id === batchId) return;
@@ -55,12 +58,35 @@ export async function openRunFolder(
         if (done) await rm(path, { recursive: true, force: true, maxRetries: 5 });
         if (done) await rm(`${path}.lock`, { force: true });
         lock.release();
+        // Others may be running; the last one takes the folder with it.
+        if (done) await rmdir(runs).catch(() => undefined);
       },
     };
   } catch (error) {
     lock.release();
     throw error;
   }
+}
+
+/** A run that ends takes the empty folder with it, perhaps just when we want a lock there. */
+async function lockIn(runs: string, path: string): Promise<ReturnType<typeof tryLock>> {
+  for (let attempt = 1; ; attempt += 1) {
+    await ensureFolder(runs);
+    try {
+      return tryLock(path);
+    } catch (error) {
+      if (attempt === 3) throw error;
+    }
+  }
+}
+
+async function namespaceOf(path: string): Promise<string> {
+  const file = join(path, 'namespace');
+  const made = `sluice-run-${randomBytes(8).toString('hex')}`;
+  await writeFile(file, made, { flag: 'wx' }).catch((error: unknown) => {
+    if (errorCode(error) !== 'EEXIST') throw error;
+  });
+  return readFile(file, 'utf8');
 }
 
 async function recall(path: string, content: string): Promise<string | null> {

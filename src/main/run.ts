@@ -1,15 +1,16 @@
 import { createReadStream, createWriteStream } from 'node:fs';
-import { access, constants, rename, rm, stat } from 'node:fs/promises';
-import { dirname, resolve } from 'node:path';
+import { realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as v from 'valibot';
 import type { Settings } from '../../config/schema.ts';
 import { describeError, invalidInput } from '../domain/errors.ts';
-import { ENDPOINTS, isEndpoint, isFinal, JOB_STATES } from '../domain/job.ts';
+import { ENDPOINTS, isEndpoint, isFinalName, QUEUE_NAMES } from '../domain/job.ts';
 import { createLogger } from '../observability/log.ts';
 import { createProgress } from './progress.ts';
+import type { Tick } from './progress.ts';
 import { createRunClient } from './run-client.ts';
 import type { RunClient, RunJob } from './run-client.ts';
 import { openRunFolder } from './run-folder.ts';
@@ -23,6 +24,8 @@ export interface RunOptions {
   output: string;
   engine?: string;
   maxConcurrency?: number;
+  /** Gives up when no engine was healthy for so many ms. */
+  wait?: number;
   json?: true;
   note?: string;
 }
@@ -35,6 +38,8 @@ interface Summary {
   seconds: number;
   lines_per_second: number;
   status: string;
+  /** Why the input was refused; empty otherwise. */
+  problems: RunJob['errors'];
   output: string | null;
   errors: string | null;
 }
@@ -64,8 +69,9 @@ export async function run(options: RunOptions, settings: Settings): Promise<numb
   }
   await checkPaths(options);
   const endpoint = await readEndpoint(options.input);
-  const stopped = untilStopped();
-  const folder = await openRunFolder(settings.dataDir, options);
+  // A link is followed, so that the file behind it is written and not the link replaced.
+  const output = await realpath(options.output).catch(() => options.output);
+  const folder = await openRunFolder(settings.dataDir, { ...options, output });
   let done = false;
   try {
     const server = await startServer({
@@ -75,22 +81,19 @@ export async function run(options: RunOptions, settings: Settings): Promise<numb
         engineUrls: [...engines],
         dataDir: folder.path,
         httpAddr: { host: '127.0.0.1', port: 0 },
-        queues: ['planning', 'provisioning', 'submission', 'dispatch', 'release'],
+        queues: [...QUEUE_NAMES],
       },
-      namespace: `sluice-run-${folder.path.slice(-16)}`,
+      namespace: folder.namespace,
       roles: ['api', 'worker', 'sweeper'],
-      log: createLogger({
-        level: process.stderr.isTTY
-          ? 'silent'
-          : settings.logLevel === 'info'
-            ? 'error'
-            : settings.logLevel,
-      }),
+      log: createLogger({ level: levelOf(settings) }),
     });
+    // Until here nothing is in hand: a signal's own effect was the right one.
+    const stopped = untilStopped();
     try {
-      const code = await runOn(server, folder, { ...options, endpoint, engines }, stopped);
-      done = code !== EXIT_INTERRUPTED;
-      return code;
+      const asked = { ...options, output, endpoint, engines };
+      const end = await runOn(server, folder, asked, stopped);
+      ({ done } = end);
+      return end.code;
     } finally {
       await server.close();
     }
@@ -99,12 +102,18 @@ export async function run(options: RunOptions, settings: Settings): Promise<numb
   }
 }
 
+/** The log shares stderr with the progress: on a terminal nothing may break into it, elsewhere only errors. */
+function levelOf({ logLevel }: Settings): string {
+  if (process.stderr.isTTY) return 'silent';
+  return logLevel === 'info' ? 'error' : logLevel;
+}
+
 async function runOn(
   server: RunningServer,
   folder: RunFolder,
   options: RunOptions & { endpoint: string; engines: readonly string[] },
   stopped: Promise<NodeJS.Signals>,
-): Promise<number> {
+): Promise<{ code: number; done: boolean }> {
   const begun = performance.now();
   const client = createRunClient(server.url ?? '');
   const where = options.note ?? options.engines.join(', ');
@@ -112,16 +121,24 @@ async function runOn(
   const batchId = folder.batchId ?? (await submit(client, options));
   if (folder.batchId !== null) process.stderr.write('Going on where the last run stopped.\n');
   await folder.remember(batchId);
-  const job = await follow(client, server, batchId, stopped);
-  if (job === null) {
-    process.stderr.write('Interrupted. The same command goes on where it stopped.\n');
-    return EXIT_INTERRUPTED;
+  const { wait } = options;
+  const { why, job, before } = await follow(client, server, batchId, { stopped, wait });
+  const asJson = options.json === true;
+  if (why !== 'over') {
+    const seconds = (performance.now() - begun) / 1_000;
+    process.stderr.write('Stopped before the end. The same command goes on where it stopped.\n');
+    report(
+      { ...job, status: 'interrupted' },
+      { output: null, errors: null, seconds, before },
+      asJson,
+    );
+    return { code: why === 'stopped' ? EXIT_INTERRUPTED : 1, done: false };
   }
   const output = await download(client, job.output_dataset, options.output);
   const errors = await download(client, job.error_dataset, `${options.output}.errors.jsonl`);
   const seconds = (performance.now() - begun) / 1_000;
-  report(job, { output, errors, seconds }, options.json === true);
-  return job.status === 'completed' ? 0 : 1;
+  report(job, { output, errors, seconds, before }, asJson);
+  return { code: job.status === 'completed' ? 0 : 1, done: true };
 }
 
 async function submit(
@@ -139,32 +156,55 @@ async function submit(
   });
 }
 
-/** Shows progress until the job is over; null when the user stopped it. */
+/**
+ * Shows progress until the job is over, the user stops it, or no engine was healthy for as long as `wait` allows.
+ * `before` is how many lines an earlier run had finished.
+ */
 async function follow(
   client: RunClient,
   server: RunningServer,
   batchId: string,
-  stopped: Promise<NodeJS.Signals>,
-): Promise<RunJob | null> {
+  { stopped, wait }: { stopped: Promise<NodeJS.Signals>; wait: number | undefined },
+): Promise<{ why: 'over' | 'stopped' | 'tired'; job: RunJob; before: number }> {
   const progress = createProgress(process.stderr);
   let isStopped = false;
   void stopped.then(() => {
     isStopped = true;
   });
+  let servedAt = performance.now();
+  let before: number | null = null;
   try {
-    while (!isStopped) {
+    for (;;) {
       const job = await client.job(batchId);
-      const counts = job.request_counts ?? { total: 0, completed: 0, failed: 0 };
-      const note = counts.total === 0 ? 'reading the input' : job.error_message;
-      const { inFlight, uncommitted } = server.load() ?? { inFlight: 0, uncommitted: 0 };
-      progress.tick({ ...counts, inFlight, uncommitted, note });
-      if (JOB_STATES.some((state) => state === job.status && isFinal(state))) return job;
+      before ??= countsOf(job).completed + countsOf(job).failed;
+      if (isFinalName(job.status)) return { why: 'over', job, before };
+      if (!ENGINELESS.has(job.status)) servedAt = performance.now();
+      if (isStopped) return { why: 'stopped', job, before };
+      if (performance.now() - servedAt > (wait ?? Infinity)) {
+        process.stderr.write(`No engine was healthy: ${job.error_message}\n`);
+        return { why: 'tired', job, before };
+      }
+      progress.tick(tickOf(job, server));
       await Promise.race([sleep(POLL_MS), stopped]);
     }
-    return null;
   } finally {
     progress.stop();
   }
+}
+
+/** States in which a job waits for an engine. */
+const ENGINELESS = new Set(['resource_preparing', 'submitting']);
+
+function countsOf(job: RunJob) {
+  return job.request_counts ?? { total: 0, completed: 0, failed: 0 };
+}
+
+function tickOf(job: RunJob, server: RunningServer): Tick {
+  const counts = countsOf(job);
+  const { inFlight, uncommitted } = server.load() ?? { inFlight: 0, uncommitted: 0 };
+  const waiting = job.error_message === '' ? '' : `waiting: ${job.error_message}`;
+  const note = counts.total === 0 ? 'reading the input' : waiting;
+  return { ...counts, inFlight, uncommitted, note };
 }
 
 /** Writes a file of the job beside its final place and renames it: what is there is whole. Null when there is none. */
@@ -173,7 +213,7 @@ async function download(client: RunClient, fileId: string, path: string): Promis
     await rm(path, { force: true });
     return null;
   }
-  const partial = `${path}.${process.pid}.partial`;
+  const partial = partialOf(path);
   try {
     await pipeline(await client.content(fileId), createWriteStream(partial));
     await rename(partial, path);
@@ -184,22 +224,26 @@ async function download(client: RunClient, fileId: string, path: string): Promis
   }
 }
 
-function report(
-  job: RunJob,
-  { output, errors, seconds }: { output: string | null; errors: string | null; seconds: number },
-  asJson: boolean,
-): void {
-  const {
-    total: lines,
-    completed,
-    failed,
-  } = job.request_counts ?? { total: 0, completed: 0, failed: 0 };
-  const rate = Math.round((lines / seconds) * 10) / 10;
+/** What a run has to show for itself. */
+interface Found {
+  output: string | null;
+  errors: string | null;
+  seconds: number;
+  /** Lines that an earlier run had finished. */
+  before: number;
+}
+
+function report(job: RunJob, { output, errors, seconds, before }: Found, asJson: boolean): void {
+  const { total: lines, completed, failed } = countsOf(job);
+  const rate = Math.round(((completed + failed - before) / seconds) * 10) / 10;
   for (const error of job.errors) {
     const where = error.line === 0 ? '' : `line ${error.line}: `;
     process.stderr.write(`${where}${error.message} (${error.code})\n`);
   }
-  const headline = `${job.status}: ${completed} of ${lines} answered, ${failed} failed`;
+  const headline =
+    job.errors.length > 0 && lines === 0
+      ? `${job.status}: the input is not valid`
+      : `${job.status}: ${completed} of ${lines} answered, ${failed} failed`;
   process.stderr.write(`${headline}, ${seconds.toFixed(1)} s, ${rate} lines/s\n`);
   if (output !== null) process.stderr.write(`answers: ${output}\n`);
   if (errors !== null) process.stderr.write(`errors:  ${errors}\n`);
@@ -210,6 +254,7 @@ function report(
     seconds: Math.round(seconds * 1_000) / 1_000,
     lines_per_second: rate,
     status: job.status,
+    problems: job.errors,
     output,
     errors,
   };
@@ -225,19 +270,33 @@ async function checkPaths({ input, output }: RunOptions): Promise<void> {
   if (resolve(input) === resolve(output)) {
     throw invalidInput('run.output', '--output must be another file than --input.');
   }
-  const folder = dirname(resolve(output));
-  await access(folder, constants.W_OK).catch((error: unknown) => {
-    throw invalidInput(
-      'run.output',
-      `--output cannot be written in ${folder}: ${describeError(error)}`,
-    );
-  });
+  // The answers are renamed into place: what is no file, such as /dev/stdout, would be replaced.
   const there = await stat(output).catch(() => null);
-  if (there?.isDirectory()) throw invalidInput('run.output', `--output ${output} is a folder.`);
+  if (output === '-' || (there !== null && !there.isFile())) {
+    throw invalidInput('run.output', `--output ${output} is no file: name one, and print that.`);
+  }
+  const partial = partialOf(output);
+  try {
+    await writeFile(partial, '');
+    await rm(partial);
+  } catch (error) {
+    const message = `--output ${output} cannot be written: ${describeError(error)}`;
+    throw invalidInput('run.output', message);
+  }
+}
+
+/** Where a file is written before it is whole; a later run writes over what a killed one left. */
+function partialOf(path: string): string {
+  return `${path}.partial`;
 }
 
 const MOST_PEEK_BYTES = 16 * 1024 * 1024;
-const firstLine = v.pipe(v.string(), v.parseJson(), v.object({ url: v.string() }));
+const firstLine = v.pipe(
+  v.string(),
+  v.parseJson({}, 'is not JSON in UTF-8'),
+  v.object({ url: v.string('has no url') }, 'is no JSON object'),
+);
+const REQUEST_RULE = `A request of the Batch API has custom_id, method, url and body; the url is one of ${ENDPOINTS.join(', ')}.`;
 
 /** The endpoint that the file asks: that of its first line. */
 async function readEndpoint(input: string): Promise<string> {
@@ -246,13 +305,12 @@ async function readEndpoint(input: string): Promise<string> {
     for await (const line of createInterface({ input: source })) {
       if (line.trim() === '') continue;
       const parsed = v.safeParse(firstLine, line.replace(/^\uFEFF/, ''));
-      const url = parsed.success ? parsed.output.url : '';
-      if (isEndpoint(url)) return url;
-      throw invalidInput(
-        'run.input',
-        `The first line of ${input} is no request of the Batch API: it needs custom_id, method, url and body, with a ` +
-          `url of ${ENDPOINTS.join(', ')}.`,
-      );
+      if (parsed.success && isEndpoint(parsed.output.url)) return parsed.output.url;
+      const found = parsed.success
+        ? `asks ${parsed.output.url.slice(0, 100)}`
+        : parsed.issues[0].message;
+      const message = `The first line of ${input} ${found}. ${REQUEST_RULE}`;
+      throw invalidInput('run.input', message);
     }
     throw invalidInput('run.input', `${input} is empty.`);
   } finally {

@@ -96,7 +96,7 @@ install_packages() {
   outside=$(printf %s "$PATH" | tr : '\n' | grep -v 'node_modules/\.bin$' | tr '\n' :)
   (PATH=${outside%:} && command -v npm >/dev/null 2>&1) ||
     fail 'npm is missing: install any Node with npm (https://nodejs.org), then try again'
-  say 'installing npm packages'
+  say 'installing npm packages (this takes a moment)'
   rm -f $stamp
   mkdir -p .sluice
   log=.sluice/setup.log

@@ -8,6 +8,7 @@ import { createMetrics } from '../observability/metrics.ts';
 import type { Logger } from '../observability/log.ts';
 import { createStorage } from '../storage/index.ts';
 import { createStore } from '../store/store.ts';
+import { ensureFolder } from './data-dir.ts';
 import { openEmbeddedRedis } from './embedded-redis.ts';
 import { reportDisk, reportRedis } from './redis-report.ts';
 
@@ -34,6 +35,7 @@ export async function openSystem({ settings, log, namespace = 'sluice', roles }:
     for (const closer of closers.splice(0).toReversed()) await closer();
   }
   try {
+    await ensureFolder(settings.dataDir);
     const urls = await openRedis(settings, log, closers);
     const onError = quietly(log);
     function connect(url: string, patient: boolean) {
@@ -126,7 +128,6 @@ async function ping(redis: ReturnType<typeof connectRedis>, url: string): Promis
       'redis.unreachable',
       `Redis at ${withoutSecrets(url)} cannot be reached: ${reason}. Start it or mend REDIS_URL; ` +
         'without REDIS_URL Sluice runs a Redis of its own.',
-      { cause: error },
     );
   } finally {
     redis.off('error', remember);

@@ -1,4 +1,4 @@
-import { readdir, readFile, writeFile } from 'node:fs/promises';
+import { readFile, readlink, symlink, writeFile } from 'node:fs/promises';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
@@ -21,7 +21,11 @@ interface Place {
   runs: string;
 }
 
-async function prepare(folder: TestFolder, engine: VllmProcess, text: string): Promise<Place> {
+async function prepare(
+  folder: TestFolder,
+  engine: Pick<VllmProcess, 'url'>,
+  text: string,
+): Promise<Place> {
   const input = join(folder.path, 'in.jsonl');
   const output = join(folder.path, 'out.jsonl');
   await writeFile(input, text);
@@ -69,7 +73,7 @@ test('a whole run: summary, exit code, answers, and nothing left behind', async 
   expect(summary['lines_per_second']).toBeGreaterThan(0);
   await expectOutput(place, input);
   expect(existsSync(`${place.output}.errors.jsonl`)).toBe(false);
-  expect(await readdir(place.runs)).toEqual([]);
+  expect(existsSync(place.runs)).toBe(false);
   await folder.untilUnused(2_000);
 });
 
@@ -142,7 +146,7 @@ test('Ctrl-C and the same command again: it goes on, and no answered line is ask
   await expectOutput(place, input);
   const { repeated, distinct_bodies: distinct } = await engine.counts();
   expect({ repeated, distinct }).toEqual({ repeated: 0, distinct: 2_500 });
-  expect(await readdir(place.runs)).toEqual([]);
+  expect(existsSync(place.runs)).toBe(false);
 });
 
 test('another input under the same output starts afresh', async () => {
@@ -160,5 +164,41 @@ test('another input under the same output starts afresh', async () => {
   const second = await runCli(place.args, place.env);
   expectSuccess(second);
   expect(second.stderr).not.toMatch(/Going on/);
+  await expectOutput(place, input);
+});
+
+test('what is no file is refused as output, and left as it is', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  const place = await prepare(folder, engine, makeInput(1).text);
+  const device = join(folder.path, 'device');
+  await symlink('/dev/null', device);
+  for (const output of ['-', device, folder.path, join(folder.path, 'none', 'out.jsonl')]) {
+    const args = place.args.map((arg) => (arg === place.output ? output : arg));
+    const { code, stderr } = await runCli(args, place.env);
+    expect({ code, stderr }).toEqual({
+      code: 1,
+      stderr: expect.stringContaining(`--output ${output}`),
+    });
+  }
+  expect(await readlink(device)).toBe('/dev/null');
+});
+
+test('--wait gives up on an engine that never comes, and the next run goes on', async () => {
+  await using folder = await makeFolder();
+  const input = makeInput(10);
+  const port = 1;
+  const place = await prepare(folder, { url: `http://127.0.0.1:${port}` }, input.text);
+
+  const tired = await runCli([...place.args, '--wait', '1s'], place.env);
+
+  expect(tired.code).toBe(1);
+  expect(tired.stderr).toContain('No engine was healthy');
+  expect(summaryOf(tired)).toMatchObject({ status: 'interrupted', lines: 10, completed: 0 });
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  const args = place.args.map((arg) => (arg.startsWith('http://') ? engine.url : arg));
+  const again = await runCli(args, place.env);
+  expectSuccess(again);
+  expect(again.stderr).toContain('Going on where the last run stopped');
   await expectOutput(place, input);
 });

@@ -39,7 +39,16 @@ async function demo(): Promise<void> {
   await using simulator = await startVllmProcess({
     flags: ['--profile', 'h100-8b', '--any-model', ...(await modelsOf(input))],
   });
+  let done = false;
+  void simulator.exited.then(() => {
+    if (done) return;
+    console.error(
+      'The simulated vLLM has ended: start the demo again, it goes on where it stopped.',
+    );
+    process.kill(process.pid, 'SIGTERM');
+  });
   await runTo(['--input', input, '--engine', simulator.url, '--note', 'simulated vLLM']);
+  done = true;
 }
 
 /** Runs into `--output`, or into the first default name that no other demo is writing at this moment. */

@@ -1,5 +1,8 @@
-import { describe, expect, test } from 'vitest';
-import { loadSettings } from '../../config/load.ts';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, onTestFinished, test } from 'vitest';
+import { loadSettings, readEnvironment } from '../../config/load.ts';
 import { SETTINGS } from '../../config/schema.ts';
 import type { SettingName } from '../../config/schema.ts';
 import { SluiceError } from '../../src/domain/errors.ts';
@@ -177,5 +180,37 @@ describe('conflicts', () => {
   test('all of them are told at once', () => {
     const { message } = refusal({ MEMORY_BUDGET: '16MiB', MAX_BATCH_FILE_BYTES: '2GiB' });
     expect(message).toContain('3 settings are wrong');
+  });
+});
+
+describe('.env', () => {
+  function write(text: string): string {
+    const folder = mkdtempSync(join(tmpdir(), 'sluice-env-'));
+    onTestFinished(() => rmSync(folder, { recursive: true }));
+    const path = join(folder, '.env');
+    writeFileSync(path, text);
+    return path;
+  }
+
+  test('adds what the environment does not say, and lets other names alone', () => {
+    const path = write('MAX_CONCURRENCY=7\nPATH=/nowhere\nPGPASSWORD=x\n# LOG_LEVEL=debug\n');
+    const environment = readEnvironment(path);
+    expect(loadSettings(environment)).toMatchObject({ maxConcurrency: 7, logLevel: 'info' });
+    expect(environment['PATH']).toBe(process.env['PATH']);
+  });
+
+  test.for([
+    ['MAX_CONCURENCY', 'MAX_CONCURRENCY'],
+    ['ENGINE_URL', 'ENGINE_URLS'],
+    ['LOG_LEVLE', 'LOG_LEVEL'],
+    ['ROLEZ', 'ROLES'],
+    ['HTTP_ADDRR', 'HTTP_ADDR'],
+  ])('%s is a slip of the pen', ([name, meant]) => {
+    const message = `${name} in .* is no setting: did you mean ${meant}\\?`;
+    expect(() => readEnvironment(write(`${name}=1\n`))).toThrow(new RegExp(message));
+  });
+
+  test('need not be there', () => {
+    expect(readEnvironment(join(tmpdir(), 'no-such-folder', '.env'))).toBe(process.env);
   });
 });
