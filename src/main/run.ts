@@ -1,5 +1,5 @@
 import { createReadStream, createWriteStream } from 'node:fs';
-import { realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
+import { lstat, realpath, rename, rm, stat, writeFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { pipeline } from 'node:stream/promises';
@@ -70,7 +70,8 @@ export async function run(options: RunOptions, settings: Settings): Promise<numb
   await checkPaths(options);
   const endpoint = await readEndpoint(options.input);
   // A link is followed, so that the file behind it is written and not the link replaced.
-  const output = await realpath(options.output).catch(() => options.output);
+  const isLink = (await lstat(options.output).catch(() => null))?.isSymbolicLink() ?? false;
+  const output = isLink ? await realpath(options.output) : options.output;
   const folder = await openRunFolder(settings.dataDir, { ...options, output });
   let done = false;
   try {
