@@ -38,7 +38,7 @@ export interface Deps extends SettleDeps {
   store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files'>;
   storage: Pick<Storage, 'put' | 'get' | 'head'>;
   runtime: Pick<Runtime, 'look'>;
-  dispatcher: Pick<Dispatcher, 'run'>;
+  dispatcher: Pick<Dispatcher, 'run' | 'isFull'>;
   watches: Pick<Watches, 'open'>;
   readPlan(
     source: Readable,

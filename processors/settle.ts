@@ -164,11 +164,19 @@ export async function stopJob(
   }
 }
 
-/** The last line is answered: from here on the job's records stand still. */
+/**
+ * Ends a job whose last line is answered: from here on its records stand still. Also one that fell back meanwhile,
+ * since it has nothing left to ask of an engine.
+ */
 export async function finishJob(jobId: string, deps: SettleDeps): Promise<void> {
   const job = await deps.store.jobs.get(jobId);
-  if (job === null || job.state !== 'in_progress' || job.doneShards < job.shards) return;
+  if (job === null || !isAnswered(job)) return;
   const event = 'Every request is answered; writing the output files.';
   const moved = await deps.advanceJob(job, 'finalizing', { outcome: 'completed', event });
   if (moved !== 'stale') await settle(jobId, deps);
+}
+
+/** Whether every line of a planned job that still wants engines is answered. */
+export function isAnswered(job: JobRecord): boolean {
+  return wantsEngines(job.state) && job.shards > 0 && job.doneShards >= job.shards;
 }

@@ -55,7 +55,8 @@ async function whileStarting(
     if (moved !== 'stale') await settle(provision.job, deps);
     return 'done';
   }
-  if (look.reason !== provision.reason && isWished(provision, job, deps)) {
+  const isNews = look.reason !== provision.reason;
+  if (isNews && isWished(provision, job, deps)) {
     await deps.store.provisions.note(provision.id, look.reason);
     await deps.store.jobs.note(job.id, look.reason);
     deps.log.warn(
@@ -63,10 +64,11 @@ async function whileStarting(
       'engine waited for',
     );
   }
-  const waited = deps.now() - (provision.enteredAt.starting ?? provision.createdAt);
+  // Counted from when this very reason was first seen: an engine that was down, or restarts, is unfit for a moment only.
+  const unfitFor = isNews ? 0 : deps.now() - (provision.reasonAt ?? deps.now());
   if (
     look.is === 'unfit' &&
-    waited > UNFIT_GRACE_MS &&
+    unfitFor > UNFIT_GRACE_MS &&
     (await isLastHope(provision, job, signal, deps))
   ) {
     const { reason } = look;
@@ -105,7 +107,7 @@ async function whileServing(provision: ProvisionRecord, look: Look, deps: Deps):
     { jobId: provision.job, provisionId: provision.id, reason: look.reason },
     'engine lost',
   );
-  const moved = await deps.advanceProvision(provision, 'starting', { reason: look.reason });
+  const moved = await deps.advanceProvision(provision, 'starting', { reason: '' });
   if (moved !== 'stale') await settle(provision.job, deps);
   await deps.store.jobs.note(provision.job, look.reason);
   return 'done';

@@ -7,7 +7,7 @@ import { PROVISION } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Store } from '../src/store/store.ts';
 import type { SettleDeps } from './deps.ts';
-import { addShards, finishJob, openShards, settle, stopJob } from './settle.ts';
+import { addShards, finishJob, isAnswered, openShards, settle, stopJob } from './settle.ts';
 
 export interface SweepDeps extends SettleDeps {
   store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'sweep'>;
@@ -49,7 +49,15 @@ export function createSweeper(holder: string, deps: SweepDeps): Sweeper {
     async expire() {
       const event = 'The completion window is over.';
       const due = await deps.store.jobs.due(AT_ONCE);
-      await Promise.all(due.map((id) => stopJob(id, { outcome: 'expired', event }, deps)));
+      await Promise.all(
+        due.map(async (id) => {
+          try {
+            await stopJob(id, { outcome: 'expired', event }, deps);
+          } catch (error) {
+            deps.log.error({ id, err: error }, 'an overdue job could not be stopped');
+          }
+        }),
+      );
     },
     async close() {
       await deps.store.sweep.yield(holder);
@@ -93,7 +101,8 @@ async function sweepJob(id: string, missing: Missing, deps: SweepDeps): Promise<
     const wake = await deps.store.jobs.wake(id, job.wake);
     if (wake !== 'stale') await deps.add({ queue, entity: id, wake });
   }
-  if (job.state === 'in_progress') await sweepShards(job, missing, deps);
+  if (isAnswered(job)) await finishJob(id, deps);
+  else if (job.state === 'in_progress') await sweepShards(job, missing, deps);
   await settle(id, deps, { replace: true });
 }
 
@@ -104,8 +113,7 @@ async function sweepShards(job: JobRecord, missing: Missing, deps: SweepDeps): P
     const fresh = await deps.store.shards.rewake(job.id, { n, wake });
     if (fresh !== 'stale') await addShards(job.id, [{ n, wake: fresh }], deps);
   }
-  if (job.doneShards === job.shards) await finishJob(job.id, deps);
-  else await openShards(job.id, deps);
+  await openShards(job.id, deps);
 }
 
 async function sweepProvision(id: string, missing: Missing, deps: SweepDeps): Promise<void> {

@@ -15,6 +15,7 @@ export interface Watch {
 
 /** Messages may be lost, so that the record is read again this often. */
 const REFRESH_MS = 2_000;
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 interface Entry {
   job: JobRecord;
@@ -57,7 +58,11 @@ export class Watches {
   poke(jobId: string): void {
     void this.#entries
       .get(jobId)
-      ?.then((entry) => (entry === null ? undefined : this.#refresh(jobId, entry)));
+      // Whoever opens the watch hears of an error.
+      ?.then(
+        (entry) => entry && this.#refresh(jobId, entry),
+        () => null,
+      );
   }
 
   async #enter(jobId: string): Promise<Entry | null> {
@@ -76,11 +81,12 @@ export class Watches {
     const found = await this.#read(jobId);
     if (found === null) return null;
     const entry: Entry = { ...found, abort: new AbortController(), users: 0, timers: [] };
-    const left = Math.min(Math.max(0, found.job.deadline - this.#deps.now()), 2 ** 31 - 1);
-    entry.timers = [
-      setInterval(() => void this.#refresh(jobId, entry), REFRESH_MS),
-      setTimeout(() => this.#end(jobId, entry, 'the deadline is over'), left),
-    ];
+    entry.timers = [setInterval(() => void this.#refresh(jobId, entry), REFRESH_MS)];
+    // One that is over already is for the record to say, and one that is too far for a timer can wait for it, too.
+    const left = found.job.deadline - this.#deps.now();
+    if (left > 0 && left <= LONGEST_TIMER_MS) {
+      entry.timers.push(setTimeout(() => this.#end(jobId, entry, 'the deadline is over'), left));
+    }
     return entry;
   }
 

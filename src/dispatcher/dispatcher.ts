@@ -33,6 +33,8 @@ export interface Load {
 interface HandsOfJob extends Hands {
   job: DispatchJob;
   holders: number;
+  /** Lines of it that were not sent yet. */
+  unsent: number;
 }
 
 const IDLE_ENGINE_MS = 60_000;
@@ -75,6 +77,14 @@ export class Dispatcher {
     return this.#unsent < places;
   }
 
+  /** Whether so many lines of a job wait here that its engines have no place for more. */
+  isFull(jobId: string): boolean {
+    const hands = this.#hands.get(jobId);
+    if (hands === undefined) return false;
+    const { tenant, unsent } = hands;
+    return unsent >= Math.max(1, tenant.maxConcurrency * tenant.engines().length);
+  }
+
   /** Calls back whenever `wantsMore` may have become true. */
   onRoom(listener: () => void): void {
     this.#roomListeners.add(listener);
@@ -106,6 +116,7 @@ export class Dispatcher {
     const hands = this.#take(job);
     let unsent = shard.left;
     this.#unsent += unsent;
+    hands.unsent += unsent;
     try {
       await runShard(shard, holder, hands, signals, {
         ...this.#deps,
@@ -114,11 +125,13 @@ export class Dispatcher {
         onSent: () => {
           unsent -= 1;
           this.#unsent -= 1;
+          hands.unsent -= 1;
           this.#tellRoom();
         },
       });
     } finally {
       this.#unsent -= unsent;
+      hands.unsent -= unsent;
       this.#release(hands);
       this.#tellRoom();
     }
@@ -148,7 +161,7 @@ export class Dispatcher {
       inHand: 0,
       engines: () => hands.job.addresses().map((address) => this.#engineAt(address)),
     };
-    const hands: HandsOfJob = { job, tenant, writer, unanswered: 0, holders: 0 };
+    const hands: HandsOfJob = { job, tenant, writer, unanswered: 0, holders: 0, unsent: 0 };
     this.#hands.set(job.id, hands);
     return hands;
   }
@@ -157,13 +170,16 @@ export class Dispatcher {
     hands.holders -= 1;
     if (hands.holders > 0) return;
     this.#hands.delete(hands.job.id);
-    for (const address of hands.job.addresses()) {
-      this.#drops.get(address)?.();
-      this.#drops.set(
-        address,
-        this.#deps.clock.after(IDLE_ENGINE_MS, () => this.#dropIdle(address)),
-      );
-    }
+    // All of them, not only those that serve the job at the end: one that was lost would be probed for ever.
+    for (const address of this.#engines.keys()) this.#dropLater(address);
+  }
+
+  #dropLater(address: string): void {
+    this.#drops.get(address)?.();
+    this.#drops.set(
+      address,
+      this.#deps.clock.after(IDLE_ENGINE_MS, () => this.#dropIdle(address)),
+    );
   }
 
   #engineAt(address: string): Engine {
@@ -184,10 +200,16 @@ export class Dispatcher {
 
   #dropIdle(address: string): void {
     this.#drops.delete(address);
+    const engine = this.#engines.get(address);
+    if (engine === undefined) return;
     const used = [...this.#hands.values()].some(({ job }) => job.addresses().includes(address));
     if (used) return;
-    void this.#engines.get(address)?.close();
+    if (engine.inFlight > 0) {
+      this.#dropLater(address);
+      return;
+    }
     this.#engines.delete(address);
+    void engine.close();
   }
 
   #closeSegments(): void {

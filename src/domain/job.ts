@@ -50,12 +50,13 @@ export const JOB = {
   },
   resource_preparing: {
     queue: null,
-    next: ['submitting', 'cancelling', 'failed', 'resource_failed', 'submit_failed'],
+    next: ['submitting', 'finalizing', 'cancelling', 'failed', 'resource_failed', 'submit_failed'],
   },
   submitting: {
     queue: null,
     next: [
       'in_progress',
+      'finalizing',
       'resource_preparing',
       'cancelling',
       'failed',

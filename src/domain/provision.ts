@@ -48,6 +48,8 @@ export interface ProvisionRecord {
   address: string;
   /** What the last look at the engine said, for people. */
   reason: string;
+  /** Since when it says so; null when it was never noted. */
+  reasonAt: number | null;
   createdAt: number;
   enteredAt: Partial<Record<ProvisionState, number>>;
 }

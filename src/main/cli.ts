@@ -12,3 +12,5 @@ enableCompileCache(fileURLToPath(new URL('../../node_modules/.cache/sluice', imp
 // Nothing else is loaded before: an older Node would fail on it in a way that explains nothing.
 const { main } = await import('./commands.ts');
 await main(process.argv);
+// A connection that cannot be ended, as one to a Redis that is gone, must not keep a process that is done.
+process.stdout.write('', () => process.exit());

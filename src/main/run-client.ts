@@ -2,7 +2,8 @@ import { openAsBlob } from 'node:fs';
 import { basename } from 'node:path';
 import { Readable } from 'node:stream';
 import * as v from 'valibot';
-import { permanent } from '../domain/errors.ts';
+import { permanent, SluiceError, transient } from '../domain/errors.ts';
+import { jobIdOf } from '../domain/job.ts';
 
 /** A job as far as `sluice run` looks at it. */
 const jobSchema = v.object({
@@ -25,7 +26,8 @@ const failureSchema = v.object({ error: v.object({ message: v.string() }) });
 export interface RunClient {
   upload(path: string): Promise<string>;
   submit(batch: object): Promise<string>;
-  job(batchId: string): Promise<RunJob>;
+  /** Null when it cannot be told at this moment: the records' Redis may be away for a while. */
+  job(batchId: string): Promise<RunJob | null>;
   cancel(batchId: string): Promise<void>;
   content(fileId: string): Promise<Readable>;
 }
@@ -37,7 +39,9 @@ export function createRunClient(url: string): RunClient {
     if (response.ok) return response;
     const failure = v.safeParse(failureSchema, await response.json().catch(() => null));
     const message = failure.success ? failure.output.error.message : `HTTP ${response.status}`;
-    throw permanent('run.refused', message);
+    throw response.status === 503
+      ? transient('run.not_now', message)
+      : permanent('run.refused', message);
   }
 
   async function idOf(response: Response): Promise<string> {
@@ -55,8 +59,13 @@ export function createRunClient(url: string): RunClient {
       return idOf(await call('POST', '/v1/batches', JSON.stringify(batch)));
     },
     async job(batchId) {
-      const response = await call('GET', `/api/v1/jobs/${batchId.replace('batch_', 'job_')}`);
-      return v.parse(jobSchema, await response.json());
+      try {
+        const response = await call('GET', `/api/v1/jobs/${jobIdOf(batchId) ?? ''}`);
+        return v.parse(jobSchema, await response.json());
+      } catch (error) {
+        if (error instanceof SluiceError && error.kind === 'Transient') return null;
+        throw error;
+      }
     },
     async cancel(batchId) {
       await call('POST', `/v1/batches/${batchId}/cancel`);

@@ -135,8 +135,8 @@ async function runOn(
     );
     return { code: why === 'stopped' ? EXIT_INTERRUPTED : 1, done: false };
   }
-  const output = await download(client, job.output_dataset, options.output);
-  const errors = await download(client, job.error_dataset, `${options.output}.errors.jsonl`);
+  const output = await download(client, job, 'output_dataset', options.output);
+  const errors = await download(client, job, 'error_dataset', `${options.output}.errors.jsonl`);
   const seconds = (performance.now() - begun) / 1_000;
   report(job, { output, errors, seconds, before }, asJson);
   return { code: job.status === 'completed' ? 0 : 1, done: true };
@@ -174,9 +174,15 @@ async function follow(
   });
   let servedAt = performance.now();
   let before: number | null = null;
+  let job = UNKNOWN;
   try {
     for (;;) {
-      const job = await client.job(batchId);
+      const found = await client.job(batchId);
+      if (found === null && !isStopped) {
+        await Promise.race([sleep(POLL_MS), stopped]);
+        continue;
+      }
+      job = found ?? job;
       before ??= countsOf(job).completed + countsOf(job).failed;
       if (isFinalName(job.status)) return { why: 'over', job, before };
       if (!ENGINELESS.has(job.status)) servedAt = performance.now();
@@ -193,6 +199,18 @@ async function follow(
   }
 }
 
+/** A job before it was ever told of. */
+const UNKNOWN: RunJob = {
+  id: '',
+  status: 'queued',
+  batch_id: '',
+  output_dataset: '',
+  error_dataset: '',
+  error_message: '',
+  request_counts: null,
+  errors: [],
+};
+
 /** States in which a job waits for an engine. */
 const ENGINELESS = new Set(['resource_preparing', 'submitting']);
 
@@ -208,15 +226,23 @@ function tickOf(job: RunJob, server: RunningServer): Tick {
   return { ...counts, inFlight, uncommitted, note };
 }
 
-/** Writes a file of the job beside its final place and renames it: what is there is whole. Null when there is none. */
-async function download(client: RunClient, fileId: string, path: string): Promise<string | null> {
-  if (fileId === '') {
-    await rm(path, { force: true });
+/**
+ * Writes a file of the job beside its final place and renames it: what is there is whole, and durable, since the run's
+ * own folder goes next. Null when the job has none; then an earlier run's goes, too, unless this one came to nothing.
+ */
+async function download(
+  client: RunClient,
+  job: RunJob,
+  kind: 'output_dataset' | 'error_dataset',
+  path: string,
+): Promise<string | null> {
+  if (job[kind] === '') {
+    if (job.status === 'completed') await rm(path, { force: true });
     return null;
   }
   const partial = partialOf(path);
   try {
-    await pipeline(await client.content(fileId), createWriteStream(partial));
+    await pipeline(await client.content(job[kind]), createWriteStream(partial, { flush: true }));
     await rename(partial, path);
     return path;
   } catch (error) {

@@ -23,9 +23,12 @@ export async function startServer(options: {
 }): Promise<RunningServer> {
   const { settings } = options;
   const system = await openSystem(options);
-  const closers: (() => Promise<void>)[] = [() => system.close()];
+  const closers: (() => Promise<void>)[] = [];
+  // Side by side: while an upload is given its grace, no new line may be sent.
   async function close(): Promise<void> {
-    for (const closer of closers.splice(0).toReversed()) await closer();
+    const ends = await Promise.allSettled(closers.splice(0).map((closer) => closer()));
+    await system.close();
+    for (const end of ends) if (end.status === 'rejected') throw end.reason;
   }
   try {
     let url: string | null = null;

@@ -11,6 +11,7 @@ import { createStore } from '../store/store.ts';
 import { ensureFolder } from './data-dir.ts';
 import { openEmbeddedRedis } from './embedded-redis.ts';
 import { reportDisk, reportRedis } from './redis-report.ts';
+import { soon } from './soon.ts';
 
 export interface SystemOptions {
   settings: Settings;
@@ -21,6 +22,7 @@ export interface SystemOptions {
 }
 
 const FIRST_PING_MS = 10_000;
+const CLOSE_MS = 2_000;
 
 /** What every role stands on: Redis, records, queues and storage, opened and checked. */
 export type System = Awaited<ReturnType<typeof openSystem>>;
@@ -32,7 +34,7 @@ export type System = Awaited<ReturnType<typeof openSystem>>;
 export async function openSystem({ settings, log, namespace = 'sluice', roles }: SystemOptions) {
   const closers: (() => Promise<void>)[] = [];
   async function close(): Promise<void> {
-    for (const closer of closers.splice(0).toReversed()) await closer();
+    for (const closer of closers.splice(0).toReversed()) await soon(closer(), CLOSE_MS);
   }
   try {
     await ensureFolder(settings.dataDir);

@@ -1,12 +1,14 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
+import type { Readable } from 'node:stream';
 import { createAdvance } from '../../queues/advance.ts';
 import { startWorker } from '../../queues/worker.ts';
-import type { Attempt, Processor, QueueWorker } from '../../queues/worker.ts';
+import type { Attempt } from '../../queues/worker.ts';
 import type { Deps, SettleDeps } from '../../processors/deps.ts';
 import { processors } from '../../processors/index.ts';
 import { finishJob } from '../../processors/settle.ts';
+import { Seats } from '../../processors/seats.ts';
 import { Watches } from '../../processors/watch.ts';
 import { assemble } from '../dispatcher/assemble.ts';
 import { Dispatcher } from '../dispatcher/dispatcher.ts';
@@ -14,7 +16,7 @@ import type { Load } from '../dispatcher/dispatcher.ts';
 import { readPlan } from '../dispatcher/read-plan.ts';
 import type { ReadPlan } from '../dispatcher/read-plan.ts';
 import { createUniqueIds } from '../dispatcher/unique-ids.ts';
-import { describeError } from '../domain/errors.ts';
+import { describeError, SluiceError, transient } from '../domain/errors.ts';
 import { segmentKey } from '../domain/file.ts';
 import { isFinal, JOB } from '../domain/job.ts';
 import type { JobRecord, JobState } from '../domain/job.ts';
@@ -25,9 +27,12 @@ import type { Runtime } from '../runtimes/contract.ts';
 import { createEndpointRuntime } from '../runtimes/index.ts';
 import type { JobChange } from '../store/jobs.ts';
 import { clock } from './clock.ts';
+import { soon } from './soon.ts';
 import type { System } from './system.ts';
 
 const BEAT_MS = 2_000;
+/** To commit and give back; with Redis away, nothing of that can be done. */
+const AFTER_GRACE_MS = 2_000;
 const MEMORY_IDS = 262_144;
 
 /** What moves and settles records; every role that writes them shares it. */
@@ -77,10 +82,12 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
   const stopping = new AbortController();
   const graceOver = new AbortController();
   let heartbeat: Heartbeat | null = null;
+  // Deadlines and times of records are Redis' time, and so is what they are compared with.
+  const now = () => clock.now() + (heartbeat?.clockOffset ?? 0);
   const settling = settleDeps(system, system, () => Math.max(2, (heartbeat?.dispatchers ?? 1) + 1));
   const watches = new Watches({
     store,
-    now: clock.now,
+    now,
     onEngines: () => dispatcher.enginesChanged(),
     log,
   });
@@ -89,12 +96,13 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
   const deps: Deps = {
     ...settling,
     ...processorParts(system, runtime),
+    now,
     dispatcher,
     watches,
     graceOver: graceOver.signal,
   };
   const stops = await store.jobs.subscribeStops((jobId) => watches.poke(jobId));
-  const seats = createSeats(dispatcher);
+  const seats = new Seats(dispatcher);
   const workers = settings.queues.map((queue) =>
     startWorker({
       queue,
@@ -107,7 +115,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
       onError: (error) => log.debug({ queue, err: error }, 'queue error'),
     }),
   );
-  seats.follow(workers);
+  seats.follow(workers.find(({ queue }) => queue === 'dispatch'));
   const heart = await startHeartbeat(system, dispatcher);
   heartbeat = heart;
   return {
@@ -118,11 +126,13 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
         () => graceOver.abort(new Error('the grace is over')),
         settings.shutdownGrace,
       );
-      await Promise.all(workers.map((worker) => worker.close()));
+      seats.close();
+      const closing = Promise.all(workers.map((worker) => worker.close()));
+      await soon(closing, settings.shutdownGrace + AFTER_GRACE_MS);
       clearTimeout(grace);
       await dispatcher.close();
       await stops.close();
-      await heart.close();
+      await soon(heart.close(), AFTER_GRACE_MS);
     },
   };
 }
@@ -137,12 +147,11 @@ function processorParts(system: System, runtime: Runtime) {
     assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>
       assemble(source, sinks, { ...options, maxLineBytes }),
     newToken: () => randomBytes(16).toString('hex'),
-    now: clock.now,
   };
 }
 
 function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime): Dispatcher {
-  const { settings, store, storage, log, metrics } = system;
+  const { settings, store, log, metrics } = system;
   return new Dispatcher({
     clock,
     log,
@@ -150,7 +159,7 @@ function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime
     maxResponseBytes: settings.maxResponseBytes,
     maxLineBytes: settings.maxLineBytes,
     connect: (address) => runtime.connect(address),
-    openInput: (key, range) => storage.get(key, range),
+    openInput: (key, range) => openInput(system, key, range),
     newSegmentId: () => randomBytes(16).toString('hex'),
     putSegment: createSegmentStore(system),
     async commit(jobId, segment, parts) {
@@ -197,6 +206,8 @@ function createSegmentStore({ storage, store, metrics, log }: System) {
 interface Heartbeat {
   /** Live processes that take shards, this one included. */
   readonly dispatchers: number;
+  /** What has to be added to this host's clock for Redis' time, ms. */
+  readonly clockOffset: number;
   close(): Promise<void>;
 }
 
@@ -207,9 +218,10 @@ async function startHeartbeat(system: System, dispatcher: Dispatcher): Promise<H
   const queues = [...settings.queues];
   const node = { id, roles: [...system.roles], queues, pid: process.pid, host: hostname() };
   let dispatchers = 1;
+  let clockOffset = 0;
   async function beat(): Promise<void> {
     try {
-      await store.nodes.beat(node);
+      clockOffset = (await store.nodes.beat(node)) - clock.now();
       dispatchers = await store.nodes.dispatchers();
       metrics.inFlight.set(dispatcher.load.inFlight);
       metrics.budgetBytes.set(dispatcher.load.budgetUsed);
@@ -223,11 +235,28 @@ async function startHeartbeat(system: System, dispatcher: Dispatcher): Promise<H
     get dispatchers() {
       return dispatchers;
     },
+    get clockOffset() {
+      return clockOffset;
+    },
     async close() {
       clearInterval(beating);
       await store.nodes.leave(id);
     },
   };
+}
+
+/** An input that is away may come back, as a disk or a bucket does: its lines wait, and are not given up. */
+async function openInput(
+  { storage }: System,
+  key: string,
+  range: { start: number; end: number },
+): Promise<Readable> {
+  try {
+    return await storage.get(key, range);
+  } catch (error) {
+    const isMissing = error instanceof SluiceError && error.kind === 'NotFound';
+    throw isMissing ? transient('input.missing', 'The input file is not in storage.') : error;
+  }
 }
 
 /** Has submission look at once at every provision of an engine that stopped answering. */
@@ -259,40 +288,6 @@ async function planInput(
   } finally {
     await uniqueIds.close();
   }
-}
-
-/**
- * How many shards a process may hold: those that it has, and one more while fewer lines wait here than its engines
- * take. So a shard's last lines never leave an engine idle, and nobody hoards shards that others could send.
- */
-function createSeats(dispatcher: Dispatcher) {
-  let held = 0;
-  let seats = 1;
-  let worker: QueueWorker | undefined;
-  function adjust(): void {
-    const wish = Math.max(1, held + (dispatcher.wantsMore ? 1 : 0));
-    if (wish === seats) return;
-    seats = wish;
-    worker?.setConcurrency(seats);
-  }
-  dispatcher.onRoom(adjust);
-  return {
-    follow(workers: readonly QueueWorker[]): void {
-      worker = workers.find(({ queue }) => queue === 'dispatch');
-    },
-    occupy(processor: Processor<Deps>): Processor<Deps> {
-      return async function occupied(task, deps) {
-        held += 1;
-        adjust();
-        try {
-          return await processor(task, deps);
-        } finally {
-          held -= 1;
-          adjust();
-        }
-      };
-    },
-  };
 }
 
 function report({ log, metrics }: System, attempt: Attempt): void {

@@ -186,7 +186,12 @@ async function moveJob(
     event: change.event ?? '',
     fields: renderChange(change.set ?? {}),
   });
-  if (moved !== 'stale' && isFinal(to)) await leave(context, job.id);
+  if (moved === 'stale') return moved;
+  if (isFinal(to)) await leave(context, job.id);
+  // A job that is ending has its outcome: its deadline is nobody's business any more, and must not hide others'.
+  else if (to === 'cancelling' || to === 'finalizing') {
+    await context.redis.zrem(context.keys.deadlines, job.id);
+  }
   return moved;
 }
 

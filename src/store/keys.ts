@@ -14,7 +14,7 @@
  *     {job_x}:segments    hash    segment id → "bytes sha256"
  *     {job_x}:events      stream  state, message
  *     {job_x}:provisions  set     ids of all that it ever had
- *     {prov_x}            hash    job slot state version op wake wake_op provider owner address reason created_at, <state>_at
+ *     {prov_x}            hash    job slot state version op wake wake_op provider owner address reason reason_at created_at, <state>_at
  *     {file_x}            hash    op bytes sha256 filename purpose created_at
  *     {file_x}:removed    string  op that removed it, for a minute
  *

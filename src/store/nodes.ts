@@ -22,8 +22,8 @@ export interface NodeInfo extends NewBeat {
 
 /** Heartbeats of processes. */
 export interface Nodes {
-  /** To be called every 2 s. */
-  beat(node: NewBeat): Promise<void>;
+  /** To be called every 2 s; resolves to Redis' time, ms. */
+  beat(node: NewBeat): Promise<number>;
   leave(id: string): Promise<void>;
   /** Processes that have beaten within 6 s, by id; older ones are forgotten. Damaged entries are left out and reported. */
   live(): Promise<NodeInfo[]>;
@@ -47,7 +47,7 @@ export function createNodes(context: Context): Nodes {
   }
   return {
     async beat({ id, ...node }) {
-      await scripts.run('beat', keys.nodes, id, JSON.stringify(node));
+      return v.parse(v.number(), await scripts.run('beat', keys.nodes, id, JSON.stringify(node)));
     },
     async leave(id) {
       await redis.hdel(keys.nodes, id);

@@ -134,10 +134,21 @@ const provisionFields = v.object({
   owner: v.picklist(OWNERS),
   address: v.string(),
   reason: v.optional(v.string(), ''),
+  reason_at: v.optional(integer),
   created_at: integer,
 });
 
 function parseProvision(id: string, fields: Fields): ProvisionRecord {
-  const { created_at: createdAt, ...provision } = parseRecord(id, provisionFields, fields);
-  return { id, ...provision, createdAt, enteredAt: parseEntered(id, PROVISION_STATES, fields) };
+  const {
+    created_at: createdAt,
+    reason_at: reasonAt = null,
+    ...provision
+  } = parseRecord(id, provisionFields, fields);
+  return {
+    id,
+    ...provision,
+    reasonAt,
+    createdAt,
+    enteredAt: parseEntered(id, PROVISION_STATES, fields),
+  };
 }

@@ -97,8 +97,8 @@ async function submitAndWait(url: string, path: string): Promise<{ seconds: numb
   });
   for (;;) {
     const job = await client.job(id);
-    if (job.status === 'completed') return { seconds: (performance.now() - begun) / 1_000 };
-    if (job.status.endsWith('failed')) throw new Error(`the batch ended as ${job.status}`);
+    if (job?.status === 'completed') return { seconds: (performance.now() - begun) / 1_000 };
+    if (job?.status.endsWith('failed')) throw new Error(`the batch ended as ${job.status}`);
     await sleep(POLL_MS);
   }
 }

@@ -25,6 +25,7 @@ if (values.help === true) {
 } else {
   await demo();
 }
+process.stdout.write('', () => process.exit());
 
 async function demo(): Promise<void> {
   const example = fileURLToPath(new URL('example.jsonl', import.meta.url));

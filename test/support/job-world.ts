@@ -76,6 +76,7 @@ function newProvision(state: ProvisionState): ProvisionRecord {
     owner: 'sluice',
     address: ADDRESS,
     reason: '',
+    reasonAt: null,
     createdAt: 0,
     enteredAt: {},
   };

@@ -9,6 +9,14 @@ local found = redis.call('HMGET', record, 'state', 'version', 'op', 'wake')
 if found[3] == op then return { tonumber(found[2]), tonumber(found[4]) } end
 if found[1] ~= from or found[2] ~= version then return {} end
 
+-- A commit raises no version: between the caller's look and now a first line may have been answered, and what is
+-- answered is collected before a job is final.
+local function isAnswered()
+  local counts = redis.call('HMGET', record, 'completed', 'failed')
+  return tonumber(counts[1] or 0) + tonumber(counts[2] or 0) > 0
+end
+if FINAL[to] and from ~= 'finalizing' and isAnswered() then return {} end
+
 redis.call('HSET', record, 'state', to, 'op', op, unpack(ARGV, 9))
 redis.call('HSETNX', record, to .. '_at', now())
 -- Backwards out of `finalizing` the records are unsealed: the job has no outcome any more.

@@ -5,5 +5,5 @@
 -- Repeat  the same
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state or FINAL[state] then return 0 end
-redis.call('HSET', KEYS[1], 'reason', ARGV[1])
+redis.call('HSET', KEYS[1], 'reason', ARGV[1], 'reason_at', now())
 return 1
