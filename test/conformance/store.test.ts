@@ -175,7 +175,7 @@ describe.each(BACK_ENDS)('records and indexes on %s', (kind) => {
       expect(await store.jobs.get(job.id)).toMatchObject(set);
       if (moved === 'stale') throw new Error('stale');
       const from = { id: job.id, state: 'resource_preparing', version: moved.version } as const;
-      await store.jobs.move(from, 'failed', { set: { outputFile: null } });
+      await store.jobs.move(from, 'cancelling', { set: { outputFile: null } });
       expect(await store.jobs.get(job.id)).toMatchObject({ ...set, outputFile: null });
     });
   });

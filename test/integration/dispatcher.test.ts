@@ -53,7 +53,12 @@ describe('lines and answers', () => {
     expect(await world.runAll()).toEqual(Array.from({ length: 5 }, () => 'done'));
     await expectAllAnsweredOnce(world, 500);
     expect(await engine.counts()).toMatchObject({ requests: 500, repeated: 0 });
-    expect(world.dispatcher.load).toEqual({ unsent: 0, inFlight: 0, budgetUsed: 0 });
+    expect(world.dispatcher.load).toEqual({
+      unsent: 0,
+      inFlight: 0,
+      uncommitted: 0,
+      budgetUsed: 0,
+    });
   });
 
   test('lines that are done already are not asked', async () => {
@@ -317,7 +322,12 @@ describe('stops', () => {
     await until(async () => (await engine.counts()).by_outcome['aborted'] === 8);
     expect(performance.now() - begun).toBeLessThan(2_000);
     expect(world.ledger.commits).toEqual([]);
-    expect(world.dispatcher.load).toEqual({ unsent: 0, inFlight: 0, budgetUsed: 0 });
+    expect(world.dispatcher.load).toEqual({
+      unsent: 0,
+      inFlight: 0,
+      uncommitted: 0,
+      budgetUsed: 0,
+    });
   });
 
   test('stop sends nothing more, but lines in flight are answered and committed', async () => {

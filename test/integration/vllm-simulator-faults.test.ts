@@ -120,7 +120,7 @@ describe('faults', () => {
     expect((await fetch(`${sim.url}/health`)).status).toBe(200);
   });
 
-  test('oom fails all in flight, makes health 503 and ends the process', async () => {
+  test('oom with a delay fails all in flight, makes health 503 and ends the process', async () => {
     await using sim = await startVllmProcess({ flags: ['--profile', 'slow'] });
     const running = ask(sim.url, chat('long', { max_tokens: 2000 }));
     await until(async () => (await sim.counts()).engine.running === 1);
@@ -134,6 +134,48 @@ describe('faults', () => {
     expect((await ask(sim.url, chat('later'))).status).toBe(500);
     expect(await sim.exited).toEqual({ code: 3, signal: null });
   });
+
+  test('oom without a delay stops listening at once and never says 503', async () => {
+    await using sim = await startVllmProcess({ flags: ['--profile', 'slow'] });
+    const running = ask(sim.url, chat('long', { max_tokens: 2000 }));
+    await until(async () => (await sim.counts()).engine.running === 1);
+    await sim.setFaults([{ kind: 'oom', exit_code: 3 }]);
+    expect((await ask(sim.url, chat('straw'))).status).toBe(500);
+    const from = performance.now();
+    const health = await failure(fetch(`${sim.url}/health`));
+    expect(health).toMatch(/ECONNREFUSED|ECONNRESET|other side closed/);
+    expect((await running).status).toBe(500);
+    expect(await sim.exited).toEqual({ code: 3, signal: null });
+    expect(performance.now() - from).toBeLessThan(1500);
+  });
+
+  test.for(['slow', 'zero'])(
+    'drain_silently refuses new connections and leaves those in flight without a byte (%s)',
+    async (profile) => {
+      const config = { latency_ms: 300, decode_step_ms: 20 };
+      await using sim = await startVllm({ profile, config });
+      const socket = connect(sim.port, '127.0.0.1');
+      await once(socket, 'connect');
+      const seen: string[] = [];
+      for (const event of ['data', 'end', 'close', 'error']) {
+        socket.on(event, () => seen.push(event));
+      }
+      const body = JSON.stringify(chat('x', { max_tokens: 2 }));
+      const head =
+        'POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json';
+      socket.write(`${head}\r\ncontent-length: ${body.length}\r\n\r\n${body}`);
+      await until(async () => (await sim.counts()).in_flight === 1);
+      await sim.setFaults([{ kind: 'drain_silently' }]);
+      expect(await failure(fetch(`${sim.url}/health`))).toContain('ECONNREFUSED');
+      await new Promise((resolve) => setTimeout(resolve, 700)); // longer than its answer takes
+      expect(seen).toEqual([]);
+      expect((await sim.counts()).in_flight).toBe(1);
+      await sim.close();
+      await until(async () => (await sim.counts()).in_flight === 0);
+      await until(() => seen.includes('close'));
+      expect(seen).not.toContain('data');
+    },
+  );
 
   test('exit ends the process at once, and the log on disk knows who did it', async () => {
     const folder = await mkdtemp(join(tmpdir(), 'vllm-sim-'));

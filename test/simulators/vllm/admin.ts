@@ -1,8 +1,7 @@
 import type { Reply } from './exchange.ts';
 import { JSON_TYPE } from './exchange.ts';
-import { parseFaults } from './faults.ts';
 import { asObject, InvalidSetting } from './profile.ts';
-import { applyConfig, configOf, countsOf } from './state.ts';
+import { applyConfig, applyFaults, configOf, countsOf } from './state.ts';
 import type { SimulatorState } from './state.ts';
 
 /*
@@ -11,6 +10,7 @@ import type { SimulatorState } from './state.ts';
  *   GET    /admin/requests[?bodies=1] the request log
  *   GET    /admin/config              profile and log settings;  POST changes some of them
  *   GET    /admin/faults              active faults with their hits;  POST replaces, DELETE clears them
+ *   (but nothing undoes drain_silently, and only a connection that was busy then still gets here)
  */
 
 function json(value: unknown, status = 200): Reply {
@@ -38,7 +38,7 @@ const ROUTES: Record<string, (state: SimulatorState, body: Buffer, query: string
   },
   'GET /admin/faults': (state) => ({ faults: state.faults.report() }),
   'POST /admin/faults': (state, body) => {
-    state.faults.set(parseFaults(parse(body)));
+    applyFaults(state, parse(body));
     return { faults: state.faults.report() };
   },
   'DELETE /admin/faults': (state) => {

@@ -24,15 +24,13 @@ export function badRequest(message: string, param: string | null = null): ApiErr
   return { status: 400, message, type: 'BadRequestError', param };
 }
 
-/** What pydantic refuses, shown as the handler of RequestValidationError shows it. */
-export function invalidBody(message: string, param: string | null = null): ApiError {
-  return { status: 400, message, type: 'Bad Request', param };
-}
-
-/** vllm/entrypoints/openai/models/serving.py check_model. */
-export function unknownModel(model: string): ApiError {
+/**
+ * check_model of vllm/entrypoints/openai/models/serving.py names the field. Pooling endpoints raise
+ * VLLMNotFoundError instead, which does not (vLLM 0.32.0, seen).
+ */
+export function unknownModel(model: string, param: 'model' | null): ApiError {
   const message = `The model \`${model}\` does not exist.`;
-  return { status: 404, message, type: 'NotFoundError', param: 'model' };
+  return { status: 404, message, type: 'NotFoundError', param };
 }
 
 /** EngineDeadError of vllm/v1/engine/exceptions.py, after a CUDA out of memory for example. */

@@ -1,20 +1,19 @@
 import type { ApiError } from './api-error.ts';
-import { badRequest } from './api-error.ts';
 import { tokensOf } from './kv-cache.ts';
+import { readPrompts } from './prompt.ts';
 import {
   checkContext,
   createdOf,
   event,
-  missing,
   readChoices,
   readLimit,
   usageOf,
   wantsUsage,
-  wrongType,
 } from './task.ts';
 import type { EventStream, Task, TaskInput } from './task.ts';
 import { answerText, echoOf, givenText } from './text.ts';
 import type { Text } from './text.ts';
+import { missing, wrongType } from './validation.ts';
 
 /** The text of a message's content: a string, or the text parts of a list. */
 export function contentText(content: unknown): string {
@@ -46,10 +45,15 @@ export function renderMessages(messages: readonly unknown[]): Conversation | und
   return { prompt: `${prompt}<|assistant|>\n`, lastUser };
 }
 
+/** What every piece of an answer begins with; texts are JSON already. */
 interface Frame {
   id: string;
   created: number;
   model: string;
+}
+
+function frameOf(id: string, digest: string, model: string): Frame {
+  return { id: JSON.stringify(id), created: createdOf(digest), model: JSON.stringify(model) };
 }
 
 const finishOf = (text: Text): string => `"finish_reason":"${text.finish}"`;
@@ -62,7 +66,7 @@ function chatAnswer(frame: Frame, texts: readonly Text[], usage: string): string
       `"reasoning":null},"logprobs":null,${finishOf(text)},"stop_reason":null,"token_ids":null}`,
   );
   return (
-    `{"id":"${frame.id}","object":"chat.completion","created":${frame.created},` +
+    `{"id":${frame.id},"object":"chat.completion","created":${frame.created},` +
     `"model":${frame.model},"choices":[${choices.join(',')}],"service_tier":null,` +
     `"system_fingerprint":null,"usage":${usage},"prompt_logprobs":null,` +
     '"prompt_token_ids":null,"kv_transfer_params":null}'
@@ -72,7 +76,7 @@ function chatAnswer(frame: Frame, texts: readonly Text[], usage: string): string
 /** Chunks of vllm/entrypoints/openai/chat_completion/serving.py: role first, then text, then usage if asked. */
 function chatStream(frame: Frame, texts: readonly Text[], usage: string | undefined): EventStream {
   const head =
-    `{"id":"${frame.id}","object":"chat.completion.chunk","created":${frame.created},` +
+    `{"id":${frame.id},"object":"chat.completion.chunk","created":${frame.created},` +
     `"model":${frame.model},"choices":[`;
   const chunk = (index: number, delta: string, finish: string): string =>
     event(`${head}{"index":${index},"delta":${delta},"logprobs":null,${finish}}]}`);
@@ -91,12 +95,13 @@ function chatStream(frame: Frame, texts: readonly Text[], usage: string | undefi
 }
 
 /** POST /v1/chat/completions. */
-export function chatTask({ body, digest, model, profile }: TaskInput): Task | ApiError {
+export function chatTask(input: TaskInput): Task | ApiError {
+  const { body, digest, id, model, profile } = input;
   const messages = body['messages'];
-  if (messages === undefined) return missing('messages');
-  if (!Array.isArray(messages)) return wrongType('messages', 'list');
+  if (messages === undefined) return missing(body, ['messages']);
+  if (!Array.isArray(messages)) return wrongType('messages', 'list', messages);
   const conversation = renderMessages(messages);
-  if (conversation === undefined) return wrongType('messages', 'dict');
+  if (conversation === undefined) return wrongType('messages', 'dict', messages);
   const limit = readLimit(body, ['max_completion_tokens', 'max_tokens']);
   if (typeof limit === 'object') return limit;
   const choices = readChoices(body);
@@ -111,8 +116,7 @@ export function chatTask({ body, digest, model, profile }: TaskInput): Task | Ap
     texts.push(echo === undefined ? answerText(digest, i, limit, profile) : givenText(echo));
   }
   const usage = usageOf(tokensOf(prompt), texts);
-  const id = `chatcmpl-${digest.slice(0, 32)}`;
-  const frame = { id, created: createdOf(digest), model: JSON.stringify(model) };
+  const frame = frameOf(`chatcmpl-${id}`, digest, model);
   return {
     sequences: texts.map((text) => ({ prompt, text })),
     answer: () => chatAnswer(frame, texts, usage),
@@ -123,23 +127,13 @@ export function chatTask({ body, digest, model, profile }: TaskInput): Task | Ap
   };
 }
 
-/** Prompts of /v1/completions: a text, token ids, or a list of either. */
-function readPrompts(prompt: unknown): string[] | undefined {
-  if (typeof prompt === 'string') return [prompt];
-  if (!Array.isArray(prompt) || prompt.length === 0) return undefined;
-  const items: unknown[] = prompt;
-  if (items.every((item) => typeof item === 'number')) return [items.join(' ')];
-  const texts = items.map((item) => (Array.isArray(item) ? item.join(' ') : item));
-  return texts.every((text) => typeof text === 'string') ? texts : undefined;
-}
-
 function completionStream(
   frame: Frame,
   texts: readonly Text[],
   usage: string | undefined,
 ): EventStream {
   const head =
-    `{"id":"${frame.id}","object":"text_completion","created":${frame.created},` +
+    `{"id":${frame.id},"object":"text_completion","created":${frame.created},` +
     `"model":${frame.model},"choices":[`;
   return {
     open: () => '',
@@ -160,10 +154,11 @@ function completionStream(
 const COMPLETION_LIMIT = 16;
 
 /** POST /v1/completions. */
-export function completionTask({ body, digest, model, profile }: TaskInput): Task | ApiError {
-  if (body['prompt'] === undefined) return missing('prompt');
+export function completionTask(input: TaskInput): Task | ApiError {
+  const { body, digest, id, model, profile } = input;
+  if (body['prompt'] === undefined) return missing(body, ['prompt']);
   const prompts = readPrompts(body['prompt']);
-  if (prompts === undefined) return badRequest('prompt should be a text or token ids', 'prompt');
+  if (prompts === undefined) return wrongType('prompt', 'string', body['prompt']);
   const limit = readLimit(body, ['max_tokens']) ?? COMPLETION_LIMIT;
   if (typeof limit === 'object') return limit;
   const choices = readChoices(body);
@@ -171,8 +166,8 @@ export function completionTask({ body, digest, model, profile }: TaskInput): Tas
 
   const sequences: { prompt: string; text: Text }[] = [];
   let promptTokens = 0;
-  for (const prompt of prompts) {
-    const tooLong = checkContext(prompt, limit, profile);
+  for (const { text: prompt, ids } of prompts) {
+    const tooLong = checkContext(prompt, limit, profile, ids);
     if (tooLong !== undefined) return tooLong;
     promptTokens += tokensOf(prompt);
     const echo = echoOf(prompt);
@@ -184,8 +179,7 @@ export function completionTask({ body, digest, model, profile }: TaskInput): Tas
   }
   const texts = sequences.map(({ text }) => text);
   const usage = usageOf(promptTokens, texts);
-  const id = `cmpl-${digest.slice(0, 32)}`;
-  const frame = { id, created: createdOf(digest), model: JSON.stringify(model) };
+  const frame = frameOf(`cmpl-${id}`, digest, model);
   const repeats = body['echo'] === true;
   return {
     sequences,
@@ -198,7 +192,7 @@ export function completionTask({ body, digest, model, profile }: TaskInput): Tas
         );
       });
       return (
-        `{"id":"${id}","object":"text_completion","created":${frame.created},` +
+        `{"id":${frame.id},"object":"text_completion","created":${frame.created},` +
         `"model":${frame.model},"choices":[${shown.join(',')}],"service_tier":null,` +
         `"system_fingerprint":null,"usage":${usage},"kv_transfer_params":null}`
       );

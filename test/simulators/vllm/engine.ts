@@ -37,6 +37,8 @@ export interface Engine {
   stats(): EngineStats;
   /** Takes effect at the next step. */
   configure(profile: Profile): void;
+  /** No more steps: whatever runs or comes never ends, unless it is aborted or the engine dies. */
+  stall(): void;
   /** The engine process dies: all jobs end `dead`, as do all that follow. */
   die(): void;
   readonly dead: boolean;
@@ -48,7 +50,7 @@ interface Slot {
   lease: Lease | undefined;
   computed: number;
   generated: number;
-  preempted: boolean;
+  preemptions: number;
   arrivedAt: number;
   admittedAt: number;
   firstTokenAt: number;
@@ -70,6 +72,7 @@ const LARGEST_LAG_MS = 250;
 export function createEngine(initial: Profile, metrics: Metrics): Engine {
   let profile = initial;
   let dead = false;
+  let stalled = false;
   // Virtual time: a timer that fires late does not slow the engine, the next step just ends sooner.
   let clock = performance.now();
   let timer: NodeJS.Timeout | undefined;
@@ -89,7 +92,7 @@ export function createEngine(initial: Profile, metrics: Metrics): Engine {
   function preempt(slot: Slot): void {
     release(slot);
     slot.computed = 0;
-    slot.preempted = true;
+    slot.preemptions += 1;
     running.pop();
     waiting.unshift(slot);
     counters.preemptions += 1;
@@ -130,7 +133,7 @@ export function createEngine(initial: Profile, metrics: Metrics): Engine {
       waiting.shift();
       running.push(slot);
       slot.computed = cached;
-      if (!slot.preempted) {
+      if (slot.preemptions === 0) {
         slot.admittedAt = clock;
         counters.prefixQueries += slot.job.promptTokens;
         counters.prefixHits += cached;
@@ -160,12 +163,14 @@ export function createEngine(initial: Profile, metrics: Metrics): Engine {
     return (profile.decode_step_ms + decode + read) / profile.speed;
   }
 
-  function observeEnd({ job, arrivedAt, admittedAt, firstTokenAt }: Slot): void {
+  function observeEnd({ job, arrivedAt, admittedAt, firstTokenAt, preemptions }: Slot): void {
     const seconds = (from: number): number => (clock - from) / 1000;
     metrics.observe('vllm:e2e_request_latency_seconds', seconds(arrivedAt));
     metrics.observe('vllm:request_queue_time_seconds', (admittedAt - arrivedAt) / 1000);
     metrics.observe('vllm:request_inference_time_seconds', seconds(admittedAt));
     metrics.observe('vllm:request_prompt_tokens', job.promptTokens);
+    metrics.observe('vllm:request_num_preemptions', preemptions);
+    metrics.observe('vllm:request_max_num_generation_tokens', job.outputTokens);
     if (job.outputTokens === 0) return;
     metrics.observe('vllm:request_prefill_time_seconds', (firstTokenAt - admittedAt) / 1000);
     metrics.observe('vllm:request_decode_time_seconds', seconds(firstTokenAt));
@@ -207,6 +212,7 @@ export function createEngine(initial: Profile, metrics: Metrics): Engine {
   }
 
   function wait(step: Step): void {
+    if (stalled) return;
     timer = setTimeout(endStep, Math.max(0, clock - performance.now()), step);
   }
 
@@ -250,7 +256,7 @@ export function createEngine(initial: Profile, metrics: Metrics): Engine {
       lease: undefined,
       computed: 0,
       generated: 0,
-      preempted: false,
+      preemptions: 0,
       arrivedAt: now,
       admittedAt: now,
       firstTokenAt: now,
@@ -271,6 +277,10 @@ export function createEngine(initial: Profile, metrics: Metrics): Engine {
     configure(next) {
       profile = next;
       kv.resize(next.num_gpu_blocks);
+    },
+    stall() {
+      stalled = true;
+      clearTimeout(timer);
     },
     die() {
       dead = true;

@@ -22,7 +22,8 @@ export interface Exchange {
 /** An answer as a whole. */
 export interface Reply {
   status: number;
-  type: string;
+  /** Content type; vLLM's empty answers have none. */
+  type?: string;
   payload: string;
   headers?: readonly string[];
 }
@@ -57,7 +58,9 @@ export function writeHead(
   { status, type, headers }: Omit<Reply, 'payload'>,
   length?: number,
 ): void {
-  const all = ['content-type', type, 'server', 'uvicorn'];
+  // CORSMiddleware, which is always there, adds `vary` (vLLM 0.32.0, seen).
+  const all = ['server', 'uvicorn', 'vary', 'Origin'];
+  if (type !== undefined) all.push('content-type', type);
   if (length !== undefined) all.push('content-length', String(length));
   if (headers !== undefined) all.push(...headers);
   // uvicorn says neither `Connection: keep-alive` nor `Keep-Alive: timeout=5`; with Node's hint a client

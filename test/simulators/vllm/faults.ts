@@ -10,8 +10,13 @@ import { asNumber, asObject, InvalidSetting } from './profile.ts';
  *   hangs, so a client that watches only health waits for ever.
  * - `truncate`: half of the JSON under a matching Content-Length, as proxies with a full buffer do.
  * - `content_type`: a proxy's HTML page with status 200 instead of the answer.
- * - `oom`: EngineCore dies: 500 to all in flight, `/health` 503, then the process ends
- *   (vllm/entrypoints/launcher.py watchdog_loop looks every 5 s).
+ * - `oom`: EngineCore dies: 500 to all in flight, nobody listens any more, and the process ends 0.1 s
+ *   later; `/health` never says 503 (vLLM 0.32.0, seen). With `delay_ms` it listens so long, fails
+ *   every request and says 503 in `/health`: an engine that died with only streams in flight is not
+ *   noticed until watchdog_loop of vllm/entrypoints/launchers/launcher.py looks, every 5 s.
+ * - `drain_silently`: SIGTERM with requests in flight (vLLM 0.32.0, seen): new connections are refused,
+ *   those in flight stay open and get no byte and no FIN until the process is killed. It comes from
+ *   outside, so it begins when it is set and hits no request of its own: no other field matters.
  * - `exit`: the process ends at once, as the OOM killer or a spot reclaim does it.
  */
 export const FAULT_KINDS = [
@@ -22,6 +27,7 @@ export const FAULT_KINDS = [
   'truncate',
   'content_type',
   'oom',
+  'drain_silently',
   'exit',
 ] as const;
 
@@ -44,7 +50,7 @@ export interface Fault {
   path: string | null;
   /** `reset`: before the answer or in the middle of it. */
   at: 'headers' | 'body';
-  /** `hang_*`: goes on after this time; null never. `oom`: time until the process ends. */
+  /** `hang_*`: goes on after this time; null never. `oom`: time until the process ends and the port closes; null is at once. */
   delay_ms: number | null;
   exit_code: number;
 }
@@ -157,6 +163,7 @@ export function createFaultPlan(seed: number): FaultPlan {
   }
 
   function concerns(fault: Fault, path: string, inference: boolean, body: Buffer): boolean {
+    if (fault.kind === 'drain_silently') return false;
     if (fault.path === null ? !inference : fault.path !== path) return false;
     return fault.match === null || body.includes(fault.match);
   }

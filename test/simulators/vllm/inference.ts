@@ -1,11 +1,4 @@
-import {
-  ENGINE_DEAD,
-  errorBody,
-  httpError,
-  invalidBody,
-  queueFull,
-  unknownModel,
-} from './api-error.ts';
+import { ENGINE_DEAD, errorBody, httpError, queueFull, unknownModel } from './api-error.ts';
 import type { ApiError } from './api-error.ts';
 import { chatTask, completionTask } from './chat.ts';
 import type { Ticket } from './engine.ts';
@@ -16,8 +9,15 @@ import { tokensOf } from './kv-cache.ts';
 import { embeddingTask, rerankTask, scoreTask } from './pooling.ts';
 import { responsesTask } from './responses.ts';
 import type { SimulatorState } from './state.ts';
-import { event, isApiError, wrongType } from './task.ts';
+import { event, isApiError } from './task.ts';
 import type { EventStream, Task, TaskHandler } from './task.ts';
+import {
+  emptyBody,
+  malformedJson,
+  noObject,
+  unsupportedMediaType,
+  wrongType,
+} from './validation.ts';
 
 /** The endpoints that ask the engine. */
 export const INFERENCE: ReadonlyMap<string, TaskHandler> = new Map([
@@ -31,6 +31,9 @@ export const INFERENCE: ReadonlyMap<string, TaskHandler> = new Map([
   ['/score', scoreTask],
   ['/v1/score', scoreTask],
 ]);
+
+/** From the first 500 to a refused connection (vLLM 0.32.0, seen): the errors just leave before the process does. */
+const DEATH_MS = 100;
 
 /** A fault that needs no answer of the engine; false when the request goes on. */
 export function strike(state: SimulatorState, x: Exchange, fault: Fault, go: () => void): boolean {
@@ -52,8 +55,12 @@ export function strike(state: SimulatorState, x: Exchange, fault: Fault, go: () 
     const payload = errorBody(ENGINE_DEAD);
     writeHead(x, { status: ENGINE_DEAD.status, type: JSON_TYPE }, Buffer.byteLength(payload));
     x.res.end(payload);
-    // The watchdog of vllm/entrypoints/launcher.py looks every 5 s whether its engine is dead.
-    setTimeout(() => state.exit(fault.exit_code), fault.delay_ms ?? 5000).unref();
+    if (fault.delay_ms === null) {
+      state.stopListening();
+      state.silent = true; // what still comes over an open connection ends with its reset
+    }
+    // Not unref'd: nothing else keeps a process that no longer listens until its exit code.
+    setTimeout(() => state.exit(fault.exit_code), fault.delay_ms ?? DEATH_MS);
   } else if (fault.kind === 'exit') {
     settle(x, null, 'fault');
     state.exit(fault.exit_code);
@@ -65,30 +72,35 @@ export function strike(state: SimulatorState, x: Exchange, fault: Fault, go: () 
 
 type Parsed = { body: Record<string, unknown> } | { refused: ApiError };
 
+/** How many variants the union of a request has, where there is more than one (vLLM 0.32.0, seen). */
+const VARIANTS: Record<string, number> = { '/v1/embeddings': 5 };
+
 function parseBody(x: Exchange): Parsed {
   const type = x.req.headers['content-type']?.split(';', 1)[0]?.toLowerCase();
-  if (type !== JSON_TYPE) {
-    // serve/utils/api_utils.py validate_json_request
-    const message = "Unsupported Media Type: Only 'application/json' is allowed";
-    return { refused: invalidBody(message) };
-  }
+  if (type !== JSON_TYPE) return { refused: unsupportedMediaType() };
+  const text = x.body.toString();
+  if (text === '') return { refused: emptyBody() };
+  let value: unknown;
   try {
-    const value: unknown = JSON.parse(x.body.toString());
-    if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
-      return { body: value as Record<string, unknown> }; // an object that is no array has string keys
-    }
+    value = JSON.parse(text);
   } catch {
-    const message = "[{'type': 'json_invalid', 'loc': ('body', 0), 'msg': 'JSON decode error'}]";
-    return { refused: invalidBody(message) };
+    return { refused: malformedJson(text) }; // its own search says what and where, in Python's words
   }
-  return { refused: wrongType('', 'dictionary') };
+  if (typeof value === 'object' && value !== null && !Array.isArray(value)) {
+    return { body: value as Record<string, unknown> }; // an object that is no array has string keys
+  }
+  return { refused: noObject(value, VARIANTS[x.path] ?? 1) };
 }
 
-function modelOf(state: SimulatorState, asked: unknown): string | ApiError {
+/** The generating endpoints, whose complaint about the model names the field. */
+const GENERATING = new Set(['/v1/chat/completions', '/v1/completions', '/v1/responses']);
+
+function modelOf(state: SimulatorState, asked: unknown, path: string): string | ApiError {
   // check_model of openai/models/serving.py lets a request without a model pass
   if (asked === undefined || asked === null || asked === '') return state.models[0] ?? '';
-  if (typeof asked !== 'string') return wrongType('model', 'string');
-  return state.anyModel || state.models.includes(asked) ? asked : unknownModel(asked);
+  if (typeof asked !== 'string') return wrongType('model', 'string', asked);
+  if (state.anyModel || state.models.includes(asked)) return asked;
+  return unknownModel(asked, GENERATING.has(path) ? 'model' : null);
 }
 
 /** Understands a request, or says what vLLM would say against it. */
@@ -96,9 +108,11 @@ function readTask(state: SimulatorState, x: Exchange, handler: TaskHandler): Tas
   const parsed = parseBody(x);
   if ('refused' in parsed) return parsed.refused;
   const { body } = parsed;
-  const model = modelOf(state, body['model']);
+  const model = modelOf(state, body['model'], x.path);
   if (typeof model === 'object') return model;
-  return handler({ body, digest: x.sha256, model, profile: state.profile });
+  // _base_request_id of serve/engine/serving.py (vLLM 0.32.0, seen)
+  const id = String(x.req.headers['x-request-id'] ?? x.sha256.slice(0, 16));
+  return handler({ body, digest: x.sha256, id, model, profile: state.profile });
 }
 
 function eventsOf(task: Task, stream: EventStream): string {
@@ -144,6 +158,7 @@ function answerUnmodelled(
 ): void {
   const delay = state.profile.latency_ms;
   const answer = (): void => {
+    if (state.silent) return;
     countUnmodelled(state, task, delay / 1000);
     send(x, replyOf(task, headers));
   };
@@ -209,7 +224,12 @@ async function compute(
   const ends = await Promise.all(tickets.map((ticket) => ticket.ended));
   if (ends.includes('aborted')) return;
   const dead = ends.includes('dead');
-  if (!dead) countSuccess(state, task);
+  if (!dead) {
+    countSuccess(state, task);
+    // Every input of a pooling request is a request of its own to the engine.
+    const pooling = task.sequences[0]?.text === undefined;
+    state.metrics.observe('vllm:request_params_n', pooling ? 1 : task.sequences.length);
+  }
   if (live?.started() === true) live.end(dead);
   else if (dead) sendError(x, ENGINE_DEAD);
   else send(x, replyOf(task, headers));

@@ -1,10 +1,13 @@
 import { Buffer } from 'node:buffer';
-import { badRequest, errorBody } from './api-error.ts';
+import { errorBody } from './api-error.ts';
 import { renderMessages } from './chat.ts';
+import { sha256 } from './digest.ts';
 import type { Reply } from './exchange.ts';
 import { JSON_TYPE } from './exchange.ts';
+import { INFERENCE } from './inference.ts';
 import { TOKEN_CHARS } from './kv-cache.ts';
 import type { SimulatorState } from './state.ts';
+import { missing } from './validation.ts';
 
 /** The release whose wire the simulator follows. */
 const VERSION = '0.32.0';
@@ -15,7 +18,7 @@ function json(value: unknown, status = 200): Reply {
 
 /** Empty 200, or 503 once the engine is dead (serve/instrumentator/health.py). */
 function health({ engine }: SimulatorState): Reply {
-  return { status: engine.dead ? 503 : 200, type: JSON_TYPE, payload: '' };
+  return { status: engine.dead ? 503 : 200, payload: '' };
 }
 
 function modelCards({ models, profile, startedAt }: SimulatorState): Reply {
@@ -30,7 +33,7 @@ function modelCards({ models, profile, startedAt }: SimulatorState): Reply {
     max_model_len: profile.max_model_len,
     permission: [
       {
-        id: `modelperm-${id}`,
+        id: `modelperm-${sha256(id).slice(0, 16)}`,
         object: 'model_permission',
         created,
         allow_create_engine: false,
@@ -52,7 +55,7 @@ function metrics(state: SimulatorState): Reply {
   const { running, waiting, kvUsage } = state.engine.stats();
   const numGpuBlocks = state.profile.num_gpu_blocks;
   const stats = { running, waiting, kvUsage, numGpuBlocks, dead: state.engine.dead };
-  const type = 'text/plain; version=0.0.4; charset=utf-8';
+  const type = 'text/plain; version=1.0.0; charset=utf-8';
   return { status: 200, type, payload: state.metrics.render(stats) };
 }
 
@@ -68,10 +71,11 @@ function parse(body: Buffer): Record<string, unknown> {
 
 /** Four bytes are a token and its id is their number, so that /detokenize can undo it. */
 function tokenize(state: SimulatorState, body: Buffer): Reply {
-  const { prompt, messages } = parse(body);
+  const asked = parse(body);
+  const { prompt, messages } = asked;
   const rendered = Array.isArray(messages) ? renderMessages(messages)?.prompt : prompt;
   if (typeof rendered !== 'string') {
-    const error = badRequest('prompt or messages is needed', 'prompt');
+    const error = missing(asked, ['prompt', 'messages']);
     return { status: 400, type: JSON_TYPE, payload: errorBody(error) };
   }
   const bytes = Buffer.from(rendered);
@@ -99,8 +103,6 @@ type Info = (state: SimulatorState, body: Buffer) => Reply;
 
 const ROUTES: Record<string, Info> = {
   'GET /health': health,
-  // vLLM has no /ready; AIBrix' mock engine has, and its Kubernetes template probes it.
-  'GET /ready': health,
   'GET /ping': health,
   'POST /ping': health, // SageMaker asks with POST too
   'GET /version': () => json({ version: VERSION }),
@@ -120,6 +122,10 @@ export function infoReply(
 ): Reply {
   const route = ROUTES[`${method} ${path}`];
   if (route !== undefined) return route(state, body);
-  const known = Object.keys(ROUTES).some((name) => name.endsWith(` ${path}`));
-  return known ? json({ detail: 'Method Not Allowed' }, 405) : json({ detail: 'Not Found' }, 404);
+  const known = INFERENCE.has(path)
+    ? 'POST'
+    : Object.keys(ROUTES).find((name) => name.endsWith(` ${path}`));
+  if (known === undefined) return json({ detail: 'Not Found' }, 404);
+  const allow = known.split(' ', 1)[0] ?? '';
+  return { ...json({ detail: 'Method Not Allowed' }, 405), headers: ['allow', allow] };
 }

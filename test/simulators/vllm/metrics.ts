@@ -29,6 +29,8 @@ const PER_TOKEN = [
 const TOKENS = [
   1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000,
 ];
+const PREEMPTIONS = [1, 2, 3, 4, 5, 10, 20];
+const CHOICES = [1, 2, 5, 10, 20];
 const ITERATION = [1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384];
 
 const HISTOGRAMS = {
@@ -57,6 +59,16 @@ const HISTOGRAMS = {
   'vllm:request_decode_time_seconds': [
     'Histogram of time spent in DECODE phase for request.',
     LATENCY,
+  ],
+  'vllm:request_num_preemptions': [
+    'Histogram of the number of times a request was preempted.',
+    PREEMPTIONS,
+  ],
+  'vllm:request_params_n': ['Histogram of the n request parameter.', CHOICES],
+  'vllm:request_params_max_tokens': ['Histogram of the max_tokens request parameter.', TOKENS],
+  'vllm:request_max_num_generation_tokens': [
+    'Histogram of maximum number of requested generation tokens.',
+    TOKENS,
   ],
 } as const;
 
@@ -142,7 +154,8 @@ export function createMetrics({ model, startedAt, oldNames }: MetricsOptions): M
       return `${name}_bucket{${label},le="${le}"} ${number(below)}\n`;
     });
     lines.push(`${name}_count{${label}} ${number(below)}\n${name}_sum{${label}} ${number(sum)}\n`);
-    return `# HELP ${name} ${help}\n# TYPE ${name} histogram\n${lines.join('')}`;
+    const created = gauge(`${name}_created`, help, [[label, startedAt]]);
+    return `# HELP ${name} ${help}\n# TYPE ${name} histogram\n${lines.join('')}${created}`;
   }
 
   function gauges(stats: SchedulerStats): string {
@@ -190,6 +203,11 @@ export function createMetrics({ model, startedAt, oldNames }: MetricsOptions): M
         gauges(stats),
         one('vllm:prefix_cache_queries', 'Prefix cache queries, in tokens.', c.prefixQueries),
         one('vllm:prefix_cache_hits', 'Prefix cache hits, in tokens.', c.prefixHits),
+        // Zero without a KV connector and without images, but there all the same (vLLM 0.32.0, seen).
+        one('vllm:external_prefix_cache_queries', 'External prefix cache queries, in tokens.', 0),
+        one('vllm:external_prefix_cache_hits', 'External prefix cache hits, in tokens.', 0),
+        one('vllm:mm_cache_queries', 'Multi-modal cache queries, in items.', 0),
+        one('vllm:mm_cache_hits', 'Multi-modal cache hits, in items.', 0),
         one('vllm:num_preemptions', 'Cumulative number of preemptions.', c.preemptions),
         one('vllm:prompt_tokens', 'Number of prefill tokens processed.', c.promptTokens),
         one('vllm:prompt_tokens_cached', 'Number of cached prompt tokens.', c.promptTokensCached),

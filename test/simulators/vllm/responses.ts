@@ -1,11 +1,11 @@
 import type { ApiError } from './api-error.ts';
-import { badRequest } from './api-error.ts';
 import { renderMessages } from './chat.ts';
 import { tokensOf } from './kv-cache.ts';
-import { checkContext, createdOf, missing, readLimit } from './task.ts';
+import { checkContext, createdOf, readLimit } from './task.ts';
 import type { EventStream, Task, TaskInput } from './task.ts';
 import { answerText, echoOf, givenText } from './text.ts';
 import type { Text } from './text.ts';
+import { missing, wrongType } from './validation.ts';
 
 /** Input of the Responses API as chat messages: a text is one user message, instructions are the system's. */
 function readMessages(input: unknown, instructions: unknown): unknown[] | undefined {
@@ -111,10 +111,10 @@ function responseStream(reply: Reply, finalStatus: string): EventStream {
 
 /** POST /v1/responses. */
 export function responsesTask({ body, digest, model, profile }: TaskInput): Task | ApiError {
-  if (body['input'] === undefined) return missing('input');
+  if (body['input'] === undefined) return missing(body, ['input']);
   const messages = readMessages(body['input'], body['instructions']);
   const conversation = messages === undefined ? undefined : renderMessages(messages);
-  if (conversation === undefined) return badRequest('input should be a text or messages', 'input');
+  if (conversation === undefined) return wrongType('input', 'string', body['input']);
   const limit = readLimit(body, ['max_output_tokens']);
   if (typeof limit === 'object') return limit;
   const { prompt, lastUser } = conversation;
@@ -124,8 +124,8 @@ export function responsesTask({ body, digest, model, profile }: TaskInput): Task
   const echo = echoOf(lastUser);
   const text = echo === undefined ? answerText(digest, 0, limit, profile) : givenText(echo);
   const reply: Reply = {
-    id: `resp_${digest.slice(0, 32)}`,
-    messageId: `msg_${digest.slice(32)}`,
+    id: `resp_${digest.slice(0, 16)}`,
+    messageId: `msg_${digest.slice(16, 32)}`,
     created: createdOf(digest),
     model,
     text,

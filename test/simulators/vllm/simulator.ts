@@ -7,7 +7,7 @@ import { sha256 } from './digest.ts';
 import { createEngine } from './engine.ts';
 import { JSON_TYPE, readBody, send, sendError, settle } from './exchange.ts';
 import type { Exchange } from './exchange.ts';
-import { createFaultPlan, parseFaults } from './faults.ts';
+import { createFaultPlan } from './faults.ts';
 import type { Fault, FaultReport } from './faults.ts';
 import { INFERENCE, infer, strike } from './inference.ts';
 import { infoReply } from './info.ts';
@@ -15,7 +15,7 @@ import { createMetrics } from './metrics.ts';
 import { changeProfile, loadProfile } from './profile.ts';
 import { createRequestLog } from './request-log.ts';
 import type { LogEntry } from './request-log.ts';
-import { applyConfig, configOf, countsOf } from './state.ts';
+import { applyConfig, applyFaults, configOf, countsOf } from './state.ts';
 import type { SimulatorConfig, SimulatorCounts, SimulatorState } from './state.ts';
 import type { TaskHandler } from './task.ts';
 
@@ -84,7 +84,9 @@ function isAllowed({ apiKey }: SimulatorState, { req, path }: Exchange): boolean
 }
 
 function answer(state: SimulatorState, x: Exchange, handler: TaskHandler | undefined): void {
-  if (state.starting) {
+  if (state.silent) {
+    x.res.once('close', () => settle(x, null, 'aborted', true));
+  } else if (state.starting) {
     sendError(x, httpError(503));
   } else if (!isAllowed(state, x)) {
     // serve/middleware/authenticate.py: its own shape, not the error envelope
@@ -179,6 +181,8 @@ async function createState(options: VllmOptions): Promise<SimulatorState> {
     starting: false,
     startedAt,
     connections: { opened: 0, open: 0 },
+    silent: false,
+    stopListening: () => {},
     exit: () => {},
   };
   applyConfig(state, {
@@ -233,13 +237,14 @@ export async function startVllm(options: VllmOptions = {}): Promise<LocalVllm> {
     await closed;
   }
 
+  state.stopListening = () => void server.close();
   state.exit = options.onExit ?? (() => void stop(0));
   return {
     url: `http://${host}:${port}`,
     port,
     counts: async () => countsOf(state),
     requests: async ({ bodies = false } = {}) => state.log.entries(bodies),
-    setFaults: async (faults) => state.faults.set(parseFaults({ faults })),
+    setFaults: async (faults) => applyFaults(state, { faults }),
     faults: async () => state.faults.report(),
     async setConfig(changes) {
       applyConfig(state, changes);

@@ -1,4 +1,5 @@
 import type { Engine } from './engine.ts';
+import { parseFaults } from './faults.ts';
 import type { FaultPlan } from './faults.ts';
 import type { Metrics } from './metrics.ts';
 import { changeProfile, InvalidSetting } from './profile.ts';
@@ -21,6 +22,10 @@ export interface SimulatorState {
   starting: boolean;
   startedAt: number;
   connections: { opened: number; open: number };
+  /** Nothing is answered any more, except under /admin. */
+  silent: boolean;
+  /** Refuses new connections and closes idle ones. */
+  stopListening(): void;
   /** Ends the simulator as a crash does. */
   exit(code: number): void;
 }
@@ -59,6 +64,16 @@ export function countsOf(state: SimulatorState): SimulatorCounts {
 /** What applyConfig may change, as it is now. */
 export function configOf({ profile, log }: SimulatorState): SimulatorConfig {
   return { ...profile, log: log.level, keep_bodies: log.keepBodies };
+}
+
+/** Replaces all faults, or throws InvalidSetting for `{"faults": [...]}` that makes no sense. */
+export function applyFaults(state: SimulatorState, input: unknown): void {
+  const faults = parseFaults(input);
+  state.faults.set(faults);
+  if (!faults.some(({ kind }) => kind === 'drain_silently')) return;
+  state.silent = true;
+  state.engine.stall();
+  state.stopListening();
 }
 
 function asLogLevel(value: unknown): LogLevel {

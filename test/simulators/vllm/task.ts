@@ -1,8 +1,9 @@
-import { badRequest, invalidBody } from './api-error.ts';
+import { badRequest } from './api-error.ts';
 import type { ApiError } from './api-error.ts';
 import type { Profile } from './profile.ts';
 import { tokensOf } from './kv-cache.ts';
 import type { Text } from './text.ts';
+import { wrongType } from './validation.ts';
 
 /** One engine sequence of a request: a choice of a prompt, or an input to pool (no text). */
 export interface TaskSequence {
@@ -27,8 +28,10 @@ export interface Task {
 /** What a handler of one endpoint gets. */
 export interface TaskInput {
   body: Record<string, unknown>;
-  /** Of the raw body: ids and answers derive from it. */
+  /** Of the raw body: answers derive from it. */
   digest: string;
+  /** What the answer's id ends with: the client's `x-request-id`, or 16 digits of the digest. */
+  id: string;
   /** The model as the answer names it. */
   model: string;
   profile: Profile;
@@ -46,18 +49,6 @@ export function createdOf(digest: string): number {
   return 1_750_000_000 + (Number.parseInt(digest.slice(0, 8), 16) % 31_536_000);
 }
 
-/** A missing field in pydantic's words. */
-export function missing(field: string): ApiError {
-  return invalidBody(`[{'type': 'missing', 'loc': ('body', '${field}'), 'msg': 'Field required'}]`);
-}
-
-/** A field of the wrong type in pydantic's words. */
-export function wrongType(field: string, wanted: string): ApiError {
-  return invalidBody(
-    `[{'type': '${wanted}_type', 'loc': ('body', '${field}'), 'msg': 'Input should be a valid ${wanted}'}]`,
-  );
-}
-
 /**
  * The token limit of a request, checked against the context as
  * vllm/renderers/params.py TokenizeParams does it. undefined: the request names none.
@@ -69,22 +60,51 @@ export function readLimit(
   const field = fields.find((name) => body[name] !== undefined && body[name] !== null);
   if (field === undefined) return undefined;
   const limit = body[field];
-  if (typeof limit !== 'number' || !Number.isInteger(limit)) return wrongType(field, 'int');
+  if (typeof limit !== 'number' || !Number.isInteger(limit)) return wrongType(field, 'int', limit);
   if (limit < 1) return badRequest(`${field} must be at least 1, got ${limit}.`, field);
   return limit;
 }
 
-/** Refuses a prompt that, with its answer, is longer than the context. */
+/** What vLLM takes as the longest token of a BERT vocabulary (`max_chars_per_token`; vLLM 0.32.0, seen). */
+const LONGEST_TOKEN_CHARS = 18;
+
+/**
+ * The words for a prompt that is too long by itself (vLLM 0.32.0, seen; TokenizeParams of
+ * vllm/renderers/params.py). A text is cut one token after the context and nobody knows its real
+ * length; a text that cannot fit in any case is not even tokenized; ids are counted.
+ */
+function promptTooLong(prompt: string, ids: boolean, context: number): ApiError {
+  const start = `This model's maximum context length is ${context} tokens. However, your prompt contains`;
+  const plea = 'Please reduce the length of the input prompt.';
+  const most = context * LONGEST_TOKEN_CHARS;
+  if (!ids && prompt.length > most) {
+    return badRequest(
+      `${start} ${prompt.length} characters (more than ${most} characters, which is the upper bound ` +
+        `for ${context} input tokens). ${plea} (parameter=input_text, value=${prompt.length})`,
+      'input_text',
+    );
+  }
+  const tokens = ids ? tokensOf(prompt) : context + 1;
+  const least = tokens === context + 1 ? 'at least ' : '';
+  return badRequest(
+    `${start} ${least}${tokens} input tokens, which exceeds this limit even without any output ` +
+      `tokens. ${plea} (parameter=input_tokens, value=${tokens})`,
+    'input_tokens',
+  );
+}
+
+/** Refuses a prompt that, with its answer, is longer than the context; `limit` 0 is for pooling, which gives none. */
 export function checkContext(
   prompt: string,
   limit: number | undefined,
-  profile: Profile,
+  { max_model_len: context }: Profile,
+  ids = false,
 ): ApiError | undefined {
   const input = tokensOf(prompt);
-  const context = profile.max_model_len;
-  const output = limit ?? 0;
-  // A prompt must leave room for one token at least.
-  if (input + Math.max(1, output) <= context) return undefined;
+  if (input > context) return promptTooLong(prompt, ids, context);
+  // A generating request must leave room for one token at least.
+  const output = limit ?? 1;
+  if (input + output <= context) return undefined;
   return badRequest(
     `This model's maximum context length is ${context} tokens. However, you requested ${output} ` +
       `output tokens and your prompt contains ${input} input tokens, for a total of ` +
@@ -97,7 +117,7 @@ export function checkContext(
 /** `n`, the number of choices. */
 export function readChoices(body: Record<string, unknown>): number | ApiError {
   const n = body['n'] ?? 1;
-  if (typeof n !== 'number' || !Number.isInteger(n)) return wrongType('n', 'int');
+  if (typeof n !== 'number' || !Number.isInteger(n)) return wrongType('n', 'int', n);
   return n >= 1 && n <= 128 ? n : badRequest(`n must be at least 1, got ${n}.`, 'n');
 }
 
