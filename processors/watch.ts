@@ -120,7 +120,8 @@ export class Watches {
         this.#end(jobId, entry, 'the job is in progress no longer');
         return;
       }
-      entry.addresses = fresh.addresses;
+      // The same ones stay the same array: whoever holds it need not look.
+      if (fresh.addresses.join() !== entry.addresses.join()) entry.addresses = fresh.addresses;
       this.#deps.onEngines();
     } catch (error) {
       this.#deps.log.warn({ jobId, err: error }, 'a job that is being sent cannot be read');

@@ -156,10 +156,18 @@ export class Dispatcher {
   #open(job: DispatchJob): HandsOfJob {
     const deps = { ...this.#deps, budget: this.#budget, room: this.#room };
     const writer = new SegmentWriter(job.id, deps, this.#giveUp.signal);
+    // Asked for each line: made anew only when the job's addresses are.
+    let addresses: readonly string[] = [];
+    let engines: readonly Engine[] = [];
     const tenant = {
       maxConcurrency: job.maxConcurrency,
       inHand: 0,
-      engines: () => hands.job.addresses().map((address) => this.#engineAt(address)),
+      engines: () => {
+        const now = hands.job.addresses();
+        if (now !== addresses) engines = now.map((address) => this.#engineAt(address));
+        addresses = now;
+        return engines;
+      },
     };
     const hands: HandsOfJob = { job, tenant, writer, unanswered: 0, holders: 0, unsent: 0 };
     this.#hands.set(job.id, hands);
