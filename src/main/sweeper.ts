@@ -1,11 +1,13 @@
 import { randomBytes } from 'node:crypto';
 import { createSweeper } from '../../processors/sweep.ts';
 import { clock } from './clock.ts';
+import { soon } from './soon.ts';
 import { settleDeps } from './worker.ts';
 import type { System } from './system.ts';
 
 const SWEEP_EVERY_MS = 2_000;
 const EXPIRE_EVERY_MS = 1_000;
+const CLOSE_MS = 2_000;
 
 /** Mends lost deliveries and ends overdue jobs; of all processes that do, one at a time sweeps. */
 export function startSweeper(system: System): { close(): Promise<void> } {
@@ -41,8 +43,10 @@ export function startSweeper(system: System): { close(): Promise<void> } {
   return {
     async close() {
       stop.abort();
-      await Promise.all(loops);
-      await sweeper.close();
+      await soon(
+        Promise.all(loops).then(() => sweeper.close()),
+        CLOSE_MS,
+      );
     },
   };
 }

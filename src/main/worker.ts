@@ -131,7 +131,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
       await soon(closing, settings.shutdownGrace + AFTER_GRACE_MS);
       clearTimeout(grace);
       await dispatcher.close();
-      await stops.close();
+      await soon(stops.close(), AFTER_GRACE_MS);
       await soon(heart.close(), AFTER_GRACE_MS);
     },
   };

@@ -23,17 +23,15 @@ async function openAnswered({ store, fallBack }: RecordWorld): Promise<string> {
   return jobId;
 }
 
-async function expectCompletes(world: RecordWorld, jobId: string): Promise<void> {
-  expect(await world.job(jobId)).toMatchObject({ state: 'finalizing', outcome: 'completed' });
-  const job = await world.untilFinal(jobId);
-  expect(job).toMatchObject({ state: 'completed', completed: LINES, failed: 0 });
-}
+const FINISHED = { state: 'finalizing', outcome: 'completed' };
+const COMPLETED = { state: 'completed', completed: LINES, failed: 0 };
 
 test('whoever commits the last line of a job without an engine finishes it', async () => {
   using world = openRecordWorld();
   const jobId = await openAnswered(world);
   await finishJob(jobId, world.deps);
-  await expectCompletes(world, jobId);
+  expect(await world.job(jobId)).toMatchObject(FINISHED);
+  expect(await world.untilFinal(jobId)).toMatchObject(COMPLETED);
 });
 
 test('the sweeper finishes a job without an engine whose last line is committed', async () => {
@@ -44,5 +42,6 @@ test('the sweeper finishes a job without an engine whose last line is committed'
   const sweeper = createSweeper(randomUUID(), swept);
   // It may bring the job forward by one step at a time.
   for (const _turn of ['first', 'second']) await sweeper.sweep(new AbortController().signal);
-  await expectCompletes(world, jobId);
+  expect(await world.job(jobId)).toMatchObject(FINISHED);
+  expect(await world.untilFinal(jobId)).toMatchObject(COMPLETED);
 });

@@ -16,8 +16,8 @@ test('an engine that loads for long is not given up in the second in which it is
   expect(await world.deliver('submission', provisionId)).toHaveProperty('againInMs');
 
   world.deps.runtime = { look: async () => UNFIT };
-  for (const look of ['first', 'second']) {
-    expect(await world.deliver('submission', provisionId), look).toHaveProperty('againInMs');
+  for (const _look of ['first', 'second']) {
+    expect(await world.deliver('submission', provisionId)).toHaveProperty('againInMs');
   }
   expect(await world.job(jobId)).toMatchObject({ state: 'submitting', reason: UNFIT.reason });
 });

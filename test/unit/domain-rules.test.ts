@@ -77,7 +77,8 @@ describe('advance', () => {
   const ALLOWED: Record<string, string> = {
     queued: 'resource_preparing failed expired cancelled resource_failed submit_failed',
     resource_preparing: 'submitting finalizing cancelling failed resource_failed submit_failed',
-    submitting: 'in_progress finalizing resource_preparing cancelling failed resource_failed submit_failed',
+    submitting:
+      'in_progress finalizing resource_preparing cancelling failed resource_failed submit_failed',
     in_progress:
       'finalizing submitting resource_preparing cancelling failed resource_failed submit_failed',
     cancelling: 'finalizing',

@@ -1,0 +1,81 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describe, expect, test } from 'vitest';
+import { Watches } from '../../processors/watch.ts';
+import type { JobRecord } from '../../src/domain/job.ts';
+import type { Store } from '../../src/store/store.ts';
+import { openJobWorld } from '../support/job-world.ts';
+import { until } from '../support/until.ts';
+
+/** Watches over one record, in a process whose clock is `aheadMs` before that of Redis. */
+function openWatches({ aheadMs = 0, deadline = Date.now() + 60_000 } = {}) {
+  const { deps, job } = openJobWorld('in_progress', 'serving');
+  job.deadline = deadline;
+  let read = async (): Promise<JobRecord> => ({ ...job });
+  const jobs = new Proxy<Store['jobs']>(deps.store.jobs, {
+    get: (target, name) => (name === 'get' ? () => read() : Reflect.get(target, name)),
+  });
+  const warnings: string[] = [];
+  const watches = new Watches({
+    store: { ...deps.store, jobs },
+    now: () => Date.now() + aheadMs,
+    onEngines() {},
+    log: { warn: (_fields, message) => void warnings.push(message) },
+  });
+  async function open() {
+    const watch = await watches.open(job.id);
+    if (watch === null) throw new Error('the job is in progress');
+    return watch;
+  }
+  return { job, watches, warnings, open, replaceRead: (other: typeof read) => (read = other) };
+}
+
+describe('a deadline', () => {
+  test('ends the watch of a job when it is over', async () => {
+    const watch = await openWatches({ deadline: Date.now() + 50 }).open();
+    expect(watch.signal.aborted).toBe(false);
+    await until(() => watch.signal.aborted, { timeoutMs: 1_000, what: 'the end of the watch' });
+  });
+
+  test('that only this host believes to be over is left to the record', async () => {
+    const { watches, job, open } = openWatches({ aheadMs: 30_000, deadline: Date.now() + 25_000 });
+    const watch = await open();
+    await sleep(50);
+    expect(watch.signal.aborted, 'the record says in_progress').toBe(false);
+
+    job.state = 'cancelling';
+    watches.poke(job.id);
+    await until(() => watch.signal.aborted, { timeoutMs: 1_000, what: 'the end of the watch' });
+    watch.close();
+    expect(await watches.open(job.id)).toBeNull();
+  });
+});
+
+test('a stop that is heard while the job cannot be read does no harm', async () => {
+  const { watches, job, open, replaceRead } = openWatches();
+  const unhandled: unknown[] = [];
+  function remember(reason: unknown): void {
+    unhandled.push(reason);
+  }
+  // The test runner listens, too, and would fail the run instead of this test.
+  const others = process.listeners('unhandledRejection');
+  process.removeAllListeners('unhandledRejection').on('unhandledRejection', remember);
+  try {
+    const { promise, reject } = Promise.withResolvers<JobRecord>();
+    replaceRead(() => promise);
+    const opening = watches.open(job.id);
+    watches.poke(job.id);
+    reject(new Error('Command aborted due to connection close'));
+    await expect(opening).rejects.toThrow('connection close');
+    // Node tells of unhandled rejections once the microtasks are done.
+    await sleep(1);
+    expect(unhandled).toEqual([]);
+
+    replaceRead(async () => ({ ...job }));
+    const watch = await open();
+    expect(watch.signal.aborted).toBe(false);
+    watch.close();
+  } finally {
+    process.off('unhandledRejection', remember);
+    for (const listener of others) process.on('unhandledRejection', listener);
+  }
+});
