@@ -37,37 +37,48 @@ function writeHeader(headers: Buffer, at: number, answer: Answer): Buffer {
   return headers.subarray(at, at + HEADER_BYTES);
 }
 
-function encodePart(group: SegmentGroup, offset: number, bytes: Buffer[]): SegmentPart {
+/** Appends a group's entries, sorted by line, to the chunks, and returns their length. */
+function encodePart(group: SegmentGroup, bytes: Buffer[]): number {
   const answers = group.answers.toSorted((a, b) => a.line - b.line);
   const headers = Buffer.allocUnsafe(answers.length * HEADER_BYTES);
   let last = -1;
   let length = 0;
-  // In memory, not in a variable: V8 13.6 was seen to hand a loop's number above 2^31 on to the next call, so that one
-  // part was given the checksum of the part behind it.
-  const crc = new Uint32Array(1);
   for (const [n, answer] of answers.entries()) {
     if (answer.line === last) {
       throw new Error(`line ${answer.line} of shard ${group.shard} is twice in one segment`);
     }
-    const header = writeHeader(headers, n * HEADER_BYTES, answer);
-    bytes.push(header, answer.bytes);
-    crc[0] = crc32(answer.bytes, crc32(header, crc[0]));
+    bytes.push(writeHeader(headers, n * HEADER_BYTES, answer), answer.bytes);
     length += HEADER_BYTES + answer.bytes.length;
     last = answer.line;
   }
-  return { shard: group.shard, offset, length, crc: crc[0] ?? 0 };
+  return length;
+}
+
+function checksum(chunks: readonly Buffer[]): number {
+  let crc = 0;
+  for (const chunk of chunks) crc = crc32(chunk, crc);
+  return crc;
 }
 
 /** Lays out one segment: a part a group, in the groups' order; a group without answers has none. */
 export function encodeSegment(groups: readonly SegmentGroup[]): EncodedSegment {
   const bytes: Buffer[] = [];
   const parts: SegmentPart[] = [];
-  let length = 0;
+  const ends: number[] = [];
+  let offset = 0;
   for (const group of groups) {
     if (group.answers.length === 0) continue;
-    const part = encodePart(group, length, bytes);
-    parts.push(part);
-    length += part.length;
+    const length = encodePart(group, bytes);
+    parts.push({ shard: group.shard, offset, length, crc: 0 });
+    ends.push(bytes.length);
+    offset += length;
+  }
+  // In a pass of its own, and looked at once more: computed while the parts were laid out, V8 13.6 was seen to give one
+  // part the checksum of the next, and a part that is committed under a wrong one can never be read again.
+  for (let pass = 0; pass < 2; pass += 1) {
+    for (const [n, part] of parts.entries()) {
+      part.crc = checksum(bytes.slice(ends[n - 1] ?? 0, ends[n]));
+    }
   }
   return { bytes, parts };
 }

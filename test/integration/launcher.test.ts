@@ -23,7 +23,10 @@ async function makeCloneWithCli(): Promise<Clone> {
 test('sets a fresh clone up, then hands arguments and exit code through', async () => {
   await using clone = await makeCloneWithCli();
   const outcome = await clone.run(SLUICE, ['run', 'a file.jsonl', '']);
-  expect(outcome).toMatchObject({ code: 7, stderr: 'setup: installing npm packages\n' });
+  expect(outcome).toMatchObject({
+    code: 7,
+    stderr: 'setup: installing npm packages (this takes a moment)\n',
+  });
   expect(JSON.parse(outcome.stdout)).toEqual({
     version: VERSION,
     args: ['run', 'a file.jsonl', ''],

@@ -35,7 +35,7 @@ export type Environment = Readonly<Record<string, string>>;
  */
 export function spawnCli(args: readonly string[], env: Environment = {}): Cli {
   // As src/main/sluice starts it.
-  const command = ['--max-semi-space-size=16', '--heap-growing-percent=40', CLI, ...args];
+  const command = ['--max-semi-space-size=16', CLI, ...args];
   const tied = tiedCommand(process.execPath, command, 'KILL');
   const child = spawn(
     tied.tie === 'kernel' ? tied.command : process.execPath,

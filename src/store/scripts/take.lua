@@ -9,7 +9,12 @@
 local job, n, wake, token, ahead = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local shard = job .. SHARD .. n
 local found = redis.call('HMGET', shard, 'wake', 'token', 'first', 'lines', 'offset', 'bytes', 'left', 'done')
-if found[1] ~= wake then return { 'stale', open(job, ahead) } end
+if found[1] ~= wake then
+  -- A wake that is yet to come is from before Redis lost its tail: opening might bring back the very one, and a repeat
+  -- would be answered differently. The sweeper opens.
+  local isAhead = tonumber(wake) > tonumber(found[1] or 0)
+  return { 'stale', open(job, isAhead and 0 or ahead) }
+end
 
 if redis.call('HGET', job, 'state') ~= 'in_progress' then
   if redis.call('ZREM', job .. QUEUED, n) + redis.call('ZREM', job .. HELD, n) > 0 then
