@@ -1,6 +1,8 @@
+import type { Pieces } from './contract.ts';
+
 const NEWLINE = 0x0a;
 const RETURN = 0x0d;
-const ANSWERED_END = Buffer.from('},"error":null}\n');
+const ANSWERED_END = '},"error":null}\n';
 
 /**
  * The `id` of a line in the output and error file, derived so that every process that assembles a job writes the same.
@@ -32,15 +34,15 @@ export function outputLine(answer: {
   /** The engine's own id of the request, null when it gave none. */
   requestId: string | null;
   body: Buffer;
-}): Buffer {
+}): Pieces {
   const response = `{"status_code":${answer.status},"request_id":${JSON.stringify(answer.requestId)}`;
-  return Buffer.concat([
-    Buffer.from(`{"id":${JSON.stringify(answer.id)},"custom_id":`),
+  return [
+    `{"id":${JSON.stringify(answer.id)},"custom_id":`,
     answer.customId,
-    Buffer.from(`,"response":${response},"body":`),
+    `,"response":${response},"body":`,
     onOneLine(answer.body),
     ANSWERED_END,
-  ]);
+  ];
 }
 
 /** A finished line for a request that no engine answered; `customId` is the user's raw JSON string. */

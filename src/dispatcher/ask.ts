@@ -4,7 +4,7 @@ import { DEFAULT_RETRY, isRetriedStatus, parseRetryAfter, retryDelay } from '../
 import { errorOnlyLine, outputLine } from './answer-lines.ts';
 import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
-import type { Answer } from './contract.ts';
+import type { FreshAnswer } from './contract.ts';
 import { TransportError } from './engine.ts';
 import type { Engine } from './engine.ts';
 import type { Reply } from './exchange.ts';
@@ -23,14 +23,14 @@ export interface Question {
 }
 
 export interface Answered {
-  answer: Answer;
+  answer: FreshAnswer;
   usage: Usage;
 }
 
 /** What came of one attempt: an answer that stands, or a reason to ask again with the answer to give if asked too often. */
 type Attempt =
   | { is: 'answered'; answered: Answered }
-  | { is: 'failed'; reason: string; retryAfterMs: number | null; last: () => Answer };
+  | { is: 'failed'; reason: string; retryAfterMs: number | null; last: () => FreshAnswer };
 
 export interface AskDeps {
   room: Room;
@@ -125,14 +125,20 @@ function judge(question: Question, reply: Reply, now: number): Attempt {
   return { is: 'failed', reason: `http_${reply.status}`, retryAfterMs, last };
 }
 
-function wrap(question: Question, reply: Reply, body: Buffer, kind: Answer['kind']): Answer {
+function wrap(
+  question: Question,
+  reply: Reply,
+  body: Buffer,
+  kind: FreshAnswer['kind'],
+): FreshAnswer {
   const { id, customId, line } = question;
   const requestId = reply.requestId ?? id;
-  return { line, kind, bytes: outputLine({ id, customId, status: reply.status, requestId, body }) };
+  const { status } = reply;
+  return { line, kind, pieces: outputLine({ id, customId, status, requestId, body }) };
 }
 
-function failure({ id, customId, line }: Question, code: string, message: string): Answer {
-  return { line, kind: 'error', bytes: errorOnlyLine({ id, customId, code, message }) };
+function failure({ id, customId, line }: Question, code: string, message: string): FreshAnswer {
+  return { line, kind: 'error', pieces: [errorOnlyLine({ id, customId, code, message })] };
 }
 
 /** Undefined for anything but JSON in UTF-8. JSON's syntax is ASCII, so that latin1 shows its form at a third of the cost. */

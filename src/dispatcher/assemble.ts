@@ -1,16 +1,15 @@
 import { permanent, SluiceError } from '../domain/errors.ts';
+import { isSet } from '../domain/segment.ts';
+import type { AcceptedShard, PartRange } from '../domain/segment.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
-import type {
-  AcceptedShard,
-  Answer,
-  AssemblySinks,
-  AssemblySource,
-  PartRange,
-} from './contract.ts';
+import type { Answer, AssemblySinks, AssemblySource } from './contract.ts';
 import { scanRequest } from './json-scan.ts';
-import { createLineWriter, type LineWriter } from './line-writer.ts';
-import { readLines, type InputLine } from './lines.ts';
-import { createRangeReader, type RangeReader } from './range-reader.ts';
+import { createLineWriter } from './line-writer.ts';
+import type { LineWriter } from './line-writer.ts';
+import { readLines } from './lines.ts';
+import type { InputLine } from './lines.ts';
+import { createRangeReader } from './range-reader.ts';
+import type { RangeReader } from './range-reader.ts';
 import { damagedPart, readEntries } from './segments.ts';
 
 /** A shard's parts share this much memory, in windows of at least `LEAST_WINDOW`. */
@@ -65,12 +64,8 @@ interface Assembly {
   counts: AssemblyCounts;
 }
 
-function isDone(done: Buffer, line: number): boolean {
-  return (((done[line >> 3] ?? 0) >> (line & 7)) & 1) === 1;
-}
-
 function isAllDone({ plan, done }: AcceptedShard): boolean {
-  for (let line = 0; line < plan.lines; line += 1) if (!isDone(done, line)) return false;
+  for (let line = 0; line < plan.lines; line += 1) if (!isSet(done, line)) return false;
   return true;
 }
 
@@ -206,7 +201,7 @@ async function writeShard(assembly: Assembly, open: OpenShard): Promise<void> {
   for (const cursor of cursors) await advance(heads, cursor);
   for (let line = 0; line < lines; line += 1) {
     const head = heads[line];
-    if (isDone(shard.done, line) !== (head !== undefined)) throw notWhatIsDone(shard, line, head);
+    if (isSet(shard.done, line) !== (head !== undefined)) throw notWhatIsDone(shard, line, head);
     const writer = head?.answer.kind === 'output' ? output : error;
     const bytes = head?.answer.bytes ?? (await undoneLine(assembly, open, line));
     counts[head?.answer.kind ?? 'undone'] += 1;

@@ -1,7 +1,7 @@
 import type { Readable, Writable } from 'node:stream';
-import type { ShardPlan } from '../domain/plan.ts';
+import type { AcceptedShard, PartRange } from '../domain/segment.ts';
 
-/** One answered line, ready to be stored: `bytes` is the finished line of the output or error file, newline included. */
+/** One answered line as it is stored: `bytes` is the finished line of the output or error file, newline included. */
 export interface Answer {
   /** Index of the line within its shard, from 0. */
   line: number;
@@ -9,20 +9,14 @@ export interface Answer {
   bytes: Buffer;
 }
 
-/** A byte range of a segment that holds one shard's answers, sorted by line. */
-export interface PartRange {
-  segment: string;
-  offset: number;
-  length: number;
-  /** CRC-32 (ISO 3309, as zlib's) of the range. */
-  crc: number;
-}
+/** A finished line, newline included, in pieces that are joined where it is gathered; strings are UTF-8. */
+export type Pieces = readonly (Buffer | string)[];
 
-/** What the assembler reads of one shard: its plan, which lines are done, and the parts that were accepted. */
-export interface AcceptedShard {
-  plan: ShardPlan;
-  done: Buffer;
-  parts: readonly PartRange[];
+/** One answered line on its way to a segment. */
+export interface FreshAnswer {
+  line: number;
+  kind: Answer['kind'];
+  pieces: Pieces;
 }
 
 /** Where the assembler reads from and writes to; all streams, nothing is held whole. */

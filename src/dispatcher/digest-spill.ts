@@ -1,7 +1,9 @@
 import { randomUUID } from 'node:crypto';
-import { mkdir, open, unlink, type FileHandle } from 'node:fs/promises';
+import { mkdir, open, unlink } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { join } from 'node:path';
-import { describeError, transient, type SluiceError } from '../domain/errors.ts';
+import { describeError, transient } from '../domain/errors.ts';
+import type { SluiceError } from '../domain/errors.ts';
 import { RECORD_WORDS, wordAt } from './digest-table.ts';
 
 const RECORD_BYTES = RECORD_WORDS * 4;

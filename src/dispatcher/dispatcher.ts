@@ -1,4 +1,5 @@
 import { createBudget } from './budget.ts';
+import { createChunkPool } from './chunk-pool.ts';
 import { createEngine } from './engine.ts';
 import type { Engine, EngineConnection } from './engine.ts';
 import { createRoom } from './room.ts';
@@ -11,7 +12,9 @@ export type { DispatchJob, RunSignals, TakenShard } from './shard-run.ts';
 
 /** Everything that a dispatcher touches outside itself. */
 export interface DispatcherDeps
-  extends Omit<SegmentDeps, 'budget' | 'room'>, Omit<ShardRunDeps, 'budget' | 'room' | 'onSent'> {
+  extends
+    Omit<SegmentDeps, 'budget' | 'room' | 'pool'>,
+    Omit<ShardRunDeps, 'budget' | 'room' | 'onSent'> {
   memoryBudget: number;
   maxResponseBytes: number;
   connect(address: string): EngineConnection;
@@ -46,6 +49,7 @@ const IDLE_ENGINE_MS = 60_000;
 export class Dispatcher {
   readonly #deps: DispatcherDeps;
   readonly #room = createRoom();
+  readonly #pool = createChunkPool();
   readonly #engines = new Map<string, Engine>();
   readonly #hands = new Map<string, HandsOfJob>();
   readonly #budget;
@@ -154,7 +158,7 @@ export class Dispatcher {
   }
 
   #open(job: DispatchJob): HandsOfJob {
-    const deps = { ...this.#deps, budget: this.#budget, room: this.#room };
+    const deps = { ...this.#deps, budget: this.#budget, room: this.#room, pool: this.#pool };
     const writer = new SegmentWriter(job.id, deps, this.#giveUp.signal);
     // Asked for each line: made anew only when the job's addresses are.
     let addresses: readonly string[] = [];

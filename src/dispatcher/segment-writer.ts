@@ -1,26 +1,19 @@
 import { describeError } from '../domain/errors.ts';
-import type { Usage } from '../domain/job.ts';
+import type { Part, PartBytes, PartResult, SegmentInfo } from '../domain/segment.ts';
 import type { Answered } from './ask.ts';
 import type { Budget } from './budget.ts';
+import type { ChunkPool } from './chunk-pool.ts';
 import type { Clock } from './clock.ts';
-import type { PartRange } from './contract.ts';
+import type { LineTable } from './line-table.ts';
+import { OpenSegment } from './open-segment.ts';
+import type { GatheredPart } from './open-segment.ts';
 import type { Room } from './room.ts';
-import { encodeSegment } from './segments.ts';
-import { addUsage, NO_USAGE } from './usage.ts';
 
-type PartBytes = Pick<PartRange, 'offset' | 'length' | 'crc'>;
-
-/** One line of a committed part, kept in case Redis loses the commit. */
-interface KeptLine {
-  line: number;
-  ok: boolean;
-  usage: Usage;
-}
-
+/** A committed part, kept in case Redis loses the commit. */
 interface KeptPart {
   segment: SegmentInfo;
   range: PartBytes;
-  lines: readonly KeptLine[];
+  lines: LineTable;
 }
 
 /**
@@ -39,33 +32,11 @@ export interface Holder {
   readonly kept: KeptPart[];
 }
 
-export interface SegmentInfo {
-  id: string;
-  bytes: number;
-  sha256: string;
-}
-
-export interface Part {
-  n: number;
-  token: string;
-  mask: Buffer;
-  ok: number;
-  failed: number;
-  usage: Usage;
-  offset: number;
-  length: number;
-  crc: number;
-}
-
-export type PartResult =
-  | { outcome: 'committed'; left: number }
-  | { outcome: 'sealed' | 'stale' }
-  | { outcome: 'overlap'; done: Buffer };
-
 export interface SegmentDeps {
   clock: Clock;
   budget: Budget;
   room: Room;
+  pool: ChunkPool;
   /** A fresh random name; never used again. */
   newSegmentId(): string;
   /** Stores a segment durably. */
@@ -93,11 +64,6 @@ const LONGEST_INTERVAL_MS = 10_000;
 const SMALL_SEGMENT_BYTES = 64 * 1024;
 const LONGEST_RETRY_MS = 10_000;
 
-interface Gathered {
-  holder: Holder;
-  answered: Answered;
-}
-
 /**
  * The open segment of one job in this process. Answers gather until they are many, old, or the last in hand; then
  * they are stored, and committed only after that. Segments of a job are written one after the other.
@@ -106,8 +72,7 @@ export class SegmentWriter {
   readonly #jobId: string;
   readonly #deps: SegmentDeps;
   readonly #giveUp: AbortSignal;
-  #gathered: Gathered[] = [];
-  #bytes = 0;
+  #open: OpenSegment<Holder>;
   #intervalMs = FIRST_INTERVAL_MS;
   #cancelTimer: (() => void) | null = null;
   #writing: Promise<void> = Promise.resolve();
@@ -119,6 +84,7 @@ export class SegmentWriter {
     this.#jobId = jobId;
     this.#deps = deps;
     this.#giveUp = giveUp;
+    this.#open = new OpenSegment(deps.pool);
   }
 
   /** Answers that are not committed yet. */
@@ -126,15 +92,13 @@ export class SegmentWriter {
     return this.#pending;
   }
 
-  add(holder: Holder, answered: Answered): void {
+  add(holder: Holder, { answer, usage }: Answered): void {
     const { budget, clock } = this.#deps;
-    const { length } = answered.answer.bytes;
-    this.#gathered.push({ holder, answered });
+    const bytes = this.#open.add(holder, answer, usage);
     holder.pending += 1;
     this.#pending += 1;
-    this.#bytes += length;
-    budget.add(length);
-    if (this.#bytes >= MOST_SEGMENT_BYTES || budget.isOver()) void this.close();
+    budget.add(bytes);
+    if (this.#open.bytes >= MOST_SEGMENT_BYTES || budget.isOver()) void this.close();
     else this.#cancelTimer ??= clock.after(this.#intervalMs, () => this.#timeIsUp());
   }
 
@@ -145,11 +109,11 @@ export class SegmentWriter {
   async close(): Promise<void> {
     this.#cancelTimer?.();
     this.#cancelTimer = null;
-    const batch = this.#gathered;
-    const bytes = this.#bytes;
-    this.#gathered = [];
-    this.#bytes = 0;
-    if (batch.length > 0) this.#writing = this.#writing.then(() => this.#write(batch, bytes));
+    const segment = this.#open;
+    if (segment.rows > 0) {
+      this.#open = new OpenSegment(this.#deps.pool);
+      this.#writing = this.#writing.then(() => this.#write(segment));
+    }
     await this.#writing;
   }
 
@@ -169,67 +133,45 @@ export class SegmentWriter {
   }
 
   #timeIsUp(): void {
-    const small = this.#bytes < SMALL_SEGMENT_BYTES;
+    const small = this.#open.bytes < SMALL_SEGMENT_BYTES;
     this.#intervalMs = small
       ? Math.min(this.#intervalMs * 2, LONGEST_INTERVAL_MS)
       : FIRST_INTERVAL_MS;
     void this.close();
   }
 
-  async #write(batch: readonly Gathered[], bytes: number): Promise<void> {
-    const answersOf = new Map<Holder, Answered[]>();
-    for (const { holder, answered } of batch) {
-      const answers = answersOf.get(holder);
-      if (answers === undefined) answersOf.set(holder, [answered]);
-      else answers.push(answered);
-    }
-    const groups = [...answersOf];
+  async #write(open: OpenSegment<Holder>): Promise<void> {
+    const { rows, bytes } = open;
+    const holders = [...open.holders()];
     try {
-      const encoded = encodeSegment(
-        groups.map(([{ shard }, all]) => ({
-          shard,
-          answers: all.map(({ answer }) => answer),
-        })),
-      );
+      const { chunks, parts } = open.encode();
+      open.release();
       const id = this.#deps.newSegmentId();
-      const stored = await this.#persist(() =>
-        this.#deps.putSegment(this.#jobId, id, encoded.bytes),
-      );
-      const parts = groups.map(([holder, all], index) => {
-        const range = encoded.parts[index];
-        if (range === undefined) throw new Error('a segment has one part for each holder');
-        return { holder, part: keep({ id, ...stored }, range, all) };
-      });
+      const stored = await this.#persist(() => this.#deps.putSegment(this.#jobId, id, chunks));
       await this.#commit({ id, ...stored }, parts);
     } catch (error) {
       // Nothing is lost: lines without a commit are asked again by whoever holds them next.
       const reason = describeError(error);
-      this.#deps.log.error({ jobId: this.#jobId, lines: batch.length, reason }, 'answers given up');
-      for (const [holder] of groups) holder.state = 'lost';
+      this.#deps.log.error({ jobId: this.#jobId, lines: rows, reason }, 'answers given up');
+      for (const [holder] of holders) holder.state = 'lost';
     } finally {
-      for (const { holder } of batch) holder.pending -= 1;
-      this.#pending -= batch.length;
+      for (const [holder, answers] of holders) holder.pending -= answers;
+      this.#pending -= rows;
       this.#deps.budget.remove(bytes);
       this.#written.resolve();
       this.#written = Promise.withResolvers();
     }
   }
 
-  async #commit(
-    segment: SegmentInfo,
-    parts: readonly { holder: Holder; part: KeptPart }[],
-  ): Promise<void> {
-    const results = await this.#persist(() =>
-      this.#deps.commit(
-        this.#jobId,
-        segment,
-        parts.map(({ holder, part }) => toPart(holder, part)),
-      ),
+  async #commit(segment: SegmentInfo, gathered: readonly GatheredPart<Holder>[]): Promise<void> {
+    const parts = gathered.map(({ holder, range, lines }) =>
+      toPart(holder, { segment, range, lines }),
     );
-    for (const [index, { holder, part }] of parts.entries()) {
+    const results = await this.#persist(() => this.#deps.commit(this.#jobId, segment, parts));
+    for (const [index, { holder, range, lines }] of gathered.entries()) {
       const result = results[index];
       if (result?.outcome === 'committed') {
-        holder.kept.push(part);
+        holder.kept.push({ segment, range, lines });
         holder.left = result.left;
         if (result.left === 0) holder.state = 'done';
         continue;
@@ -243,16 +185,16 @@ export class SegmentWriter {
   }
 
   /** A line that others answered meanwhile is left out; the assembler takes the first answer of a line. */
-  async #recommitPart(holder: Holder, part: KeptPart): Promise<void> {
-    let { lines } = part;
-    while (lines.length > 0) {
-      const parts = [toPart(holder, { ...part, lines })];
+  async #recommitPart(holder: Holder, kept: KeptPart): Promise<void> {
+    let done: Buffer | null = null;
+    for (;;) {
+      const part = toPart(holder, kept, done);
+      if (part.ok + part.failed === 0) return;
       const [result] = await this.#persist(() =>
-        this.#deps.commit(this.#jobId, part.segment, parts),
+        this.#deps.commit(this.#jobId, kept.segment, [part]),
       );
       if (result?.outcome === 'overlap') {
-        const { done } = result;
-        lines = lines.filter(({ line }) => !isSet(done, line));
+        ({ done } = result);
         continue;
       }
       if (result?.outcome === 'committed') holder.left = result.left;
@@ -282,39 +224,7 @@ export class SegmentWriter {
   }
 }
 
-function keep(segment: SegmentInfo, range: PartBytes, answered: readonly Answered[]): KeptPart {
-  const lines = answered.map(({ answer, usage }) => ({
-    line: answer.line,
-    ok: answer.kind === 'output',
-    usage,
-  }));
-  return { segment, range, lines };
-}
-
-function toPart(holder: Holder, { range, lines }: KeptPart): Part {
-  const mask = Buffer.alloc(Math.ceil(holder.lines / 8));
-  let usage = NO_USAGE;
-  let ok = 0;
-  for (const each of lines) {
-    mask[each.line >> 3] = (mask[each.line >> 3] ?? 0) | (1 << (each.line & 7));
-    usage = addUsage(usage, each.usage);
-    if (each.ok) ok += 1;
-  }
-  const { offset, length, crc } = range;
-  return {
-    n: holder.shard,
-    token: holder.token,
-    mask,
-    ok,
-    failed: lines.length - ok,
-    usage,
-    offset,
-    length,
-    crc,
-  };
-}
-
-/** Whether a done-bitmap has the bit of a line. */
-export function isSet(bitmap: Buffer, line: number): boolean {
-  return (((bitmap[line >> 3] ?? 0) >> (line & 7)) & 1) === 1;
+/** A part as it is committed, without the lines that `done` has. */
+function toPart({ shard, token, lines }: Holder, kept: KeptPart, done: Buffer | null = null): Part {
+  return { n: shard, token, ...kept.lines.tally(lines, done), ...kept.range };
 }

@@ -1,86 +1,91 @@
 import { crc32 } from 'node:zlib';
-import { permanent, type SluiceError } from '../domain/errors.ts';
-import type { Answer, PartRange } from './contract.ts';
+import { permanent } from '../domain/errors.ts';
+import type { SluiceError } from '../domain/errors.ts';
+import type { PartBytes, PartRange } from '../domain/segment.ts';
+import type { Answer } from './contract.ts';
 
 /**
  * A segment is parts one after the other, a part the entries of one shard and token sorted by line, an entry this
  * header and the finished line: line u32, kind u8, length u32, little endian. Nothing else is in it: where parts are
  * is known to whoever committed them.
  */
-const HEADER_BYTES = 9;
+export const HEADER_BYTES = 9;
 const KINDS = ['output', 'error'] as const satisfies readonly Answer['kind'][];
 
-/** What one holder of a shard has to store: its answers in any order, each line once. */
-export interface SegmentGroup {
-  shard: number;
-  answers: readonly Answer[];
-}
+const KIND_AT = 4;
+const LENGTH_AT = 5;
+/** Chunks that storage is given: few enough for one vectored write, small enough for any allocator. */
+const CHUNK_BYTES = 256 * 1024;
 
-/** Where a group lies in the encoded segment. */
-export interface SegmentPart {
-  shard: number;
-  offset: number;
+interface Header {
+  line: number;
+  kind: Answer['kind'];
   length: number;
-  crc: number;
 }
 
-export interface EncodedSegment {
-  /** The segment as chunks: headers and the answers' own buffers, nothing copied. */
-  bytes: Buffer[];
-  parts: SegmentPart[];
+/** Writes an entry's header; its finished line follows. */
+export function writeHeader(target: Buffer, at: number, { line, kind, length }: Header): void {
+  target.writeUInt32LE(line, at);
+  target.writeUInt8(KINDS.indexOf(kind), at + KIND_AT);
+  target.writeUInt32LE(length, at + LENGTH_AT);
 }
 
-function writeHeader(headers: Buffer, at: number, answer: Answer): Buffer {
-  headers.writeUInt32LE(answer.line, at);
-  headers.writeUInt8(KINDS.indexOf(answer.kind), at + 4);
-  headers.writeUInt32LE(answer.bytes.length, at + 5);
-  return headers.subarray(at, at + HEADER_BYTES);
-}
+/** Lays out one segment: whole entries in the order in which they are stored, part after part. */
+export class SegmentEncoder {
+  readonly chunks: Buffer[] = [];
+  /** What is left to come of the segment. */
+  #unwritten: number;
+  #used = 0;
+  /** The running part: where it begins in the segment and in the last chunk, and the checksum of what lies before. */
+  #offset = 0;
+  #length = 0;
+  #partStart = 0;
+  #crc = 0;
 
-/** Appends a group's entries, sorted by line, to the chunks, and returns their length. */
-function encodePart(group: SegmentGroup, bytes: Buffer[]): number {
-  const answers = group.answers.toSorted((a, b) => a.line - b.line);
-  const headers = Buffer.allocUnsafe(answers.length * HEADER_BYTES);
-  let last = -1;
-  let length = 0;
-  for (const [n, answer] of answers.entries()) {
-    if (answer.line === last) {
-      throw new Error(`line ${answer.line} of shard ${group.shard} is twice in one segment`);
+  /** `bytes` is the length of the whole segment. */
+  constructor(bytes: number) {
+    this.#unwritten = bytes;
+  }
+
+  append(source: Buffer, start: number, length: number): void {
+    const end = start + length;
+    for (let from = start; from < end;) {
+      const chunk = this.#chunkWithRoom();
+      const copied = source.copy(chunk, this.#used, from, end);
+      this.#used += copied;
+      from += copied;
     }
-    bytes.push(writeHeader(headers, n * HEADER_BYTES, answer), answer.bytes);
-    length += HEADER_BYTES + answer.bytes.length;
-    last = answer.line;
+    this.#length += length;
   }
-  return length;
-}
 
-function checksum(chunks: readonly Buffer[]): number {
-  let crc = 0;
-  for (const chunk of chunks) crc = crc32(chunk, crc);
-  return crc;
-}
+  /** Ends the running part; the next entry begins another. */
+  endPart(): PartBytes {
+    this.#checkUpToHere();
+    const part = { offset: this.#offset, length: this.#length, crc: this.#crc };
+    this.#offset += this.#length;
+    this.#length = 0;
+    this.#crc = 0;
+    return part;
+  }
 
-/** Lays out one segment: a part a group, in the groups' order; a group without answers has none. */
-export function encodeSegment(groups: readonly SegmentGroup[]): EncodedSegment {
-  const bytes: Buffer[] = [];
-  const parts: SegmentPart[] = [];
-  const ends: number[] = [];
-  let offset = 0;
-  for (const group of groups) {
-    if (group.answers.length === 0) continue;
-    const length = encodePart(group, bytes);
-    parts.push({ shard: group.shard, offset, length, crc: 0 });
-    ends.push(bytes.length);
-    offset += length;
+  #chunkWithRoom(): Buffer {
+    const last = this.chunks.at(-1);
+    if (last !== undefined && this.#used < last.length) return last;
+    this.#checkUpToHere();
+    const next = Buffer.allocUnsafeSlow(Math.min(CHUNK_BYTES, this.#unwritten));
+    this.#unwritten -= next.length;
+    this.chunks.push(next);
+    this.#used = 0;
+    this.#partStart = 0;
+    return next;
   }
-  // In a pass of its own, and looked at once more: computed while the parts were laid out, V8 13.6 was seen to give one
-  // part the checksum of the next, and a part that is committed under a wrong one can never be read again.
-  for (let pass = 0; pass < 2; pass += 1) {
-    for (const [n, part] of parts.entries()) {
-      part.crc = checksum(bytes.slice(ends[n - 1] ?? 0, ends[n]));
-    }
+
+  #checkUpToHere(): void {
+    const last = this.chunks.at(-1);
+    if (last !== undefined)
+      this.#crc = crc32(last.subarray(this.#partStart, this.#used), this.#crc);
+    this.#partStart = this.#used;
   }
-  return { bytes, parts };
 }
 
 /** The error for a part that is not what its commit said: no retry mends it. */
@@ -102,12 +107,6 @@ interface Reading {
   after: number;
   /** The header of the entry whose bytes are not all there yet. */
   header: Header | null;
-}
-
-interface Header {
-  line: number;
-  kind: Answer['kind'];
-  length: number;
 }
 
 function push(reading: Reading, chunk: Uint8Array): void {
@@ -146,8 +145,8 @@ function takeHeader(reading: Reading): Header {
   const { part, after } = reading;
   const bytes = take(reading, HEADER_BYTES);
   const line = bytes.readUInt32LE(0);
-  const kind = KINDS[bytes.readUInt8(4)];
-  const length = bytes.readUInt32LE(5);
+  const kind = KINDS[bytes.readUInt8(KIND_AT)];
+  const length = bytes.readUInt32LE(LENGTH_AT);
   if (kind === undefined) throw damagedPart(part, `an entry of unknown kind after line ${after}`);
   if (line <= after) throw damagedPart(part, `line ${line} after line ${after}`);
   if (length > part.length - reading.position) {

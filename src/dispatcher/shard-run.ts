@@ -1,16 +1,16 @@
 import type { Readable } from 'node:stream';
 import type { Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
+import { isSet } from '../domain/segment.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
 import { askLine } from './ask.ts';
 import type { AskDeps, Answered, Question } from './ask.ts';
-import type { Answer } from './contract.ts';
+import type { Answer, FreshAnswer } from './contract.ts';
 import type { Engine } from './engine.ts';
 import { scanRequest } from './json-scan.ts';
 import { readLines } from './lines.ts';
 import type { InputLine } from './lines.ts';
 import type { Tenant } from './room.ts';
-import { isSet } from './segment-writer.ts';
 import type { Holder, SegmentWriter } from './segment-writer.ts';
 import { NO_USAGE } from './usage.ts';
 
@@ -71,15 +71,26 @@ export async function runShard(
   signals: RunSignals,
   deps: ShardRunDeps,
 ): Promise<void> {
-  const asked: Promise<void>[] = [];
   const failures: unknown[] = [];
+  const allBack = Promise.withResolvers<void>();
+  /** Lines sent and not back, and one for the reading itself. */
+  let out = 1;
   let unanswered = shard.left;
   hands.unanswered += unanswered;
+
+  function back(): void {
+    out -= 1;
+    if (out === 0) allBack.resolve();
+  }
 
   function answered(found: Answered | null): void {
     hands.tenant.inHand -= 1;
     deps.room.kick();
-    if (found === null) return;
+    if (found !== null) keep(found);
+    back();
+  }
+
+  function keep(found: Answered): void {
     unanswered -= 1;
     hands.unanswered -= 1;
     deps.onAnswered(found.answer.kind, found.usage);
@@ -97,12 +108,14 @@ export async function runShard(
   try {
     await eachOpenLine(shard, hands, signals.stop, deps, (line, engine) => {
       hands.tenant.inHand += 1;
+      out += 1;
       deps.onSent();
       const asking = ask(line, engine, shard.plan, hands, signals.abort, deps);
-      asked.push(asking.then(answered, failed));
+      void asking.then(answered, failed);
     });
   } finally {
-    await Promise.all(asked);
+    back();
+    await allBack.promise;
     hands.unanswered -= unanswered;
     if (unanswered > 0 || hands.unanswered === 0) void hands.writer.close();
     await hands.writer.committed(holder);
@@ -183,12 +196,12 @@ async function ask(
 }
 
 /** Planning has read this line as a request: the stored input is no longer what it was. */
-function unreadable(line: number, id: string): Answer {
+function unreadable(line: number, id: string): FreshAnswer {
   const message = 'The stored input file has changed since it was validated.';
   const customId = Buffer.from('null');
   return {
     line,
     kind: 'error',
-    bytes: errorOnlyLine({ id, customId, code: 'invalid_json_line', message }),
+    pieces: [errorOnlyLine({ id, customId, code: 'invalid_json_line', message })],
   };
 }

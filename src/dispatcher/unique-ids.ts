@@ -1,6 +1,7 @@
 import { hash } from 'node:crypto';
 import { createDigestSpill } from './digest-spill.ts';
-import { createDigestTable, lineNumber, RECORD_WORDS, type DigestTable } from './digest-table.ts';
+import { createDigestTable, lineNumber, RECORD_WORDS } from './digest-table.ts';
+import type { DigestTable } from './digest-table.ts';
 
 /** 6 MiB of records, a spill of which takes about 20 ms. */
 const MEMORY_ENTRIES = 262_144;

@@ -7,15 +7,6 @@ export const NO_USAGE: Usage = {
   reasoningTokens: 0,
 };
 
-export function addUsage(sum: Usage, more: Usage): Usage {
-  return {
-    inputTokens: sum.inputTokens + more.inputTokens,
-    cachedTokens: sum.cachedTokens + more.cachedTokens,
-    outputTokens: sum.outputTokens + more.outputTokens,
-    reasoningTokens: sum.reasoningTokens + more.reasoningTokens,
-  };
-}
-
 /**
  * Tokens that an engine counted for one answer, in the words of chat completions and embeddings (`prompt_tokens`,
  * `completion_tokens`) or of responses (`input_tokens`, `output_tokens`); what is absent or no whole number counts 0.

@@ -1,7 +1,8 @@
 import * as v from 'valibot';
 import { shardKey } from './keys.ts';
 import { integer, parseRecord, replyNumber } from './parse.ts';
-import type { AcceptedPart, AcceptedShard, Taken } from './shards.ts';
+import type { AcceptedShard, PartRange } from '../domain/segment.ts';
+import type { Taken } from './shards.ts';
 
 const text = v.union([v.string(), v.pipe(v.instance(Buffer), v.transform(String))]);
 
@@ -107,7 +108,7 @@ export function parseAccepted(
 
 const partFields = v.tuple([v.string(), integer, integer, integer]);
 
-function parsePart(key: string, part: string): AcceptedPart {
+function parsePart(key: string, part: string): PartRange {
   const [segment, offset, length, crc] = parseRecord(`${key} parts`, partFields, part.split(' '));
   return { segment, offset, length, crc };
 }
@@ -122,10 +123,4 @@ export function parseSegment(jobId: string, id: string, value: string) {
 /** No bit is written before the first is set. */
 function bitmapOf(lines: number, done: Buffer): Buffer {
   return done.length === 0 ? Buffer.alloc(Math.ceil(lines / 8)) : done;
-}
-
-export function bitsIn(mask: Buffer): number {
-  let bits = 0;
-  for (const byte of mask) for (let rest = byte; rest > 0; rest &= rest - 1) bits += 1;
-  return bits;
 }

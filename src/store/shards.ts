@@ -1,13 +1,13 @@
 import * as v from 'valibot';
 import { permanent } from '../domain/errors.ts';
-import type { Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
+import { countBits } from '../domain/segment.ts';
+import type { AcceptedShard, Part, PartResult, SegmentInfo } from '../domain/segment.ts';
 import { jobKey, recordKey, shardKey } from './keys.ts';
 import type { Context } from './records.ts';
 import { wakeReply } from './records.ts';
 import { newOp } from './scripts.ts';
 import {
-  bitsIn,
   commitReply,
   parseAccepted,
   parseSegment,
@@ -21,46 +21,6 @@ import {
 export interface ShardWake {
   n: number;
   wake: number;
-}
-
-/**
- * The answers of one shard, given by one holder, in one segment. Bit `1 << (i & 7)` of byte `i >> 3` of `mask` is set
- * for line `i` of the shard, and `mask` is as long as the shard's bitmap, `ceil(lines / 8)` bytes. `offset` and
- * `length` are the byte range in the segment, `crc` is its CRC-32.
- */
-export interface CommitPart {
-  n: number;
-  token: string;
-  mask: Buffer;
-  ok: number;
-  failed: number;
-  usage: Usage;
-  offset: number;
-  length: number;
-  crc: number;
-}
-
-/**
- * `sealed`: the job is finalizing or final. `stale`: somebody else took the shard. `overlap`: lines are done already
- * that the part answers again; the bitmap says which.
- */
-export type PartResult =
-  | { outcome: 'committed'; left: number }
-  | { outcome: 'sealed' | 'stale' }
-  | { outcome: 'overlap'; done: Buffer };
-
-export interface AcceptedPart {
-  segment: string;
-  offset: number;
-  length: number;
-  crc: number;
-}
-
-export interface AcceptedShard {
-  plan: ShardPlan;
-  done: Buffer;
-  /** In order of commit: where two answer one line, the first counts. */
-  parts: AcceptedPart[];
 }
 
 export type Taken =
@@ -87,8 +47,8 @@ export interface Shards {
    */
   commit(
     jobId: string,
-    segment: { id: string; bytes: number; sha256: string },
-    parts: readonly CommitPart[],
+    segment: SegmentInfo,
+    parts: readonly Part[],
   ): Promise<{ last: boolean; parts: PartResult[] }>;
   /** Gives back what the token holds, if it does, opens shards and returns all that wait. */
   give(jobId: string, n: number, token: string, ahead: number): Promise<ShardWake[]>;
@@ -152,14 +112,14 @@ async function writeShards(
 async function commitSegment(
   { scripts }: Context,
   jobId: string,
-  segment: { id: string; bytes: number; sha256: string },
-  parts: readonly CommitPart[],
+  segment: SegmentInfo,
+  parts: readonly Part[],
 ): ReturnType<Shards['commit']> {
   const args = parts.flatMap(({ n, token, mask, ok, failed, usage, offset, length, crc }) => {
-    if (bitsIn(mask) !== ok + failed) {
+    if (countBits(mask) !== ok + failed) {
       throw permanent(
         'store.bad_mask',
-        `a part of shard ${n} of ${jobId} has ${ok + failed} answers and ${bitsIn(mask)} bits`,
+        `a part of shard ${n} of ${jobId} has ${ok + failed} answers and ${countBits(mask)} bits`,
       );
     }
     const { inputTokens, cachedTokens, outputTokens, reasoningTokens } = usage;

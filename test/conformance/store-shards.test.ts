@@ -3,7 +3,8 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { shardKey } from '../../src/store/keys.ts';
 import type { Client } from '../../src/store/scripts.ts';
 import { createStore } from '../../src/store/store.ts';
-import type { AcceptedShard, Taken } from '../../src/store/shards.ts';
+import type { AcceptedShard } from '../../src/domain/segment.ts';
+import type { Taken } from '../../src/store/shards.ts';
 import type { Store } from '../../src/store/store.ts';
 import {
   BACK_ENDS,

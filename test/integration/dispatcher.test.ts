@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { describe, expect, test } from 'vitest';
-import type { Part, PartResult } from '../../src/dispatcher/segment-writer.ts';
+import type { Part, PartResult } from '../../src/domain/segment.ts';
 import type { FaultInput } from '../simulators/vllm/simulator.ts';
 import { startVllm } from '../simulators/vllm/simulator.ts';
 import { chatLines, openDispatchWorld, requestLine } from '../support/dispatch-world.ts';

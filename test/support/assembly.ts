@@ -1,12 +1,8 @@
 import { PassThrough, Readable } from 'node:stream';
 import { errorOnlyLine, outputLine, requestId } from '../../src/dispatcher/answer-lines.ts';
-import type {
-  AcceptedShard,
-  Answer,
-  AssemblySource,
-  PartRange,
-} from '../../src/dispatcher/contract.ts';
-import { encodeSegment } from '../../src/dispatcher/segments.ts';
+import type { Answer, AssemblySource } from '../../src/dispatcher/contract.ts';
+import type { AcceptedShard, PartRange } from '../../src/domain/segment.ts';
+import { encodeSegment } from './encode-segment.ts';
 
 /** How a made-up job's line went: answered into a file by a segment, or not at all. */
 export interface MadeLine {
@@ -30,13 +26,14 @@ export interface MadeJob {
 export const UNDONE = { code: 'batch_cancelled', message: 'The batch was cancelled.' };
 
 function answerOf(jobId: string, index: number, line: MadeLine): Buffer {
-  return outputLine({
+  const pieces = outputLine({
     id: requestId(jobId, index),
     customId: Buffer.from(JSON.stringify(line.customId)),
     status: line.kind === 'output' ? 200 : 400,
     requestId: `engine-${index}`,
     body: Buffer.from(JSON.stringify({ text: 'x'.repeat(line.size) })),
   });
+  return Buffer.from(pieces.join(''));
 }
 
 function finishedLine(jobId: string, index: number, line: MadeLine): Buffer {

@@ -4,7 +4,7 @@ import { inject } from 'vitest';
 import type { JobState, Usage } from '../../src/domain/job.ts';
 import type { NewJob } from '../../src/store/jobs.ts';
 import type { Client } from '../../src/store/scripts.ts';
-import type { CommitPart } from '../../src/store/shards.ts';
+import type { Part } from '../../src/domain/segment.ts';
 import type { Store } from '../../src/store/store.ts';
 import { maskOf } from './fuzz/world.ts';
 
@@ -69,8 +69,8 @@ export function partOf(
   token: string,
   lines: number,
   answered: readonly number[],
-  change: Partial<CommitPart> = {},
-): CommitPart {
+  change: Partial<Part> = {},
+): Part {
   const mask = maskOf(lines, answered);
   const range = { offset: 0, length: 10, crc: 7 };
   return { n, token, mask, ok: answered.length, failed: 0, usage: NO_USAGE, ...range, ...change };

@@ -14,7 +14,7 @@ describe('answer lines', () => {
       requestId: 'engine-"1"',
       body: Buffer.from('{"n":12345678901234567890, "m":1.0}'),
     });
-    expect(line.toString()).toBe(
+    expect(line.join('')).toBe(
       '{"id":"batch_req_abc_0","custom_id":"\\u0061","response":{"status_code":200,' +
         '"request_id":"engine-\\"1\\"","body":{"n":12345678901234567890, "m":1.0}},"error":null}\n',
     );
@@ -28,7 +28,7 @@ describe('answer lines', () => {
       status: 400,
       requestId: null,
       body: engine,
-    }).toString();
+    }).join('');
     expect(line.indexOf('\n')).toBe(line.length - 1);
     expect(line).not.toContain('\r');
     expect(JSON.parse(line)).toEqual({

@@ -3,17 +3,12 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { assemble } from '../../src/dispatcher/assemble.ts';
-import type { AssemblySource, PartRange } from '../../src/dispatcher/contract.ts';
-import { encodeSegment } from '../../src/dispatcher/segments.ts';
+import type { AssemblySource } from '../../src/dispatcher/contract.ts';
+import type { PartRange } from '../../src/domain/segment.ts';
 import { notFound, permanent } from '../../src/domain/errors.ts';
-import {
-  collectingSinks,
-  makeJob,
-  sourceOf,
-  UNDONE,
-  type MadeJob,
-  type MadeLine,
-} from '../support/assembly.ts';
+import { collectingSinks, makeJob, sourceOf, UNDONE } from '../support/assembly.ts';
+import type { MadeJob, MadeLine } from '../support/assembly.ts';
+import { encodeSegment } from '../support/encode-segment.ts';
 
 const OPTIONS = { jobId: 'job_made', maxLineBytes: 10_000, undone: UNDONE };
 

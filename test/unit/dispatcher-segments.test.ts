@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { createBudget } from '../../src/dispatcher/budget.ts';
+import { createChunkPool } from '../../src/dispatcher/chunk-pool.ts';
 import { createRoom } from '../../src/dispatcher/room.ts';
 import { SegmentWriter } from '../../src/dispatcher/segment-writer.ts';
 import type { Holder, SegmentDeps } from '../../src/dispatcher/segment-writer.ts';
@@ -60,6 +61,7 @@ function setUp({ memoryBudget = 128 * MIB } = {}) {
     clock,
     budget,
     room: { ...room, setClosed: (_by, isClosed) => void closed.push(isClosed) },
+    pool: createChunkPool(),
     newSegmentId: () => `segment-${(ids += 1)}`,
     async putSegment(_job, _id, chunks) {
       let bytes = 0;
@@ -83,7 +85,7 @@ function setUp({ memoryBudget = 128 * MIB } = {}) {
   const writer = new SegmentWriter('job_1', deps, giveUp.signal);
   let line = 0;
   function add(bytes: number): void {
-    const answer = { line, kind: 'output' as const, bytes: Buffer.alloc(bytes) };
+    const answer = { line, kind: 'output' as const, pieces: [Buffer.alloc(bytes)] };
     line += 1;
     writer.add(holder, { answer, usage: NO_USAGE });
   }

@@ -2,13 +2,11 @@ import { Readable } from 'node:stream';
 import { crc32 } from 'node:zlib';
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { Answer, PartRange } from '../../src/dispatcher/contract.ts';
-import {
-  encodeSegment,
-  readEntries,
-  type EncodedSegment,
-  type SegmentGroup,
-} from '../../src/dispatcher/segments.ts';
+import type { Answer } from '../../src/dispatcher/contract.ts';
+import type { PartRange } from '../../src/domain/segment.ts';
+import { readEntries } from '../../src/dispatcher/segments.ts';
+import { encodeSegment } from '../support/encode-segment.ts';
+import type { EncodedSegment, SegmentGroup } from '../support/encode-segment.ts';
 
 function answer(line: number, text: string, kind: Answer['kind'] = 'output'): Answer {
   return { line, kind, bytes: Buffer.from(text) };
@@ -58,11 +56,6 @@ describe('encodeSegment', () => {
     );
   });
 
-  test("copies no answer's bytes", () => {
-    const one = answer(0, 'some bytes');
-    expect(encodeSegment([group([one])]).bytes).toContain(one.bytes);
-  });
-
   test('leaves out a group without answers', () => {
     expect(encodeSegment([group([]), group([answer(0, 'a')], 7)]).parts).toMatchObject([
       { shard: 7, offset: 0 },
@@ -108,24 +101,22 @@ describe('readEntries', () => {
   });
 
   test('reads no further than the entry that it gives', async () => {
-    const [size, chunk] = [4 * 1024 * 1024, Buffer.alloc(64 * 1024, 'x')] as const;
+    const [size, chunk] = [4 * 1024 * 1024, 64 * 1024] as const;
     const segment = encodeSegment([
       group([0, 1, 2, 3].map((line) => ({ line, kind: 'output', bytes: Buffer.alloc(size, 'x') }))),
     ]);
+    const whole = Buffer.concat(segment.bytes);
     let pulled = 0;
     async function* source() {
-      for (const header of segment.bytes.filter((_, n) => n % 2 === 0)) {
-        yield header;
-        for (let n = 0; n < size; n += chunk.length) {
-          pulled += chunk.length;
-          yield chunk;
-        }
+      for (; pulled < whole.length; pulled += chunk) {
+        yield whole.subarray(pulled, pulled + chunk);
       }
     }
     let given = 0;
     for await (const entry of readEntries(source(), rangeOf(segment, 0))) {
       given += entry.bytes.length;
-      expect(pulled).toBe(given);
+      // Whole chunks, and the headers so far.
+      expect(pulled - given).toBeLessThan(chunk + 4 * 9);
     }
     expect(given).toBe(4 * size);
   });

@@ -1,5 +1,5 @@
 import type { JobRecord, Outcome } from '../../../src/domain/job.ts';
-import type { CommitPart } from '../../../src/store/shards.ts';
+import type { Part } from '../../../src/domain/segment.ts';
 import type { Holder, StoredPart, World } from './world.ts';
 import { linesIn, maskOf, readJob } from './world.ts';
 
@@ -9,7 +9,7 @@ interface Offer {
 }
 
 /** One token a line and kind, so that a lost or doubled count shows. */
-function toCommit(lines: number, { n, token, offset, answers }: StoredPart): CommitPart {
+function toCommit(lines: number, { n, token, offset, answers }: StoredPart): Part {
   const oks = [...answers.values()].filter(Boolean).length;
   const usage = {
     inputTokens: answers.size,

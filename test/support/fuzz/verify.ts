@@ -1,6 +1,6 @@
 import { deepStrictEqual, equal } from 'node:assert/strict';
 import type { JobRecord } from '../../../src/domain/job.ts';
-import type { AcceptedShard } from '../../../src/store/shards.ts';
+import type { AcceptedShard } from '../../../src/domain/segment.ts';
 import type { World } from './world.ts';
 import { linesIn, readJob } from './world.ts';
 

@@ -1,0 +1,69 @@
+import type { Usage } from './job.ts';
+import type { ShardPlan } from './plan.ts';
+
+/** A segment as storage has it. */
+export interface SegmentInfo {
+  id: string;
+  bytes: number;
+  /** Hex. */
+  sha256: string;
+}
+
+/** Where one shard's answers, sorted by line, lie in a segment. */
+export interface PartBytes {
+  offset: number;
+  length: number;
+  /** CRC-32 (ISO 3309, as zlib's) of the range. */
+  crc: number;
+}
+
+/** A part that was accepted. */
+export interface PartRange extends PartBytes {
+  segment: string;
+}
+
+/**
+ * The answers of one shard, given by one holder, in one segment. Bit `1 << (i & 7)` of byte `i >> 3` of `mask` is set
+ * for line `i` of the shard, and `mask` is as long as the shard's bitmap, `ceil(lines / 8)` bytes.
+ */
+export interface Part extends PartBytes {
+  n: number;
+  token: string;
+  mask: Buffer;
+  ok: number;
+  failed: number;
+  usage: Usage;
+}
+
+/**
+ * `sealed`: the job is finalizing or final. `stale`: somebody else took the shard. `overlap`: lines are done already
+ * that the part answers again; the bitmap says which.
+ */
+export type PartResult =
+  | { outcome: 'committed'; left: number }
+  | { outcome: 'sealed' | 'stale' }
+  | { outcome: 'overlap'; done: Buffer };
+
+/** What is recorded of one shard: its plan, which lines are done, and the parts that have their answers. */
+export interface AcceptedShard {
+  plan: ShardPlan;
+  done: Buffer;
+  /** In order of commit: where two answer one line, the first counts. */
+  parts: readonly PartRange[];
+}
+
+/** Whether a bitmap has the bit of a line. */
+export function isSet(bitmap: Buffer, line: number): boolean {
+  return (((bitmap[line >> 3] ?? 0) >> (line & 7)) & 1) === 1;
+}
+
+export function setBit(bitmap: Buffer, line: number): void {
+  bitmap[line >> 3] = (bitmap[line >> 3] ?? 0) | (1 << (line & 7));
+}
+
+/** How many bits a bitmap has. */
+export function countBits(bitmap: Buffer): number {
+  let bits = 0;
+  for (const byte of bitmap) for (let rest = byte; rest > 0; rest &= rest - 1) bits += 1;
+  return bits;
+}
