@@ -10,6 +10,7 @@ import { tiedCommand } from '../../src/main/redis-program.ts';
 import { until } from './until.ts';
 import type { ProcessEnd } from './vllm-process.ts';
 
+const LAUNCHER = fileURLToPath(new URL('../../src/main/sluice', import.meta.url));
 const CLI = fileURLToPath(new URL('../../src/main/cli.ts', import.meta.url));
 
 /** Every process that these helpers started, so that a test file can show that none is left. */
@@ -29,13 +30,19 @@ export interface Cli {
 
 export type Environment = Readonly<Record<string, string>>;
 
+/** The flags with which the launcher starts Node. */
+function nodeFlags(): string[] {
+  const [, flags] = /^exec "\$node" (.+) "\$main/m.exec(readFileSync(LAUNCHER, 'utf8')) ?? [];
+  if (flags === undefined) throw new Error(`no flags of Node in ${LAUNCHER}`);
+  return flags.split(' ');
+}
+
 /**
  * Spawns src/main/cli.ts with these arguments and no setting but those of `env`. It ends with this process, however
  * this process ends, where the kernel can see to that.
  */
 export function spawnCli(args: readonly string[], env: Environment = {}): Cli {
-  // As src/main/sluice starts it.
-  const command = ['--max-semi-space-size=16', CLI, ...args];
+  const command = [...nodeFlags(), CLI, ...args];
   const tied = tiedCommand(process.execPath, command, 'KILL');
   const child = spawn(
     tied.tie === 'kernel' ? tied.command : process.execPath,
@@ -45,6 +52,7 @@ export function spawnCli(args: readonly string[], env: Environment = {}): Cli {
       env: {
         PATH: process.env['PATH'] ?? '',
         TMPDIR: tmpdir(),
+        MALLOC_ARENA_MAX: '1',
         // Dozens of starts share the cost of stripping types.
         NODE_COMPILE_CACHE: join(import.meta.dirname, '../../node_modules/.cache/test-cli'),
         ...env,
