@@ -5,7 +5,7 @@ import type { JobRecord } from '../src/domain/job.ts';
 import { isReleased, PROVISION } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Look } from '../src/runtimes/contract.ts';
-import type { Deps } from './deps.ts';
+import type { Deps, SettleDeps } from './deps.ts';
 import { settle, stopJob } from './settle.ts';
 
 const LOOK_WHILE_STARTING_MS = 1_000;
@@ -111,4 +111,24 @@ async function whileServing(provision: ProvisionRecord, look: Look, deps: Deps):
   if (moved !== 'stale') await settle(provision.job, deps);
   await deps.store.jobs.note(provision.job, look.reason);
   return 'done';
+}
+
+/**
+ * Has an engine that stopped answering looked at at once, for every job that it serves. Never rejects: where Redis is
+ * away, the look that is due within seconds finds the engine, too.
+ */
+export async function wakeLooks(
+  address: string,
+  { store, add, log }: Pick<SettleDeps, 'store' | 'add' | 'log'>,
+): Promise<void> {
+  try {
+    for await (const id of store.provisions.unreleased()) {
+      const provision = await store.provisions.get(id);
+      if (provision?.state !== 'serving' || provision.address !== address) continue;
+      const wake = await store.provisions.wake(id, provision.wake);
+      if (wake !== 'stale') await add({ queue: 'submission', entity: id, wake });
+    }
+  } catch (error) {
+    log.warn({ address, err: error }, 'engine could not be looked at early');
+  }
 }

@@ -54,6 +54,7 @@ export function createSweeper(holder: string, deps: SweepDeps): Sweeper {
           try {
             await stopJob(id, { outcome: 'expired', event }, deps);
           } catch (error) {
+            // The others are overdue as well, and this one is due again in the next round.
             deps.log.error({ id, err: error }, 'an overdue job could not be stopped');
           }
         }),

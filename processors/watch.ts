@@ -124,6 +124,7 @@ export class Watches {
       if (fresh.addresses.join() !== entry.addresses.join()) entry.addresses = fresh.addresses;
       this.#deps.onEngines();
     } catch (error) {
+      // It is read again soon; the job is sent on until then, and once it is over no commit is accepted.
       this.#deps.log.warn({ jobId, err: error }, 'a job that is being sent cannot be read');
     }
   }

@@ -16,8 +16,13 @@ export interface SubmitDeps {
   /** Records the job and starts it. `exists`: this id with this body was there; `other`: with another body. */
   createJob(job: NewJob): Promise<{ outcome: 'created' | 'exists' | 'other'; job: JobRecord }>;
   limits: { maxBatchFileBytes: number };
-  /** Lines that one process sends at once to one engine, unless the job says otherwise. */
-  defaults: { maxConcurrency: number };
+  /** What a job gets that does not say otherwise. */
+  defaults: {
+    /** Lines that one process sends at once to one engine. */
+    maxConcurrency: number;
+    /** The engines of this server. */
+    engineUrls: readonly string[];
+  };
 }
 
 /** A job as a user asks for it through either interface; null: the server's default. */
@@ -75,6 +80,7 @@ export async function submitJob(
   // A repeat must be answered as the first time, even if the input file was deleted since.
   const isRepeat = idempotencyKey !== undefined && (await deps.store.jobs.get(id)) !== null;
   if (!isRepeat) await checkInput(deps, wish.input, param);
+  checkEngines(deps, wish.engines);
   const { outcome, job } = await deps.createJob({
     ...wish,
     id,
@@ -132,4 +138,14 @@ async function checkInput(deps: SubmitDeps, fileId: string, param: string): Prom
       { param },
     );
   }
+}
+
+function checkEngines({ defaults }: SubmitDeps, engines: readonly string[]): void {
+  if (engines.length > 0 || defaults.engineUrls.length > 0) return;
+  throw invalidInput(
+    'no_engine',
+    'This server has no engine to run a batch on: start it with ENGINE_URLS=http://host:8000, ' +
+      "or name one in the request: aibrix.runtime {target: 'External', options: {base_url: 'http://host:8000'}}.",
+    { param: 'aibrix.runtime' },
+  );
 }

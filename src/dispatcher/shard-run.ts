@@ -1,4 +1,5 @@
 import type { Readable } from 'node:stream';
+import { transient } from '../domain/errors.ts';
 import type { Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
 import { isSet } from '../domain/segment.ts';
@@ -137,7 +138,7 @@ async function eachOpenLine(
     start: plan.offset,
     end: plan.offset + plan.bytes,
   });
-  const lines = readLines(source, {
+  const lines = readLines(whole(source, plan), {
     maxLineBytes: deps.maxLineBytes,
     startOffset: plan.offset,
     startIndex: plan.first,
@@ -149,6 +150,18 @@ async function eachOpenLine(
     }
   } finally {
     source.destroy();
+  }
+}
+
+/** The source to its planned end: where an input is still being copied back, its last line may be half of one. */
+async function* whole(source: Readable, plan: ShardPlan): AsyncGenerator<Buffer> {
+  let missing = plan.bytes;
+  for await (const chunk of source as AsyncIterable<Buffer>) {
+    missing -= chunk.length;
+    yield chunk;
+  }
+  if (missing > 0) {
+    throw transient('input.short', 'The input file in storage is shorter than it was.');
   }
 }
 

@@ -1,10 +1,10 @@
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { createAdaptorServer } from '@hono/node-server';
+import { createJob } from '../../processors/create.ts';
 import { stopJob } from '../../processors/settle.ts';
 import { createApp } from '../api/app.ts';
-import { describeError, errorCode, invalidInput, notFound, permanent } from '../domain/errors.ts';
-import type { NewJob } from '../store/jobs.ts';
+import { describeError, errorCode, notFound, permanent } from '../domain/errors.ts';
 import type { System } from './system.ts';
 import { settleDeps } from './worker.ts';
 
@@ -29,7 +29,7 @@ export async function startApi(system: System): Promise<RunningApi> {
     limits: settings,
     defaults: settings,
     log,
-    createJob: (job) => createJob(system, job),
+    createJob: (job) => createJob(job, settling),
     async stopJob(id, outcome) {
       const job = await stopJob(id, { outcome, event: 'Cancelled on request.' }, settling);
       if (job === null) throw notFound('not_found', `There is no job '${id}'.`);
@@ -61,31 +61,6 @@ export async function startApi(system: System): Promise<RunningApi> {
   };
 }
 
-/** Records the job first; a delivery that could not be added is seen by the sweeper. */
-async function createJob({ impatient, log, settings }: System, job: NewJob) {
-  if (job.engines.length === 0 && settings.engineUrls.length === 0) {
-    throw invalidInput(
-      'no_engine',
-      'This server has no engine to run a batch on: start it with ENGINE_URLS=http://host:8000, ' +
-        "or name one in the request: aibrix.runtime {target: 'External', options: {base_url: 'http://host:8000'}}.",
-      { param: 'aibrix.runtime' },
-    );
-  }
-  const made = await impatient.store.jobs.create(job);
-  if (made.outcome !== 'other') {
-    const { id, state, wake } = made.job;
-    const delivery = { queue: 'planning', entity: id, wake } as const;
-    if (state === 'queued') {
-      await impatient.queues
-        .add(delivery)
-        .catch((error: unknown) =>
-          log.warn({ jobId: id, err: error }, 'job could not be queued yet'),
-        );
-    }
-  }
-  return made;
-}
-
 async function checkReady({ impatient, storage }: System): Promise<Record<string, string>> {
   async function check(probe: () => Promise<unknown>): Promise<string> {
     try {
@@ -96,7 +71,7 @@ async function checkReady({ impatient, storage }: System): Promise<Record<string
     }
   }
   const [redis, files, workers] = await Promise.all([
-    check(() => impatient.redis.ping()),
+    check(() => impatient.redis.records.ping()),
     check(() => storage.identity()),
     check(async () => {
       const live = await impatient.store.nodes.live();

@@ -8,11 +8,13 @@
  * Exit code 0: stopped, or another keeper serves the folder; 1: it could not serve.
  */
 import { rm, rmdir } from 'node:fs/promises';
-import { connect, createServer, type Socket } from 'node:net';
+import { connect, createServer } from 'node:net';
+import type { Socket } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 
-import { prepareRedisFolder, type RedisFolder, type RedisStatus } from './redis-folder.ts';
+import { prepareRedisFolder } from './redis-folder.ts';
+import type { RedisFolder, RedisStatus } from './redis-folder.ts';
 import { tryLock } from './process-lock.ts';
 import { superviseRedis } from './redis-supervisor.ts';
 

@@ -1,13 +1,16 @@
-import { spawn, type ChildProcess } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, openSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
 
-import { boundLog, sizeOf, tailOf, type Fsync, type RedisFolder } from './redis-folder.ts';
+import { boundLog, sizeOf, tailOf } from './redis-folder.ts';
+import type { Fsync, RedisFolder } from './redis-folder.ts';
 import type { RedisStatus } from './redis-folder.ts';
-import { tiedCommand, type TiedCommand } from './redis-program.ts';
+import { tiedCommand } from './redis-program.ts';
+import type { TiedCommand } from './redis-program.ts';
 
 /** What it takes to run one redis-server; the caller holds the folder's lock. */
 export interface SupervisorOptions {
@@ -150,6 +153,7 @@ async function endServer(run: Run, { folder, log }: SupervisorOptions): Promise<
   if (run.tie === 'pipe') run.child.stdin?.destroy();
   else run.child.kill('SIGTERM');
   const timeout = new AbortController();
+  // It rejects only when it is called off, below.
   const late = delay(STOP_GRACE_MS, 'late', { signal: timeout.signal }).catch(() => 'in time');
   const outcome = await Promise.race([run.ended, late]);
   timeout.abort();

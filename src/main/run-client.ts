@@ -37,6 +37,7 @@ export function createRunClient(url: string): RunClient {
     const headers = typeof body === 'string' ? { 'content-type': 'application/json' } : {};
     const response = await fetch(`${url}${path}`, { method, headers, ...(body ? { body } : {}) });
     if (response.ok) return response;
+    // A body that is cut or no JSON says nothing that could be shown; the status does.
     const failure = v.safeParse(failureSchema, await response.json().catch(() => null));
     const message = failure.success ? failure.output.error.message : `HTTP ${response.status}`;
     throw response.status === 503

@@ -70,6 +70,7 @@ export async function run(options: RunOptions, settings: Settings): Promise<numb
   await checkPaths(options);
   const endpoint = await readEndpoint(options.input);
   // A link is followed, so that the file behind it is written and not the link replaced.
+  // Where it cannot be looked at it is missing, since a file beside it could just be written.
   const isLink = (await lstat(options.output).catch(() => null))?.isSymbolicLink() ?? false;
   const output = isLink ? await realpath(options.output) : options.output;
   const folder = await openRunFolder(settings.dataDir, { ...options, output });
@@ -298,6 +299,7 @@ async function checkPaths({ input, output }: RunOptions): Promise<void> {
     throw invalidInput('run.output', '--output must be another file than --input.');
   }
   // The answers are renamed into place: what is no file, such as /dev/stdout, would be replaced.
+  // One that cannot be looked at is missing, or cannot be written: the try below tells.
   const there = await stat(output).catch(() => null);
   if (output === '-' || (there !== null && !there.isFile())) {
     throw invalidInput('run.output', `--output ${output} is no file: name one, and print that.`);

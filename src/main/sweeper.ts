@@ -11,13 +11,13 @@ const CLOSE_MS = 2_000;
 
 /** Mends lost deliveries and ends overdue jobs; of all processes that do, one at a time sweeps. */
 export function startSweeper(system: System): { close(): Promise<void> } {
-  const { store, queues, log } = system;
+  const { log, patient } = system;
   const stop = new AbortController();
   const holder = randomBytes(8).toString('hex');
   const sweeper = createSweeper(holder, {
-    ...settleDeps(system, system, () => 2),
-    store,
-    isLive: queues.isLive.bind(queues),
+    ...settleDeps(system, patient, () => 2),
+    store: patient.store,
+    isLive: patient.queues.isLive.bind(patient.queues),
     now: clock.now,
   });
 
@@ -30,6 +30,7 @@ export function startSweeper(system: System): { close(): Promise<void> } {
       try {
         await task();
       } catch (error) {
+        // Whatever it is, what was not mended now is found again by the next round.
         log.error({ what, err: error }, 'sweeping failed');
       }
       await clock.sleep(everyMs, stop.signal);

@@ -1,13 +1,17 @@
 import { join } from 'node:path';
+import type { Redis } from 'ioredis';
 import { connectRedis } from '../../queues/connection.ts';
 import { createQueues } from '../../queues/queues.ts';
-import type { Settings } from '../../config/schema.ts';
-import type { Role } from '../../config/schema.ts';
+import type { Queues } from '../../queues/queues.ts';
+import type { Role, Settings } from '../../config/schema.ts';
 import { describeError, permanent, transient } from '../domain/errors.ts';
 import { createMetrics } from '../observability/metrics.ts';
+import type { Metrics } from '../observability/metrics.ts';
 import type { Logger } from '../observability/log.ts';
+import type { Storage } from '../storage/contract.ts';
 import { createStorage } from '../storage/index.ts';
 import { createStore } from '../store/store.ts';
+import type { Store } from '../store/store.ts';
 import { ensureFolder } from './data-dir.ts';
 import { openEmbeddedRedis } from './embedded-redis.ts';
 import { reportDisk, reportRedis } from './redis-report.ts';
@@ -24,14 +28,44 @@ export interface SystemOptions {
 const FIRST_PING_MS = 10_000;
 const CLOSE_MS = 2_000;
 
+/** Records and queues over connections of one temper. */
+export interface Connected {
+  store: Store;
+  queues: Queues;
+  /** The connections below, which may lead to two servers. */
+  redis: Connections;
+}
+
+interface Connections {
+  records: Redis;
+  queues: Redis;
+}
+
 /** What every role stands on: Redis, records, queues and storage, opened and checked. */
-export type System = Awaited<ReturnType<typeof openSystem>>;
+export interface System {
+  settings: Settings;
+  log: Logger;
+  namespace: string;
+  roles: readonly Role[];
+  metrics: Metrics;
+  storage: Storage;
+  /** For workers and the sweeper: a command waits for Redis, however long it is away. */
+  patient: Connected;
+  /** For HTTP requests: a command fails after a moment when Redis is away, so that the request is answered. */
+  impatient: Connected;
+  close(): Promise<void>;
+}
 
 /**
  * Opens Redis (embedded unless `REDIS_URL` is set) and storage, and makes sure that they belong together.
  * Rejects with what is wrong and how to mend it; what was opened is closed again then.
  */
-export async function openSystem({ settings, log, namespace = 'sluice', roles }: SystemOptions) {
+export async function openSystem({
+  settings,
+  log,
+  namespace = 'sluice',
+  roles = settings.roles,
+}: SystemOptions): Promise<System> {
   const closers: (() => Promise<void>)[] = [];
   async function close(): Promise<void> {
     for (const closer of closers.splice(0).toReversed()) await soon(closer(), CLOSE_MS);
@@ -40,51 +74,36 @@ export async function openSystem({ settings, log, namespace = 'sluice', roles }:
     await ensureFolder(settings.dataDir);
     const urls = await openRedis(settings, log, closers);
     const onError = quietly(log);
-    function connect(url: string, patient: boolean) {
+    function connect(url: string, patient: boolean): Redis {
       const redis = connectRedis(url, { patient, onError });
       closers.push(async () => redis.disconnect());
       return redis;
     }
-    // An HTTP request gives up after a moment; a worker waits for Redis however long it is away.
-    const [records, patientRecords] = [connect(urls.store, false), connect(urls.store, true)];
-    const [sending, working] = [connect(urls.queues, false), connect(urls.queues, true)];
-    await Promise.all([ping(records, urls.store), ping(sending, urls.queues)]);
-    await reportRedis(records, settings, log);
-    await reportDisk(settings, log);
+    function connectBoth(patient: boolean): Connections {
+      return { records: connect(urls.store, patient), queues: connect(urls.queues, patient) };
+    }
     function onDamaged(error: unknown): void {
       log.error({ err: error }, 'a damaged record was left out');
     }
-    const store = createStore({ redis: patientRecords, namespace, onDamaged });
+    function standOn(redis: Connections): Connected {
+      const store = createStore({ redis: redis.records, namespace, onDamaged });
+      return { store, queues: createQueues(redis.queues, { namespace, onError }), redis };
+    }
+    const [waiting, failing] = [connectBoth(true), connectBoth(false)];
+    await Promise.all([ping(failing.records, urls.store), ping(failing.queues, urls.queues)]);
+    await reportRedis(failing.records, settings, log);
+    await reportDisk(settings, log);
     const storage = createStorage({
       type: settings.storageType,
       directory: join(settings.dataDir, 'storage'),
     });
-    await claim(store, storage);
-    const queues = createQueues(working, { namespace, onError });
-    const impatientQueues = createQueues(sending, { namespace, onError });
+    const [patient, impatient] = [standOn(waiting), standOn(failing)];
     closers.push(async () => {
-      await Promise.all([queues.close(), impatientQueues.close()]);
+      await Promise.all([patient.queues.close(), impatient.queues.close()]);
     });
+    await claim(patient.store, storage);
     const metrics = createMetrics();
-    return {
-      settings,
-      log,
-      namespace,
-      roles: roles ?? settings.roles,
-      metrics,
-      storage,
-      /** For workers: waits for Redis. */
-      store,
-      queues,
-      working,
-      /** For HTTP requests: gives up soon when Redis is away. */
-      impatient: {
-        store: createStore({ redis: records, namespace, onDamaged }),
-        queues: impatientQueues,
-        redis: records,
-      },
-      close,
-    };
+    return { settings, log, namespace, roles, metrics, storage, patient, impatient, close };
   } catch (error) {
     await close();
     throw error;
@@ -110,7 +129,7 @@ async function openRedis(
   return { queues, store: settings.storeUri ?? queues };
 }
 
-async function ping(redis: ReturnType<typeof connectRedis>, url: string): Promise<void> {
+async function ping(redis: Redis, url: string): Promise<void> {
   let last: Error | null = null;
   function remember(error: Error): void {
     last = error;
@@ -142,10 +161,7 @@ function withoutSecrets(url: string): string {
 }
 
 /** A storage and its records belong together: with another folder every file would seem lost. */
-async function claim(
-  store: ReturnType<typeof createStore>,
-  storage: ReturnType<typeof createStorage>,
-): Promise<void> {
+async function claim(store: Store, storage: Storage): Promise<void> {
   const own = await storage.identity();
   const bound = await store.claimStorage(own);
   if (own === bound) return;

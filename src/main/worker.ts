@@ -7,8 +7,10 @@ import { startWorker } from '../../queues/worker.ts';
 import type { Attempt } from '../../queues/worker.ts';
 import type { Deps, SettleDeps } from '../../processors/deps.ts';
 import { processors } from '../../processors/index.ts';
+import { awaitInputs } from '../../processors/inputs.ts';
 import { finishJob } from '../../processors/settle.ts';
 import { Seats } from '../../processors/seats.ts';
+import { wakeLooks } from '../../processors/submission.ts';
 import { Watches } from '../../processors/watch.ts';
 import { assemble } from '../dispatcher/assemble.ts';
 import { Dispatcher } from '../dispatcher/dispatcher.ts';
@@ -28,7 +30,7 @@ import { createEndpointRuntime } from '../runtimes/index.ts';
 import type { JobChange } from '../store/jobs.ts';
 import { clock } from './clock.ts';
 import { soon } from './soon.ts';
-import type { System } from './system.ts';
+import type { Connected, System } from './system.ts';
 
 const BEAT_MS = 2_000;
 /** To commit and give back; with Redis away, nothing of that can be done. */
@@ -38,7 +40,7 @@ const MEMORY_IDS = 262_144;
 /** What moves and settles records; every role that writes them shares it. */
 export function settleDeps(
   system: System,
-  { store, queues }: Pick<System, 'store' | 'queues'>,
+  { store, queues }: Pick<Connected, 'store' | 'queues'>,
   ahead: () => number,
 ): SettleDeps {
   const { settings, log, metrics } = system;
@@ -78,15 +80,16 @@ export interface RunningWorker {
  * commits what was answered, and gives shards back.
  */
 export async function startWorkers(system: System): Promise<RunningWorker> {
-  const { settings, store, log } = system;
+  const { settings, log, patient } = system;
   const stopping = new AbortController();
   const graceOver = new AbortController();
   let heartbeat: Heartbeat | null = null;
   // Deadlines and times of records are Redis' time, and so is what they are compared with.
   const now = () => clock.now() + (heartbeat?.clockOffset ?? 0);
-  const settling = settleDeps(system, system, () => Math.max(2, (heartbeat?.dispatchers ?? 1) + 1));
+  const ahead = () => Math.max(2, (heartbeat?.dispatchers ?? 1) + 1);
+  const settling = settleDeps(system, patient, ahead);
   const watches = new Watches({
-    store,
+    store: patient.store,
     now,
     onEngines: () => dispatcher.enginesChanged(),
     log,
@@ -101,14 +104,15 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     watches,
     graceOver: graceOver.signal,
   };
-  const stops = await store.jobs.subscribeStops((jobId) => watches.poke(jobId));
+  const stops = await patient.store.jobs.subscribeStops((jobId) => watches.poke(jobId));
   const seats = new Seats(dispatcher);
+  const dispatch = awaitInputs(processors.dispatch);
   const workers = settings.queues.map((queue) =>
     startWorker({
       queue,
-      connection: system.working,
+      connection: patient.redis.queues,
       namespace: system.namespace,
-      processor: queue === 'dispatch' ? seats.occupy(processors.dispatch) : processors[queue],
+      processor: queue === 'dispatch' ? seats.occupy(dispatch) : processors[queue],
       deps,
       stopping: stopping.signal,
       onAttempt: (attempt) => report(system, attempt),
@@ -140,7 +144,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
 function processorParts(system: System, runtime: Runtime) {
   const { maxLineBytes } = system.settings;
   return {
-    store: system.store,
+    store: system.patient.store,
     storage: system.storage,
     runtime,
     readPlan: planInput.bind(null, system),
@@ -151,7 +155,8 @@ function processorParts(system: System, runtime: Runtime) {
 }
 
 function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime): Dispatcher {
-  const { settings, store, log, metrics } = system;
+  const { settings, log, metrics } = system;
+  const { store } = system.patient;
   return new Dispatcher({
     clock,
     log,
@@ -181,10 +186,11 @@ function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime
 }
 
 /** Stores segments; while storage refuses those of a job, the job says why it stands still. */
-function createSegmentStore({ storage, store, metrics, log }: System) {
+function createSegmentStore({ storage, patient, metrics, log }: System) {
   const refused = new Set<string>();
+  /** Words for whoever looks at the job: whether they arrive decides nothing. */
   function say(jobId: string, reason: string): void {
-    store.jobs
+    patient.store.jobs
       .note(jobId, reason)
       .catch((error: unknown) => log.warn({ jobId, err: error }, 'reason could not be noted'));
   }
@@ -213,7 +219,8 @@ interface Heartbeat {
 
 /** Tells the others every two seconds that this process lives, and learns how many they are. */
 async function startHeartbeat(system: System, dispatcher: Dispatcher): Promise<Heartbeat> {
-  const { settings, store, log, metrics } = system;
+  const { settings, log, metrics } = system;
+  const { nodes } = system.patient.store;
   const id = `${hostname()}-${process.pid}-${randomBytes(3).toString('hex')}`;
   const queues = [...settings.queues];
   const node = { id, roles: [...system.roles], queues, pid: process.pid, host: hostname() };
@@ -221,11 +228,12 @@ async function startHeartbeat(system: System, dispatcher: Dispatcher): Promise<H
   let clockOffset = 0;
   async function beat(): Promise<void> {
     try {
-      clockOffset = (await store.nodes.beat(node)) - clock.now();
-      dispatchers = await store.nodes.dispatchers();
+      clockOffset = (await nodes.beat(node)) - clock.now();
+      dispatchers = await nodes.dispatchers();
       metrics.inFlight.set(dispatcher.load.inFlight);
       metrics.budgetBytes.set(dispatcher.load.budgetUsed);
     } catch (error) {
+      // The next one is due in a moment, and others count this process in until several are missing.
       log.warn({ err: error }, 'heartbeat failed');
     }
   }
@@ -240,7 +248,7 @@ async function startHeartbeat(system: System, dispatcher: Dispatcher): Promise<H
     },
     async close() {
       clearInterval(beating);
-      await store.nodes.leave(id);
+      await nodes.leave(id);
     },
   };
 }
@@ -256,21 +264,6 @@ async function openInput(
   } catch (error) {
     const isMissing = error instanceof SluiceError && error.kind === 'NotFound';
     throw isMissing ? transient('input.missing', 'The input file is not in storage.') : error;
-  }
-}
-
-/** Has submission look at once at every provision of an engine that stopped answering. */
-async function wakeLooks(address: string, { store, add, log }: SettleDeps): Promise<void> {
-  try {
-    for await (const id of store.provisions.unreleased()) {
-      const provision = await store.provisions.get(id);
-      if (provision?.state !== 'serving' || provision.address !== address) continue;
-      const wake = await store.provisions.wake(id, provision.wake);
-      if (wake !== 'stale') await add({ queue: 'submission', entity: id, wake });
-    }
-  } catch (error) {
-    // The look that is due within seconds finds it, too.
-    log.warn({ address, err: error }, 'engine could not be looked at early');
   }
 }
 

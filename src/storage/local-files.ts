@@ -1,5 +1,6 @@
 import { createHash } from 'node:crypto';
-import { mkdir, open, type FileHandle } from 'node:fs/promises';
+import { mkdir, open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { dirname, relative, sep } from 'node:path';
 import type { PutResult } from './contract.ts';
 

@@ -11,8 +11,8 @@ import {
   rename,
   rmdir,
   unlink,
-  type FileHandle,
 } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { notFound, permanent } from '../domain/errors.ts';
@@ -20,7 +20,8 @@ import { abortable, releaseSource } from './abortable.ts';
 import type { ObjectInfo, PutResult, Storage } from './contract.ts';
 import { checkKey, checkRange, invalidKey, withoutSlash } from './keys.ts';
 import { errorCode, isAbsent, readError, writeError } from './local-errors.ts';
-import { createSyncedFolders, makeFolder, writeSource, type SyncedFolders } from './local-files.ts';
+import { createSyncedFolders, makeFolder, writeSource } from './local-files.ts';
+import type { SyncedFolders } from './local-files.ts';
 
 const TEMPORARY = '.tmp';
 const IDENTITY = 'identity';

@@ -1,12 +1,9 @@
-import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import { afterAll, expect, test } from 'vitest';
 import { queuePrefix } from '../../queues/queues.ts';
 import { QUEUE_NAMES } from '../../src/domain/job.ts';
-import { findRedisProgram, tiedCommand } from '../../src/main/redis-program.ts';
 import {
   expectExact,
   makeInput,
@@ -16,8 +13,8 @@ import {
   untilBatch,
   untilFinal,
 } from '../support/batch.ts';
+import { restartRedis } from '../support/redis-again.ts';
 import { startRedis } from '../support/redis.ts';
-import type { TestRedis } from '../support/redis.ts';
 import { requireNothingLeft, makeFolder, startSluice } from '../support/server.ts';
 import { startSwallowingProxy } from '../support/swallowing-proxy.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
@@ -86,24 +83,6 @@ test('the embedded Redis is killed twice in mid-run', async () => {
   expect(await sluice.stop()).toMatchObject({ code: 0 });
 });
 
-/** Another server over the folder and port of one that was killed. */
-async function restart({ folder, port }: TestRedis): Promise<AsyncDisposable> {
-  const program = findRedisProgram();
-  if (program === null) throw new Error('no redis-server');
-  const settings = ['--port', String(port), '--dir', folder, '--appendonly', 'yes', '--save', ''];
-  const args = [...settings, '--bind', '127.0.0.1', '--maxmemory-policy', 'noeviction'];
-  const tied = tiedCommand(program, args, 'KILL');
-  const child = spawn(tied.command, tied.args, { stdio: ['pipe', 'ignore', 'ignore'] });
-  return {
-    async [Symbol.asyncDispose]() {
-      const ended = once(child, 'exit');
-      child.kill('SIGKILL');
-      child.stdin?.destroy();
-      await ended;
-    },
-  };
-}
-
 test("the user's own Redis is killed and started again", async () => {
   await using redis = await startRedis();
   await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
@@ -121,7 +100,7 @@ test("the user's own Redis is killed and started again", async () => {
   // While Redis is away the API says so instead of hanging.
   const answer = await fetch(`${sluice.url}/v1/batches/${id}`);
   expect(answer.status).toBe(503);
-  await using again = await restart(redis);
+  await using again = restartRedis(redis);
   const batch = await untilFinal(sluice.url, id, 60_000);
   expect(again).toBeDefined();
   expect(batch.status).toBe('completed');

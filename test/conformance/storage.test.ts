@@ -16,12 +16,8 @@ import { Readable } from 'node:stream';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { createStorage } from '../../src/storage/index.ts';
-import {
-  bytesOf,
-  describeStorage,
-  keysOf,
-  type StorageUnderTest,
-} from '../support/storage-suite.ts';
+import { bytesOf, describeStorage, keysOf } from '../support/storage-suite.ts';
+import type { StorageUnderTest } from '../support/storage-suite.ts';
 
 async function createLocal(): Promise<StorageUnderTest> {
   const directory = await mkdtemp(join(tmpdir(), 'storage-'));

@@ -325,6 +325,22 @@ describe('creation', () => {
       });
     }
   });
+
+  test('where the server has no engine, a batch has to name one', async () => {
+    await using api = await startApi(inject('redisUrl'), ({ defaults }) => ({
+      defaults: { ...defaults, engineUrls: [] },
+    }));
+    const input = await uploadInput(api);
+    const refused = await postJson(api, '/v1/batches', body(input));
+    expect(refused.status).toBe(400);
+    expect(v.parse(errorSchema, refused.body).error).toMatchObject({
+      code: 'no_engine',
+      param: 'aibrix.runtime',
+    });
+    const named = body(input, external({ base_url: 'http://engine:8000' }));
+    expect((await postJson(api, '/v1/batches', named)).status).toBe(200);
+    expect((await api.openai.batches.list()).data).toHaveLength(1);
+  });
 });
 
 describe('Idempotency-Key', () => {

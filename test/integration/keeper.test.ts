@@ -1,4 +1,5 @@
-import { spawn, type ChildProcess } from 'node:child_process';
+import { spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, mkdtemp, readdir, readFile, realpath, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -8,9 +9,11 @@ import { createInterface } from 'node:readline';
 import { Redis } from 'ioredis';
 import { afterAll, afterEach, expect, test } from 'vitest';
 
-import { openEmbeddedRedis, type EmbeddedRedis } from '../../src/main/embedded-redis.ts';
+import { openEmbeddedRedis } from '../../src/main/embedded-redis.ts';
+import type { EmbeddedRedis } from '../../src/main/embedded-redis.ts';
 import { prepareRedisFolder } from '../../src/main/redis-folder.ts';
-import { findRedisProgram, tiedCommand, type Tie } from '../../src/main/redis-program.ts';
+import { findRedisProgram, tiedCommand } from '../../src/main/redis-program.ts';
+import type { Tie } from '../../src/main/redis-program.ts';
 import { startRedis } from '../support/redis.ts';
 import { until } from '../support/until.ts';
 

@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { expect, test } from 'vitest';
 
 import { checkNode } from '../../src/main/node-version.ts';
-import { makeClone, type Clone } from '../support/clone.ts';
+import { makeClone } from '../support/clone.ts';
+import type { Clone } from '../support/clone.ts';
 
 const SLUICE = 'src/main/sluice';
 const CLI = `

@@ -3,7 +3,8 @@ import { join } from 'node:path';
 
 import { expect, test } from 'vitest';
 
-import { makeClone, type Clone, type Outcome } from '../support/clone.ts';
+import { makeClone } from '../support/clone.ts';
+import type { Clone, Outcome } from '../support/clone.ts';
 import { until } from '../support/until.ts';
 
 const SETUP = 'src/main/setup.sh';

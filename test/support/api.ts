@@ -60,7 +60,7 @@ export async function startApi(
     createJob: (job) => store.jobs.create(job),
     stopJob: (id) => stopJob(store, id),
     limits: { maxFileBytes: 512 * 1024 ** 2, maxBatchFileBytes: 200 * 1024 ** 2 },
-    defaults: { maxConcurrency: 256 },
+    defaults: { maxConcurrency: 256, engineUrls: ['http://engine:8000'] },
     queues: [queue],
     ready: () => Promise.resolve({ redis: 'ok', storage: 'ok' }),
     metrics: () => Promise.resolve({ contentType: 'text/plain; version=0.0.4', body: 'up 1\n' }),

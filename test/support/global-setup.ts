@@ -1,6 +1,7 @@
 import type { TestProject } from 'vitest/node';
 
-import { startCluster, startRedis, type ClusterNode } from './redis.ts';
+import { startCluster, startRedis } from './redis.ts';
+import type { ClusterNode } from './redis.ts';
 
 declare module 'vitest' {
   interface ProvidedContext {

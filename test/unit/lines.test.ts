@@ -1,6 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { readLines, type InputLine, type LineOptions } from '../../src/dispatcher/lines.ts';
+import { readLines } from '../../src/dispatcher/lines.ts';
+import type { InputLine, LineOptions } from '../../src/dispatcher/lines.ts';
 
 /** The same by splitting the whole text, which only a small one allows. */
 function referenceLines(whole: Buffer, options: LineOptions): InputLine[] {

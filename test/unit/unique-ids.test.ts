@@ -3,7 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { createUniqueIds, type Duplicate } from '../../src/dispatcher/unique-ids.ts';
+import { createUniqueIds } from '../../src/dispatcher/unique-ids.ts';
+import type { Duplicate } from '../../src/dispatcher/unique-ids.ts';
 
 let directory = '';
 beforeEach(async () => {

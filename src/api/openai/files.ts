@@ -81,6 +81,7 @@ async function forgetUpload(c: ApiContext, deps: FilesDeps, id: string): Promise
     try {
       await removal();
     } catch (err) {
+      // The other removal is still owed, and what the client hears is why the upload failed.
       c.var.log.warn({ err, file: id }, 'an upload that failed could not be removed whole');
     }
   }

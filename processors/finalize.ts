@@ -1,0 +1,114 @@
+import { PassThrough } from 'node:stream';
+import type { Verdict } from '../queues/worker.ts';
+import { describeError, permanent } from '../src/domain/errors.ts';
+import { fileKey, outputFileId, segmentKey } from '../src/domain/file.ts';
+import { batchIdOf } from '../src/domain/job.ts';
+import type { JobRecord, Outcome } from '../src/domain/job.ts';
+import type { Deps } from './deps.ts';
+import { settle } from './settle.ts';
+
+const FIRST_AGAIN_MS = 500;
+const LONGEST_AGAIN_MS = 30_000;
+
+/** What the error file says of a line that was never answered. */
+const UNDONE = {
+  completed: { code: 'batch_failed', message: 'This request was not answered.' },
+  cancelled: {
+    code: 'batch_cancelled',
+    message: 'This request could not be executed before the batch was cancelled.',
+  },
+  expired: {
+    code: 'batch_expired',
+    message: 'This request could not be executed before the completion window expired.',
+  },
+  failed: { code: 'batch_failed', message: 'The batch failed before this request was executed.' },
+  resource_failed: { code: 'batch_failed', message: 'No engine could be had for this request.' },
+  submit_failed: { code: 'batch_failed', message: 'No engine could be started for this request.' },
+} as const satisfies Record<Outcome, { code: string; message: string }>;
+
+/**
+ * Writes the output and error files of a job whose records stand still, and moves it to its outcome. Tries as long as
+ * it takes, and says so: nothing is paid for meanwhile. Also where a segment is damaged or gone, since it may still be
+ * put back by hand.
+ */
+export async function finalize(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Verdict> {
+  try {
+    await writeFiles(job, signal, deps);
+    return 'done';
+  } catch (error) {
+    signal.throwIfAborted();
+    const reason = `The output files cannot be written: ${describeError(error)}`;
+    await deps.store.jobs.note(job.id, reason);
+    deps.log.error({ jobId: job.id, err: error }, 'output files cannot be written, trying again');
+    const waited = deps.now() - (job.enteredAt.finalizing ?? 0);
+    return { againInMs: Math.min(Math.max(waited, FIRST_AGAIN_MS), LONGEST_AGAIN_MS) };
+  }
+}
+
+async function writeFiles(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<void> {
+  const outcome = job.outcome ?? 'completed';
+  const written = await assembleFiles(job, outcome, signal, deps);
+  if (written.output !== job.completed || written.error !== job.failed) {
+    const found = `${written.output} and ${written.error} answers found`;
+    const message = `${found}, ${job.completed} and ${job.failed} counted`;
+    throw permanent('segment.damaged', message);
+  }
+  const failed = written.error + written.undone;
+  const event = `${written.output} requests answered, ${failed} failed.`;
+  const { outputFile, errorFile } = written;
+  const set = { failed, outputFile, errorFile, reason: '' };
+  const moved = await deps.advanceJob(job, outcome, { event, set });
+  if (moved !== 'stale') await settle(job.id, deps);
+}
+
+async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSignal, deps: Deps) {
+  const anyError = job.lines > job.completed;
+  const output = await openSink(job, 'output', job.completed > 0, signal, deps);
+  const error = await openSink(job, 'error', anyError, signal, deps);
+  try {
+    const counts = await deps.assemble(
+      {
+        shards: deps.store.shards.accepted(job.id, 0, job.shards),
+        openPart: ({ segment, offset, length }) =>
+          deps.storage.get(segmentKey(job.id, segment), { start: offset, end: offset + length }),
+        openInput: (range) => deps.storage.get(fileKey(job.input), range),
+      },
+      { output: output.sink, error: error.sink },
+      { jobId: job.id, undone: UNDONE[outcome] },
+    );
+    const [outputFile, errorFile] = await Promise.all([output.file, error.file]);
+    return { ...counts, outputFile, errorFile };
+  } catch (failure) {
+    // No file may still be written when the next try begins.
+    await Promise.allSettled([output.file, error.file]);
+    throw failure;
+  }
+}
+
+/** One of a job's two files, written while it is assembled; its record is made once its bytes are durable. */
+async function openSink(
+  job: JobRecord,
+  kind: 'output' | 'error',
+  wanted: boolean,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<{ sink: PassThrough; file: Promise<string | null> }> {
+  const sink = new PassThrough({ highWaterMark: 1024 * 1024 });
+  // It may break before or after somebody reads or writes it, and an error that nobody hears ends the process.
+  sink.on('error', () => undefined);
+  if (!wanted) {
+    sink.resume();
+    return { sink, file: Promise.resolve(null) };
+  }
+  const id = outputFileId(job.id, kind);
+  async function store(): Promise<string> {
+    const stored = await deps.storage.put(fileKey(id), sink, { signal });
+    const filename = `${batchIdOf(job.id)}_${kind}.jsonl`;
+    await deps.store.files.create({ id, ...stored, filename, purpose: 'batch_output' });
+    return id;
+  }
+  const file = store();
+  // The assembler ends with the same error, which is the one that is reported.
+  file.catch((error: unknown) => sink.destroy(error instanceof Error ? error : undefined));
+  return { sink, file };
+}
