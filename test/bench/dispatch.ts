@@ -29,6 +29,12 @@ interface Sample {
   simulatorCores: number;
 }
 
+interface Run extends Sample {
+  /** The most that the server had resident from POST to completed, and before that, while it took the upload. */
+  peakMiB: number;
+  uploadMiB: number;
+}
+
 /**
  * 50,000 lines of 1 kB through the whole pipeline, from POST to completed, against the raw speed of the same HTTP client
  * with the same bodies, in the same run, in turns. Then 20 lines, again and again. Medians are printed.
@@ -46,21 +52,22 @@ export async function benchDispatch({ json }: { json: boolean }): Promise<void> 
       engines: [simulator.url],
     });
     const raw = new Map(WINDOWS.map((window) => [window, [] as Sample[]]));
-    const pipeline: Sample[] = [];
+    const pipeline: Run[] = [];
     for (let round = 0; round < ROUNDS; round += 1) {
       for (const window of WINDOWS) {
         raw.get(window)?.push(await runRaw(simulator, input, window));
         if (!json) console.log(`raw, ${window} in flight: ${show(raw.get(window)?.at(-1))}`);
       }
-      pipeline.push(await runPipeline(simulator, server.url, input));
+      pipeline.push(await runPipeline(simulator, server, input));
       if (!json) console.log(`pipeline: ${show(pipeline.at(-1))}`);
     }
     const latencies: number[] = [];
     for (let n = 0; n < SMALL_RUNS; n += 1) {
-      latencies.push((await submitAndWait(server.url, small, POLL_SMALL_MS)).seconds * 1_000);
+      const file = await createRunClient(server.url).upload(small);
+      latencies.push((await submitAndWait(server.url, file, POLL_SMALL_MS)) * 1_000);
     }
     const fsyncMs = await measureFsync(folder);
-    report({ raw, pipeline, latencies, fsyncMs, peakMiB: await peakMemory(server.pid) }, json);
+    report({ raw, pipeline, latencies, fsyncMs }, json);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -80,21 +87,23 @@ async function runRaw(simulator: VllmProcess, input: string, window: number): Pr
   };
 }
 
-async function runPipeline(simulator: VllmProcess, url: string, input: string): Promise<Sample> {
+async function runPipeline(
+  simulator: VllmProcess,
+  { url, pid }: { url: string; pid: number },
+  input: string,
+): Promise<Run> {
+  const file = await createRunClient(url).upload(input);
+  const uploadMiB = await peakMemory(pid);
+  await forgetPeak(pid);
   const before = await cpuOf(simulator);
-  const { seconds } = await submitAndWait(url, input, POLL_MS);
+  const seconds = await submitAndWait(url, file, POLL_MS);
   const simulatorCores = ((await cpuOf(simulator)) - before) / seconds;
-  return { perSecond: LINES / seconds, simulatorCores };
+  return { perSecond: LINES / seconds, simulatorCores, peakMiB: await peakMemory(pid), uploadMiB };
 }
 
-/** Uploads, then times from POST /v1/batches to completed. */
-async function submitAndWait(
-  url: string,
-  path: string,
-  everyMs: number,
-): Promise<{ seconds: number }> {
+/** Seconds from POST /v1/batches to completed. */
+async function submitAndWait(url: string, file: string, everyMs: number): Promise<number> {
   const client = createRunClient(url);
-  const file = await client.upload(path);
   const begun = performance.now();
   const id = await client.submit({
     input_file_id: file,
@@ -103,7 +112,7 @@ async function submitAndWait(
   });
   for (;;) {
     const job = await client.job(id);
-    if (job?.status === 'completed') return { seconds: (performance.now() - begun) / 1_000 };
+    if (job?.status === 'completed') return (performance.now() - begun) / 1_000;
     if (job?.status.endsWith('failed')) throw new Error(`the batch ended as ${job.status}`);
     await sleep(everyMs);
   }
@@ -112,10 +121,9 @@ async function submitAndWait(
 function report(
   found: {
     raw: ReadonlyMap<number, Sample[]>;
-    pipeline: readonly Sample[];
+    pipeline: readonly Run[];
     latencies: readonly number[];
     fsyncMs: number;
-    peakMiB: number;
   },
   json: boolean,
 ): void {
@@ -133,7 +141,8 @@ function report(
     raw,
     raw_best: best?.lines_per_second ?? 0,
     ratio: round(pipeline.lines_per_second / (best?.lines_per_second ?? 1), 3),
-    peak_memory_mib: found.peakMiB,
+    peak_memory_mib: Math.max(...found.pipeline.map(({ peakMiB }) => peakMiB)),
+    peak_upload_mib: Math.max(...found.pipeline.map(({ uploadMiB }) => uploadMiB)),
     small_batch_ms: round(median(found.latencies), 1),
     small_batch_worst_ms: round(Math.max(...found.latencies), 1),
     fsync_ms: round(found.fsyncMs, 2),
@@ -149,7 +158,9 @@ function report(
     );
   }
   console.log(`ratio           ${result.ratio} of the best raw run`);
-  console.log(`memory, peak    ${result.peak_memory_mib} MiB`);
+  console.log(
+    `memory, peak    ${result.peak_memory_mib} MiB (${result.peak_upload_mib} MiB while it took the uploads)`,
+  );
   console.log(
     `20 lines        ${result.small_batch_ms} ms median, ${result.small_batch_worst_ms} ms worst`,
   );
@@ -189,10 +200,15 @@ async function cpuOf(simulator: VllmProcess): Promise<number> {
   return cpu.user + cpu.system;
 }
 
-/** VmHWM of Linux: the most that the server ever had resident. 0 where there is no /proc. */
+/** VmHWM of Linux: the most that a process had resident. 0 where there is no /proc. */
 async function peakMemory(pid: number): Promise<number> {
   const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
   return Math.round(Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 0) / 1_024);
+}
+
+/** Has Linux measure VmHWM anew. */
+async function forgetPeak(pid: number): Promise<void> {
+  await writeFile(`/proc/${pid}/clear_refs`, '5').catch(() => undefined);
 }
 
 /** Lines of 1 kB, all different. */

@@ -32,7 +32,7 @@ export type Environment = Readonly<Record<string, string>>;
 
 /** The flags with which the launcher starts Node. */
 function nodeFlags(): string[] {
-  const [, flags] = /^exec "\$node" (.+) "\$main/m.exec(readFileSync(LAUNCHER, 'utf8')) ?? [];
+  const [, flags] = /^flags='(.+)'$/m.exec(readFileSync(LAUNCHER, 'utf8')) ?? [];
   if (flags === undefined) throw new Error(`no flags of Node in ${LAUNCHER}`);
   return flags.split(' ');
 }
