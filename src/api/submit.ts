@@ -1,8 +1,8 @@
 import * as v from 'valibot';
 import { invalidInput } from '../domain/errors.ts';
 import type { FileRecord } from '../domain/file.ts';
-import { ENDPOINTS, parseCompletionWindow } from '../domain/job.ts';
-import type { Endpoint, JobRecord } from '../domain/job.ts';
+import { DEFAULT_OPTIONS, ENDPOINTS, parseCompletionWindow } from '../domain/job.ts';
+import type { Endpoint, JobOptions, JobRecord } from '../domain/job.ts';
 import { SHARD_CUT } from '../domain/plan.ts';
 import type { NewJob } from '../store/jobs.ts';
 import { derivedText, isFileId, randomText, sha256 } from './ids.ts';
@@ -34,6 +34,7 @@ interface JobWish {
   metadata: Record<string, string>;
   maxConcurrency: number | null;
   engines: string[];
+  options: Partial<JobOptions>;
 }
 
 /** OpenAI's limits: 16 pairs, keys of 64 and values of 512 characters. */
@@ -85,6 +86,7 @@ export async function submitJob(
     ...wish,
     id,
     windowMs,
+    options: { ...DEFAULT_OPTIONS, ...wish.options },
     maxConcurrency: wish.maxConcurrency ?? deps.defaults.maxConcurrency,
     cut: SHARD_CUT,
     bodyHash: sha256(canonicalJson(wish)),

@@ -180,6 +180,28 @@ export interface Cut {
   bytes: number;
 }
 
+/** What the user chose beside the input: fixed at creation, and each with a default that older records get. */
+export interface JobOptions {
+  /** Who asked for it, as they said; empty: nobody said. */
+  owner: string;
+  /** Seconds after which its output and error file are deleted; null: never. */
+  outputExpiresAfter: number | null;
+  /** Whether one bad line fails the batch, or goes to the error file while the rest runs. */
+  validation: 'strict' | 'lenient';
+  /** The job whose failed and expired lines this one asks again. */
+  retryOf: string | null;
+  /** Where the end of the job is told. */
+  webhook: string | null;
+}
+
+export const DEFAULT_OPTIONS: JobOptions = {
+  owner: '',
+  outputExpiresAfter: null,
+  validation: 'strict',
+  retryOf: null,
+  webhook: null,
+};
+
 /** What the user asked for, and how far it is. Times are Redis time in ms since 1970. */
 export interface JobRecord {
   id: string;
@@ -198,6 +220,7 @@ export interface JobRecord {
   maxConcurrency: number;
   /** Base URLs of the caller's own engines; empty: the provisioner's. */
   engines: string[];
+  options: JobOptions;
   cut: Cut;
   /** Distinct `body.model` of the input, known after planning. */
   models: string[];

@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { ENDPOINTS, JOB_STATES, OUTCOMES } from '../domain/job.ts';
+import { DEFAULT_OPTIONS, ENDPOINTS, JOB_STATES, OUTCOMES } from '../domain/job.ts';
 import type { JobEvent, JobRecord } from '../domain/job.ts';
 import { count, integer, jsonText, parseEntered, parseRecord, textOrNull } from './parse.ts';
 import type { Fields } from './parse.ts';
@@ -12,6 +12,18 @@ const jobError = v.object({
   line: v.nullable(v.number()),
   param: v.nullable(v.string()),
 });
+
+const options = v.pipe(
+  v.optional(v.string(), '{}'),
+  jsonText,
+  v.object({
+    owner: v.optional(v.string(), DEFAULT_OPTIONS.owner),
+    outputExpiresAfter: v.optional(v.nullable(v.number()), DEFAULT_OPTIONS.outputExpiresAfter),
+    validation: v.optional(v.picklist(['strict', 'lenient']), DEFAULT_OPTIONS.validation),
+    retryOf: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.retryOf),
+    webhook: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.webhook),
+  }),
+);
 
 const jobFields = v.object({
   state: v.picklist(JOB_STATES),
@@ -26,6 +38,7 @@ const jobFields = v.object({
   metadata: v.pipe(jsonText, v.record(v.string(), v.string())),
   max_concurrency: integer,
   engines: strings,
+  options,
   cut: v.pipe(jsonText, v.object({ lines: v.number(), bytes: v.number() })),
   models: strings,
   lines: count,
@@ -61,6 +74,7 @@ export function parseJobRecord(id: string, fields: Fields): JobRecord {
     metadata: job.metadata,
     maxConcurrency: job.max_concurrency,
     engines: job.engines,
+    options: job.options,
     cut: job.cut,
     models: job.models,
     lines: job.lines,

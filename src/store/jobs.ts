@@ -1,7 +1,15 @@
 import { Cluster } from 'ioredis';
 import * as v from 'valibot';
 import { isFinal, JOB } from '../domain/job.ts';
-import type { Cut, Endpoint, JobEvent, JobRecord, JobState, Outcome } from '../domain/job.ts';
+import type {
+  Cut,
+  Endpoint,
+  JobEvent,
+  JobOptions,
+  JobRecord,
+  JobState,
+  Outcome,
+} from '../domain/job.ts';
 import { parseJobEvent, parseJobRecord } from './job-record.ts';
 import { jobKey, recordKey } from './keys.ts';
 import {
@@ -29,6 +37,7 @@ export interface NewJob {
   metadata: Record<string, string>;
   maxConcurrency: number;
   engines: string[];
+  options: JobOptions;
   cut: Cut;
   /** Tells a request that was sent twice from another one under the same id. */
   bodyHash: string;
@@ -152,6 +161,7 @@ async function createJob(context: Context, job: NewJob): ReturnType<Jobs['create
       metadata: JSON.stringify(job.metadata),
       max_concurrency: job.maxConcurrency,
       engines: JSON.stringify(job.engines),
+      options: JSON.stringify(job.options),
       cut: JSON.stringify(job.cut),
       created_at: at,
       queued_at: at,

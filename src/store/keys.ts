@@ -4,7 +4,7 @@
  * the record is written and left after it is gone; an entry without a record does no harm.
  *
  *     {job_x}             hash    state version op wake wake_op outcome name endpoint input window deadline metadata
- *                                 max_concurrency engines cut models lines shards next done_shards completed failed
+ *                                 max_concurrency engines options cut models lines shards next done_shards completed failed
  *                                 tokens_in tokens_cached tokens_out tokens_reasoning output_file error_file errors
  *                                 reason created_at body_hash, and <state>_at
  *     {job_x}:s:<n>       hash    first lines offset bytes · wake op token takes done left parts

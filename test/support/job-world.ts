@@ -10,6 +10,7 @@ import { PROVISION } from '../../src/domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
 import type { JobChange } from '../../src/store/jobs.ts';
 import type { Store } from '../../src/store/store.ts';
+import { DEFAULT_OPTIONS } from '../../src/domain/job.ts';
 
 const NEVER = new AbortController().signal;
 export const ADDRESS = 'http://engine:8000';
@@ -47,6 +48,7 @@ function newJob(state: JobState): JobRecord {
     metadata: {},
     maxConcurrency: 8,
     engines: [],
+    options: DEFAULT_OPTIONS,
     cut: { lines: 100, bytes: 1_000 },
     models: ['m'],
     lines: 20,

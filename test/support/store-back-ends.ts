@@ -7,6 +7,7 @@ import type { Client } from '../../src/store/scripts.ts';
 import type { Part } from '../../src/domain/segment.ts';
 import type { Store } from '../../src/store/store.ts';
 import { maskOf } from './fuzz/world.ts';
+import { DEFAULT_OPTIONS } from '../../src/domain/job.ts';
 
 /** What the store has to run on: a single Redis that writes a log, and a cluster of three. */
 export const BACK_ENDS = ['redis', 'cluster'] as const;
@@ -28,6 +29,7 @@ export function newJob(change: Partial<NewJob> = {}): NewJob {
     metadata: { team: 'search', umlaut: 'ä' },
     maxConcurrency: 16,
     engines: ['http://127.0.0.1:8000'],
+    options: DEFAULT_OPTIONS,
     cut: { lines: 1_000, bytes: 8_388_608 },
     bodyHash: 'hash',
     ...change,

@@ -62,6 +62,7 @@ async function create(c: ApiContext, deps: JobsDeps): Promise<Response> {
     metadata: body.metadata ?? {},
     maxConcurrency: body.client?.max_concurrency ?? null,
     engines: [],
+    options: {},
   };
   const idempotencyKey = c.req.header('idempotency-key');
   const job = await submitJob(deps, wish, { idempotencyKey, param: 'input_dataset' });

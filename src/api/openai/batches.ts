@@ -58,6 +58,7 @@ async function create(c: ApiContext, deps: BatchesDeps): Promise<Response> {
     metadata: body.metadata ?? {},
     maxConcurrency: body.aibrix?.client?.max_concurrency ?? null,
     engines: engines ? requireEngines(engines, 'aibrix.runtime.options') : [],
+    options: {},
   };
   const idempotencyKey = c.req.header('idempotency-key');
   const job = await submitJob(deps, wish, { idempotencyKey, param: 'input_file_id' });

@@ -6,6 +6,7 @@ import type { Store } from '../../../src/store/store.ts';
 import type { FakeQueue } from './fake-queue.ts';
 import { createFakeQueue } from './fake-queue.ts';
 import type { Random } from './random.ts';
+import { DEFAULT_OPTIONS } from '../../../src/domain/job.ts';
 
 /** A process that works on a shard, or thinks that it does. */
 export interface Holder {
@@ -159,6 +160,7 @@ export async function startJob(world: World): Promise<void> {
     metadata: {},
     maxConcurrency: 8,
     engines: [],
+    options: DEFAULT_OPTIONS,
     cut: { lines, bytes: 1_000 },
     bodyHash: 'fuzz',
   });
