@@ -1,3 +1,5 @@
+import type { JobRecord } from './job.ts';
+
 /** Purposes that a file may have; `batch_output` is only ever given by Sluice itself. */
 export const UPLOAD_PURPOSES = [
   'assistants',
@@ -19,6 +21,18 @@ export interface FileRecord {
   filename: string;
   purpose: FilePurpose;
   createdAt: number;
+  /** From when on nobody sees it any more, ms; absent: it stays until somebody deletes it. */
+  expiresAt?: number;
+  /** As its uploader named it; absent: the purpose says enough. */
+  mimeType?: string;
+}
+
+/** OpenAI's bounds of `expires_after`: an hour to thirty days. */
+export const EXPIRES_AFTER_SECONDS = { min: 3_600, max: 2_592_000 } as const;
+
+/** Whether a file is gone for its users; its bytes may lie there for a while longer. */
+export function isExpired(file: Pick<FileRecord, 'expiresAt'>, now: number): boolean {
+  return file.expiresAt !== undefined && file.expiresAt <= now;
 }
 
 export function fileKey(fileId: string): string {
@@ -28,6 +42,23 @@ export function fileKey(fileId: string): string {
 /** Ids of a job's files are derived, so that two assemblers write the same ones. */
 export function outputFileId(jobId: string, kind: 'output' | 'error'): string {
   return `file-${jobId.slice('job_'.length)}-${kind}`;
+}
+
+/** Id of the input that a retry of failed lines writes for itself; derived, so that two planners write the same one. */
+export function retryInputId(jobId: string): string {
+  return `file-${jobId.slice('job_'.length)}-input`;
+}
+
+/**
+ * Files that a job which is not over reads or writes. `source` is the job whose failed lines it asks again, as long as
+ * its own input is still to be written out of that one's files.
+ */
+export function filesInUse(job: JobRecord, source: JobRecord | null): string[] {
+  const files = [job.input, outputFileId(job.id, 'output'), outputFileId(job.id, 'error')];
+  if (source !== null && job.state === 'queued') {
+    files.push(source.input, ...(source.errorFile === null ? [] : [source.errorFile]));
+  }
+  return files;
 }
 
 export function segmentKey(jobId: string, segmentId: string): string {

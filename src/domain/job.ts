@@ -1,4 +1,5 @@
 import { invalidInput } from './errors.ts';
+import type { RetryPolicy } from './retry.ts';
 
 /** The five queues, in the order in which a job meets them. */
 export const QUEUE_NAMES = [
@@ -41,6 +42,8 @@ export const JOB = {
     queue: 'planning',
     next: [
       'resource_preparing',
+      // No line of it can be asked, so that it needs no engine.
+      'finalizing',
       'failed',
       'expired',
       'cancelled',
@@ -103,6 +106,16 @@ export function isSealed(state: JobState): boolean {
 /** True while the job still wants engines: it waits for one or sends lines. */
 export function wantsEngines(state: JobState): boolean {
   return state === 'resource_preparing' || state === 'submitting' || state === 'in_progress';
+}
+
+/** True until a job has its outcome: only then it can be paused and resumed, and its deadline counts. */
+export function isOpen(state: JobState): boolean {
+  return state === 'queued' || wantsEngines(state);
+}
+
+/** Whether somebody holds the job: what is in flight is answered, and nothing new begins. */
+export function isPaused(job: { state: JobState; pausedAt: number | null }): boolean {
+  return job.pausedAt !== null && isOpen(job.state);
 }
 
 /**
@@ -192,6 +205,14 @@ export interface JobOptions {
   retryOf: string | null;
   /** Where the end of the job is told. */
   webhook: string | null;
+  /** How often and how late a line is asked again; null: as the server does by default. */
+  retry: RetryPolicy | null;
+  /** The deployment template that it was asked for with, by name and resolved version; null: none. */
+  template: { name: string; version: string } | null;
+  /** The one model that its lines may name, which its template pins; null: any. */
+  pinnedModel: string | null;
+  /** How many requests the input has by the word of who asked; shown until planning has counted. */
+  expectedRequests: number | null;
 }
 
 export const DEFAULT_OPTIONS: JobOptions = {
@@ -200,6 +221,10 @@ export const DEFAULT_OPTIONS: JobOptions = {
   validation: 'strict',
   retryOf: null,
   webhook: null,
+  retry: null,
+  template: null,
+  pinnedModel: null,
+  expectedRequests: null,
 };
 
 /** What the user asked for, and how far it is. Times are Redis time in ms since 1970. */
@@ -235,15 +260,24 @@ export interface JobRecord {
   errors: JobError[];
   /** Why the job stands where it stands, for people; empty when there is nothing to say. */
   reason: string;
+  /** Since when it is paused; null: it is not. */
+  pausedAt: number | null;
+  /** Who paused it, as they said; empty: nobody said. */
+  pausedBy: string;
   createdAt: number;
   /** When each state was first entered. */
   enteredAt: Partial<Record<JobState, number>>;
 }
 
+/** What happened to a job: it came to another state, or somebody changed what it was asked for. */
+export const JOB_EVENT_KINDS = ['state', 'paused', 'resumed', 'extended'] as const;
+export type JobEventKind = (typeof JOB_EVENT_KINDS)[number];
+
 /** An entry of a job's history. */
 export interface JobEvent {
   id: string;
   at: number;
+  kind: JobEventKind;
   state: JobState;
   message: string;
 }
@@ -262,6 +296,11 @@ export type Endpoint = (typeof ENDPOINTS)[number];
 
 export function isEndpoint(text: string): text is Endpoint {
   return (ENDPOINTS as readonly string[]).includes(text);
+}
+
+/** What the lines of a planned job had to be like. */
+export function plannedRules({ endpoint, models, options }: JobRecord) {
+  return { endpoint, models, pinnedModel: options.pinnedModel };
 }
 
 const WINDOW = /^(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)(?:min|m))?$/;

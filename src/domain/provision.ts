@@ -84,6 +84,36 @@ export function wanted(
   );
 }
 
+/** What becomes of the unfinished job of a provision that somebody releases. */
+export const RELEASE_CHOICES = ['rehome', 'end'] as const;
+export type ReleaseChoice = (typeof RELEASE_CHOICES)[number];
+
+/**
+ * What releasing a provision by hand does. `nothing`: it is released, or on its way. `release`: only that, since its
+ * job needs it no longer. `rehome` and `end`: its job needs it, and gets another one, or is cancelled. `ask`: its job
+ * needs it, and nobody said what is to become of that.
+ */
+export function releaseStep(
+  jobState: JobState | null,
+  state: ProvisionState,
+  choice: ReleaseChoice | null,
+): 'nothing' | 'release' | 'ask' | ReleaseChoice {
+  if (isReleased(state)) return 'nothing';
+  // A job that is ending gives its provisions back by itself, and one in `queued` is about to take this one up.
+  const needsIt = jobState !== null && (jobState === 'queued' || wantsEngines(jobState));
+  if (!needsIt) return 'release';
+  return choice ?? 'ask';
+}
+
+/**
+ * The provision that takes the place of a released one: of the same slot, at the address that the settings give that
+ * slot now, or at its own where the settings have no opinion. Null where they have that slot no longer.
+ */
+export function rehomeSlot(released: Slot, configured: readonly Slot[]): Slot | null {
+  if (configured.length === 0) return { slot: released.slot, address: released.address };
+  return configured.find(({ slot }) => slot === released.slot) ?? null;
+}
+
 /**
  * The one step that a job's provisions allow it, or null where it stands right. Taken again until null, it brings
  * the job to `in_progress` when an engine serves, and back as far as its engines fell back.

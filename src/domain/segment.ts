@@ -48,6 +48,8 @@ export type PartResult =
 export interface AcceptedShard {
   plan: ShardPlan;
   done: Buffer;
+  /** Lines that no engine is asked, as bits like `done`; null: none. */
+  bad: Buffer | null;
   /** In order of commit: where two answer one line, the first counts. */
   parts: readonly PartRange[];
 }
