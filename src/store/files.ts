@@ -1,10 +1,10 @@
 import * as v from 'valibot';
-import { FILE_PURPOSES } from '../domain/file.ts';
+import { FILE_PURPOSES, isExpired } from '../domain/file.ts';
 import type { FilePurpose, FileRecord } from '../domain/file.ts';
 import { recordKey } from './keys.ts';
 import { integer, parseRecord } from './parse.ts';
 import type { Fields } from './parse.ts';
-import { createRecord, enterIndex, pageRecords, readFields } from './records.ts';
+import { createRecord, enterIndex, enterIndexAt, pageRecords, readFields } from './records.ts';
 import type { Context } from './records.ts';
 import { damaged, newOp } from './scripts.ts';
 
@@ -13,18 +13,34 @@ export interface FilePage {
   limit: number;
   order: 'asc' | 'desc';
   purpose?: FilePurpose;
+  /** Leaves out what is expired by then, ms; nothing unless given. */
+  now?: number;
+}
+
+/** A file whose bytes are in storage. Its expiry is Redis' time at creation and `expiresAfterMs`. */
+export interface NewFile extends Omit<FileRecord, 'createdAt' | 'expiresAt'> {
+  expiresAfterMs?: number | null;
 }
 
 /** Records of files; their bytes are storage's. */
 export interface Files {
   /** Writes a file's record, or answers the one that is there under this id. */
-  create(file: Omit<FileRecord, 'createdAt'>): Promise<FileRecord>;
-  /** A damaged record is `store.damaged_record` (Permanent). */
+  create(file: NewFile): Promise<FileRecord>;
+  /** Expired ones too. A damaged record is `store.damaged_record` (Permanent). */
   get(id: string): Promise<FileRecord | null>;
   /** By time of creation. An unknown `after` is `invalid_cursor` (InvalidInput). */
   page(options: FilePage): Promise<{ files: FileRecord[]; hasMore: boolean }>;
-  /** Whether there was one to remove. */
+  /** Whether there was one to remove. Call `forget` once its bytes are gone, too. */
   delete(id: string): Promise<boolean>;
+  /**
+   * Ids of files whose bytes are to go by Redis' clock, longest due first: they are expired, or somebody began to
+   * delete them. Some may have no record.
+   */
+  due(limit: number): Promise<string[]>;
+  /** Lets `due` name a file again at this time, ms, if it would name it at all. */
+  postpone(id: string, until: number): Promise<void>;
+  /** Takes a file whose bytes are gone, or which stays for good, out of those that `due` names. */
+  forget(id: string): Promise<void>;
 }
 
 export function createFiles(context: Context): Files {
@@ -34,32 +50,56 @@ export function createFiles(context: Context): Files {
     return fields === null ? null : parseFile(id, fields);
   }
   return {
-    async create({ id, bytes, sha256, filename, purpose }) {
+    async create({ id, bytes, sha256, filename, purpose, mimeType, expiresAfterMs = null }) {
       await createRecord(context, {
         id,
-        enter: (anew) => enterIndex(context, keys.files, id, anew),
-        fields: (at) => ({ bytes, sha256, filename, purpose, created_at: at }),
+        async enter(anew) {
+          const at = await enterIndex(context, keys.files, id, anew);
+          if (expiresAfterMs !== null)
+            await enterIndexAt(context, keys.fileExpiry, id, at + expiresAfterMs, anew);
+          return at;
+        },
+        fields: (at) => ({
+          bytes,
+          sha256,
+          filename,
+          purpose,
+          created_at: at,
+          ...(expiresAfterMs === null ? {} : { expires_at: at + expiresAfterMs }),
+          ...(mimeType === undefined ? {} : { mime_type: mimeType }),
+        }),
       });
       const file = await get(id);
       if (file === null) throw damaged(id, '(all)');
       return file;
     },
     get,
-    async page({ after, limit, order, purpose }) {
+    async page({ after, limit, order, purpose, now = -Infinity }) {
       const { records, hasMore } = await pageRecords(context, {
         index: keys.files,
         after,
         limit,
         order,
         parse: parseFile,
-        matches: (file) => purpose === undefined || file.purpose === purpose,
+        matches: (file) =>
+          (purpose === undefined || file.purpose === purpose) && !isExpired(file, now),
       });
       return { files: records, hasMore };
     },
     async delete(id) {
+      // First of all, so that bytes which outlive their record, because who deletes them dies, are found.
+      await scripts.run('enter', keys.fileExpiry, id, 1);
       const removed = await scripts.run('remove', recordKey(id), newOp());
       await redis.zrem(keys.files, id);
       return removed === 1;
+    },
+    due: async (limit) =>
+      v.parse(v.array(v.string()), await scripts.run('due', keys.fileExpiry, limit)),
+    async postpone(id, until) {
+      await redis.zadd(keys.fileExpiry, 'XX', until, id);
+    },
+    async forget(id) {
+      await redis.zrem(keys.fileExpiry, id);
     },
   };
 }
@@ -70,9 +110,18 @@ const fileFields = v.object({
   filename: v.string(),
   purpose: v.picklist(FILE_PURPOSES),
   created_at: integer,
+  expires_at: v.optional(integer),
+  mime_type: v.optional(v.string()),
 });
 
 function parseFile(id: string, fields: Fields): FileRecord {
-  const { created_at: createdAt, ...file } = parseRecord(id, fileFields, fields);
-  return { id, ...file, createdAt };
+  const parsed = parseRecord(id, fileFields, fields);
+  const { created_at: createdAt, expires_at: expiresAt, mime_type: mimeType, ...file } = parsed;
+  return {
+    id,
+    ...file,
+    createdAt,
+    ...(expiresAt === undefined ? {} : { expiresAt }),
+    ...(mimeType === undefined ? {} : { mimeType }),
+  };
 }

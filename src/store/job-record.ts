@@ -1,5 +1,11 @@
 import * as v from 'valibot';
-import { DEFAULT_OPTIONS, ENDPOINTS, JOB_STATES, OUTCOMES } from '../domain/job.ts';
+import {
+  DEFAULT_OPTIONS,
+  ENDPOINTS,
+  JOB_EVENT_KINDS,
+  JOB_STATES,
+  OUTCOMES,
+} from '../domain/job.ts';
 import type { JobEvent, JobRecord } from '../domain/job.ts';
 import { count, integer, jsonText, parseEntered, parseRecord, textOrNull } from './parse.ts';
 import type { Fields } from './parse.ts';
@@ -13,6 +19,9 @@ const jobError = v.object({
   param: v.nullable(v.string()),
 });
 
+const retryPolicy = v.object({ maxRetries: v.number(), baseMs: v.number(), capMs: v.number() });
+const template = v.object({ name: v.string(), version: v.string() });
+
 const options = v.pipe(
   v.optional(v.string(), '{}'),
   jsonText,
@@ -22,6 +31,10 @@ const options = v.pipe(
     validation: v.optional(v.picklist(['strict', 'lenient']), DEFAULT_OPTIONS.validation),
     retryOf: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.retryOf),
     webhook: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.webhook),
+    retry: v.optional(v.nullable(retryPolicy), DEFAULT_OPTIONS.retry),
+    template: v.optional(v.nullable(template), DEFAULT_OPTIONS.template),
+    pinnedModel: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.pinnedModel),
+    expectedRequests: v.optional(v.nullable(v.number()), DEFAULT_OPTIONS.expectedRequests),
   }),
 );
 
@@ -54,6 +67,8 @@ const jobFields = v.object({
   error_file: textOrNull,
   errors: v.pipe(v.optional(v.string(), '[]'), jsonText, v.array(jobError)),
   reason: v.optional(v.string(), ''),
+  paused_at: v.optional(integer),
+  paused_by: v.optional(v.string(), ''),
   created_at: integer,
 });
 
@@ -92,6 +107,8 @@ export function parseJobRecord(id: string, fields: Fields): JobRecord {
     errorFile: job.error_file,
     errors: job.errors,
     reason: job.reason,
+    pausedAt: job.paused_at ?? null,
+    pausedBy: job.paused_by,
     createdAt: job.created_at,
     enteredAt: parseEntered(id, JOB_STATES, fields),
   };
@@ -102,10 +119,12 @@ const eventFields = v.tuple([
   v.picklist(JOB_STATES),
   v.literal('message'),
   v.string(),
+  v.optional(v.literal('kind'), 'kind'),
+  v.optional(v.picklist(JOB_EVENT_KINDS), 'state'),
 ]);
 
 /** An entry of a job's history; its id begins with Redis' time in ms. */
 export function parseJobEvent(jobId: string, id: string, fields: string[]): JobEvent {
-  const [, state, , message] = parseRecord(`${jobId} event ${id}`, eventFields, fields);
-  return { id, at: Number(id.split('-')[0]), state, message };
+  const [, state, , message, , kind] = parseRecord(`${jobId} event ${id}`, eventFields, fields);
+  return { id, at: Number(id.split('-')[0]), kind, state, message };
 }

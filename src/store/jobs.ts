@@ -5,6 +5,7 @@ import type {
   Cut,
   Endpoint,
   JobEvent,
+  JobEventKind,
   JobOptions,
   JobRecord,
   JobState,
@@ -24,7 +25,7 @@ import {
   walkIndex,
 } from './records.ts';
 import type { Context, Moved } from './records.ts';
-import { damaged } from './scripts.ts';
+import { damaged, newOp } from './scripts.ts';
 
 /** A job as it was asked for. Its deadline is Redis' time at creation and `windowMs`. */
 export interface NewJob {
@@ -81,11 +82,29 @@ export interface Jobs {
   wake(id: string, wake: number): Promise<number | 'stale'>;
   /** Says for people why an unfinished job stands where it stands. */
   note(id: string, reason: string): Promise<void>;
-  /** Newest first. An unknown `after` is `invalid_cursor` (InvalidInput). */
+  /**
+   * Holds a job that has no outcome yet: from now on none of its shards is taken. False where it has one, or is gone.
+   * `by` is who asks, empty where nobody says.
+   */
+  pause(id: string, by: string): Promise<boolean>;
+  /** Ends a pause; whoever calls it opens shards. False as with `pause`. */
+  resume(id: string): Promise<boolean>;
+  /** Gives a job that has no outcome yet another deadline. False as with `pause`. */
+  extend(job: JobRecord, completionWindow: string, windowMs: number): Promise<boolean>;
+  /** Whether the index of deadlines had an earlier one than the record, which then is put right. */
+  mendDeadline(job: JobRecord): Promise<boolean>;
+  /**
+   * Newest first, created from `from` up to `to` (ms, both included). With `matches` a page ends after some looks at
+   * least, however few it found: `cursor` is what the next one goes on after. An unknown `after` is `invalid_cursor`
+   * (InvalidInput).
+   */
   page(options: {
-    after?: string;
+    after?: string | undefined;
     limit: number;
-  }): Promise<{ jobs: JobRecord[]; hasMore: boolean }>;
+    from?: number | undefined;
+    to?: number | undefined;
+    matches?: (job: JobRecord) => boolean;
+  }): Promise<{ jobs: JobRecord[]; hasMore: boolean; cursor: string }>;
   /** The job's history, oldest first. */
   events(id: string): Promise<JobEvent[]>;
   /** Ids of unfinished jobs, oldest first; some may have no record, or a final one. */
@@ -111,16 +130,20 @@ export function createJobs(context: Context): Jobs {
     async note(id, reason) {
       await scripts.run('note', recordKey(id), reason);
     },
-    async page({ after, limit }) {
-      const request = {
+    pause: (id, by) =>
+      amend(context, id, 'paused', pausedMessage(by), { paused_at: '@now', paused_by: by }),
+    resume: (id) => amend(context, id, 'resumed', 'Resumed.', { paused_at: '', paused_by: '' }),
+    extend: (job, window, windowMs) => extendJob(context, job, window, windowMs),
+    mendDeadline: (job) => mendDeadline(context, job),
+    async page({ matches, ...place }) {
+      const { records, ...rest } = await pageRecords(context, {
+        ...place,
         index: keys.jobs,
-        after,
-        limit,
         order: 'desc',
         parse: parseJobRecord,
-      } as const;
-      const { records, hasMore } = await pageRecords(context, request);
-      return { jobs: records, hasMore };
+        ...(matches === undefined ? {} : { matches, mostLooked: MOST_LOOKED }),
+      });
+      return { jobs: records, ...rest };
     },
     async events(id) {
       const entries = await redis.xrange(jobKey(id, 'EVENTS'), '-', '+');
@@ -205,6 +228,48 @@ async function moveJob(
   return moved;
 }
 
+/** A filter that matches few must not keep a request and Redis busy for all jobs that there ever were. */
+const MOST_LOOKED = 1_000;
+
+function pausedMessage(by: string): string {
+  return by === '' ? 'Paused.' : `Paused by ${by}.`;
+}
+
+async function amend(
+  { scripts }: Context,
+  id: string,
+  kind: Exclude<JobEventKind, 'state'>,
+  message: string,
+  fields: Record<string, string | number>,
+): Promise<boolean> {
+  const args = Object.entries(fields).flat();
+  return (await scripts.run('amend', recordKey(id), newOp(), kind, message, ...args)) === 1;
+}
+
+async function extendJob(
+  context: Context,
+  job: JobRecord,
+  window: string,
+  windowMs: number,
+): Promise<boolean> {
+  const deadline = job.createdAt + windowMs;
+  const message = `The completion window is ${window} now.`;
+  const amended = await amend(context, job.id, 'extended', message, { window, deadline });
+  // Record first: an index that is behind expires nothing, since who finds the job there looks at its record.
+  if (amended) await context.redis.zadd(context.keys.deadlines, 'XX', deadline, job.id);
+  return amended;
+}
+
+async function mendDeadline(
+  { redis, keys }: Context,
+  { id, deadline }: JobRecord,
+): Promise<boolean> {
+  const indexed = await redis.zscore(keys.deadlines, id);
+  if (indexed === null || Number(indexed) >= deadline) return false;
+  await redis.zadd(keys.deadlines, 'XX', deadline, id);
+  return true;
+}
+
 const FIELD_OF = {
   models: 'models',
   lines: 'lines',
@@ -227,6 +292,8 @@ function renderChange(set: Partial<Pick<JobRecord, Settable>>): Record<string, s
 }
 
 async function leave({ redis, keys }: Context, id: string): Promise<void> {
+  // Before the last index that knows of it forgets it: a crash between leaves one in which the sweeper finds it.
+  await redis.zadd(keys.telling, 'NX', Date.now(), id);
   await Promise.all([redis.zrem(keys.active, id), redis.zrem(keys.deadlines, id)]);
 }
 

@@ -3,22 +3,30 @@
  * so one slot of a Redis Cluster: a script may touch them together. Indexes lie anywhere, so they are entered before
  * the record is written and left after it is gone; an entry without a record does no harm.
  *
- *     {job_x}             hash    state version op wake wake_op outcome name endpoint input window deadline metadata
- *                                 max_concurrency engines options cut models lines shards next done_shards completed failed
+ *     {job_x}             hash    state version op wake wake_op amend_op outcome name endpoint input window deadline
+ *                                 metadata max_concurrency engines options cut models lines shards next done_shards completed failed
  *                                 tokens_in tokens_cached tokens_out tokens_reasoning output_file error_file errors
- *                                 reason created_at body_hash, and <state>_at
+ *                                 reason paused_at paused_by created_at told_at body_hash, and <state>_at
  *     {job_x}:s:<n>       hash    first lines offset bytes · wake op token takes done left parts
  *     {job_x}:todo        list    shards given back; those never opened are `next` to `shards` - 1
  *     {job_x}:queued      zset    shard → since when it waits for a worker
  *     {job_x}:held        zset    shard → when it was taken
  *     {job_x}:segments    hash    segment id → "bytes sha256"
- *     {job_x}:events      stream  state, message
+ *     {job_x}:events      stream  state, message, kind unless it is a new state
  *     {job_x}:provisions  set     ids of all that it ever had
  *     {prov_x}            hash    job slot state version op wake wake_op provider owner address reason reason_at created_at, <state>_at
- *     {file_x}            hash    op bytes sha256 filename purpose created_at
+ *     {file_x}            hash    op bytes sha256 filename purpose created_at expires_at mime_type
  *     {file_x}:removed    string  op that removed it, for a minute
+ *     {upload_x}          hash    op body_hash status filename purpose mime_type bytes expires_after created_at expires_at
+ *                                 attempt busy_until end_op ended_at file sha256 md5 list file_made
+ *     {upload_x}:parts    hash    part → "bytes created_at"
+ *     {upload_x}:attempts set     files that attempts at completing it began to write
+ *     {<ns>:model:x}      hash    op info created_at, of a model; its templates share its tag:
+ *     …:t:<id>            hash    op handle name version status spec revision created_at updated_at used_at
+ *     …:templates         zset    template → when it was made
+ *     …:versions          hash    "[name,version]" → template
  *
- * `op` and `wake_op` are the ids of the last compare-and-set, by which a command that ioredis sent again knows itself.
+ * `op`, `wake_op` and `amend_op` are the ids of the last changes, by which a command that ioredis sent again knows itself.
  * Of a shard, `done` is a bitmap (line i is bit `1 << (i & 7)` of byte `i >> 3`), `takes` counts takes since the last
  * commit, and `parts` is ";segment offset length crc" in order of commit; what is not written yet means all lines
  * left, no bit, 0. Times are Redis time in ms.
@@ -34,6 +42,30 @@ export const SUFFIXES = {
   EVENTS: ':events',
   PROVISIONS: ':provisions',
   REMOVED: ':removed',
+  TEMPLATE: ':t:',
+  TEMPLATES: ':templates',
+  VERSIONS: ':versions',
+  UPLOAD_PARTS: ':parts',
+  UPLOAD_FILES: ':attempts',
+} as const;
+
+/**
+ * What follows the base of the webhooks' keys, which share one hash tag, so that an attempt, its place in the queue
+ * and its host's are written together:
+ *
+ *     …:endpoints   zset  id → when it was registered        …:e:<id>      hash  url events secret disabled created_at
+ *     …:hosts       zset  host → when its next is due        …:h:<host>    zset  delivery id → when it is due
+ *     …:d:<id>      hash  event type target url body attempts op created_at; a while longer than it is needed
+ *     …:a:<target>  list  "at attempt next_at JSON", newest first      …:lease  string  who sends
+ */
+export const WEBHOOK_PARTS = {
+  ENDPOINTS: ':endpoints',
+  ENDPOINT: ':e:',
+  HOSTS: ':hosts',
+  HOST: ':h:',
+  DELIVERY: ':d:',
+  ATTEMPTS: ':a:',
+  LEASE: ':lease',
 } as const;
 
 /** Key of the record of a job, a provision or a file. */
@@ -48,9 +80,17 @@ export function shardKey(jobId: string, n: number): string {
 /** Key of one of the collections that belong to a job. */
 export function jobKey(
   jobId: string,
-  part: Exclude<keyof typeof SUFFIXES, 'SHARD' | 'REMOVED'>,
+  part: Exclude<
+    keyof typeof SUFFIXES,
+    'SHARD' | 'REMOVED' | 'TEMPLATE' | 'TEMPLATES' | 'VERSIONS' | 'UPLOAD_PARTS' | 'UPLOAD_FILES'
+  >,
 ): string {
   return `${recordKey(jobId)}${SUFFIXES[part]}`;
+}
+
+/** Key of one of the collections that belong to an upload. */
+export function uploadKey(uploadId: string, part: 'UPLOAD_PARTS' | 'UPLOAD_FILES'): string {
+  return `${recordKey(uploadId)}${SUFFIXES[part]}`;
 }
 
 /** Keys that belong to no record. */
@@ -61,12 +101,27 @@ export interface GlobalKeys {
   deadlines: string;
   provisions: string;
   files: string;
+  /** Files that expire or are being deleted, and uploads: sorted sets, id → when the sweeper is to look at it. */
+  fileExpiry: string;
+  uploads: string;
+  /** All models, and all provisions that ever were: sorted sets, id → time. */
+  models: string;
+  everyProvision: string;
+  /** Begins the ids of models' records: their own ids come from names, and are known in one namespace only. */
+  model: string;
   /** Heartbeats: process id → "time JSON". */
   nodes: string;
   /** Who sweeps. */
   sweep: string;
   /** Identity of the storage that these records belong to. */
   storage: string;
+  /** Final jobs whose end is not recorded for webhooks yet: id → time. */
+  telling: string;
+  /** Base of the webhooks' keys. */
+  webhooks: string;
+  /** Begin the keys of requests by their idempotency keys, and of the seeds of creates without one. */
+  idempotency: string;
+  seeds: string;
   /** The channel on which a job's id says that the job is to stop. */
   stop: string;
 }
@@ -78,9 +133,31 @@ export function globalKeys(namespace: string): GlobalKeys {
     deadlines: `${namespace}:deadlines`,
     provisions: `${namespace}:provisions`,
     files: `${namespace}:files`,
+    fileExpiry: `${namespace}:file-expiry`,
+    uploads: `${namespace}:uploads`,
+    models: `${namespace}:models`,
+    everyProvision: `${namespace}:every-provision`,
+    model: `${namespace}:model:`,
     nodes: `${namespace}:nodes`,
     sweep: `${namespace}:sweep`,
     storage: `${namespace}:storage`,
+    telling: `${namespace}:telling`,
+    webhooks: recordKey(`${namespace}:webhooks`),
+    idempotency: `${namespace}:idem:`,
+    seeds: `${namespace}:seed:`,
     stop: `${namespace}:stop`,
   };
+}
+
+/** Id under which a model's record lies: no id of a job, provision or file looks like it. */
+export function modelRecordId(keys: GlobalKeys, modelId: string): string {
+  return `${keys.model}${modelId}`;
+}
+
+export function templateKey(keys: GlobalKeys, modelId: string, templateId: string): string {
+  return `${recordKey(modelRecordId(keys, modelId))}${SUFFIXES.TEMPLATE}${templateId}`;
+}
+
+export function templatesKey(keys: GlobalKeys, modelId: string): string {
+  return `${recordKey(modelRecordId(keys, modelId))}${SUFFIXES.TEMPLATES}`;
 }

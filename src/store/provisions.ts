@@ -7,8 +7,10 @@ import type { Fields } from './parse.ts';
 import {
   createRecord,
   enterIndex,
+  enterIndexAt,
   indexAge,
   moveRecord,
+  pageRecords,
   readFields,
   readRecords,
   wakeRecord,
@@ -38,6 +40,15 @@ export interface Provisions {
   note(id: string, reason: string): Promise<void>;
   /** All that the job ever had, by slot, then by attempt. Damaged ones are left out and reported. */
   ofJob(jobId: string): Promise<ProvisionRecord[]>;
+  /**
+   * All that ever were, of any job, newest first, those that `matches` lets pass. Damaged ones are left out and
+   * reported. An unknown `after` is `invalid_cursor` (InvalidInput).
+   */
+  page(options: {
+    after?: string;
+    limit: number;
+    matches(provision: ProvisionRecord): boolean;
+  }): Promise<{ provisions: ProvisionRecord[]; hasMore: boolean }>;
   /** Ids of provisions that are not released, oldest first; some may have no record, or a released one. */
   unreleased(): AsyncIterable<string>;
   /** Milliseconds since an unreleased provision was made; 0 when it is not among them. */
@@ -71,6 +82,17 @@ export function createProvisions(context: Context): Provisions {
       await scripts.run('note', recordKey(id), reason);
     },
     ofJob: (jobId) => provisionsOfJob(context, jobId),
+    async page({ after, limit, matches }) {
+      const { records, hasMore } = await pageRecords(context, {
+        index: keys.everyProvision,
+        after,
+        limit,
+        order: 'desc',
+        parse: parseProvision,
+        matches,
+      });
+      return { provisions: records, hasMore };
+    },
     unreleased: () => walkIndex(context, keys.provisions),
     age: (id) => indexAge(context, keys.provisions, id),
     forget: (id) => forgetProvision(context, id),
@@ -85,7 +107,9 @@ async function createProvision(
     id,
     async enter(anew) {
       await context.redis.sadd(jobKey(job, 'PROVISIONS'), id);
-      return enterIndex(context, context.keys.provisions, id, anew);
+      const at = await enterIndex(context, context.keys.provisions, id, anew);
+      await enterIndexAt(context, context.keys.everyProvision, id, at, anew);
+      return at;
     },
     fields: (at) => ({
       job,
@@ -109,6 +133,7 @@ async function createProvision(
 async function forgetProvision({ redis, keys }: Context, id: string): Promise<void> {
   const state = await redis.hget(recordKey(id), 'state');
   if (state === null || state === 'released') await redis.zrem(keys.provisions, id);
+  if (state === null) await redis.zrem(keys.everyProvision, id);
 }
 
 async function provisionsOfJob(context: Context, jobId: string): Promise<ProvisionRecord[]> {

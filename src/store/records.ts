@@ -215,8 +215,13 @@ interface PageRequest<T> {
   after?: string | undefined;
   limit: number;
   order: 'asc' | 'desc';
+  /** Least and most time of an entry, ms; any unless given. */
+  from?: number | undefined;
+  to?: number | undefined;
   parse: (id: string, fields: Fields) => T;
   matches?: (record: T) => boolean;
+  /** How many records are looked at before the page ends as it is; no bound unless given. */
+  mostLooked?: number;
 }
 
 const ids = v.nullable(v.array(v.string()));
@@ -224,36 +229,78 @@ const ids = v.nullable(v.array(v.string()));
 /**
  * `limit` records of an index behind `after`. Entries without a record, damaged records and those that do not match
  * are passed over and the page is filled up, so `hasMore` is right and no page that has more is empty.
+ * With `mostLooked` a page may have fewer records, or none, and more behind it: `cursor`, the last id that it covers,
+ * is what the next one begins behind.
  * Throws `invalid_cursor` (InvalidInput) when the index does not hold `after`.
  */
 export async function pageRecords<T>(
   context: Context,
   request: PageRequest<T>,
-): Promise<{ records: T[]; hasMore: boolean }> {
-  const { index, limit, order, parse, matches = () => true } = request;
-  const after = request.after ?? '';
-  let records: T[] = [];
+): Promise<{ records: T[]; hasMore: boolean; cursor: string }> {
+  const { after = '', limit, mostLooked = Infinity } = request;
+  let found: Found<T>[] = [];
   let cursor = after;
-  let size = limit + 1;
+  let looked = 0;
   for (;;) {
-    const reply = await context.scripts.run('page', index, cursor, size, order);
-    const found = v.parse(ids, reply);
-    if (found === null) {
+    const size = looked === 0 ? limit + 1 : READ_AT_ONCE;
+    const run = await readRun(context, request, cursor, size);
+    if (run === null) {
       if (cursor === after) throw unknownCursor(after);
       // The id to go on behind has left the index meanwhile, and its place with it.
       cursor = after;
-      records = [];
+      found = [];
       continue;
     }
-    for (const record of await readRecords(context, found, parse)) {
-      if (record !== null && matches(record)) records.push(record);
+    found.push(...(await readMatches(context, request, run)));
+    cursor = run.at(-1) ?? cursor;
+    looked += run.length;
+    const isEnd = run.length < size;
+    if (isEnd || found.length > limit || looked >= mostLooked) {
+      return cutPage(found, { limit, isEnd, cursor });
     }
-    if (records.length > limit || found.length < size) {
-      return { records: records.slice(0, limit), hasMore: records.length > limit };
-    }
-    cursor = found.at(-1) ?? after;
-    size = READ_AT_ONCE;
   }
+}
+
+function cutPage<T>(
+  found: readonly Found<T>[],
+  { limit, isEnd, cursor }: { limit: number; isEnd: boolean; cursor: string },
+): { records: T[]; hasMore: boolean; cursor: string } {
+  const page = found.slice(0, limit);
+  return {
+    records: page.map(({ record }) => record),
+    hasMore: found.length > limit || !isEnd,
+    cursor: page.length < limit ? cursor : (page.at(-1)?.id ?? cursor),
+  };
+}
+
+interface Found<T> {
+  id: string;
+  record: T;
+}
+
+/** The next ids of an index; null when it does not hold the one to go on behind. */
+async function readRun<T>(
+  { scripts }: Context,
+  { index, order, from, to }: PageRequest<T>,
+  cursor: string,
+  size: number,
+): Promise<string[] | null> {
+  return v.parse(
+    ids,
+    await scripts.run('page', index, cursor, size, order, from ?? '-inf', to ?? '+inf'),
+  );
+}
+
+async function readMatches<T>(
+  context: Context,
+  { parse, matches = () => true }: PageRequest<T>,
+  run: readonly string[],
+): Promise<Found<T>[]> {
+  const records = await readRecords(context, run, parse);
+  return run.flatMap((id, i) => {
+    const record = records[i] ?? null;
+    return record !== null && matches(record) ? [{ id, record }] : [];
+  });
 }
 
 function unknownCursor(after: string): SluiceError {

@@ -5,7 +5,7 @@ import { permanent } from '../domain/errors.ts';
 import type { SluiceError } from '../domain/errors.ts';
 import { isFinal, isSealed, JOB_STATES } from '../domain/job.ts';
 import { PROVISION, PROVISION_STATES } from '../domain/provision.ts';
-import { SUFFIXES } from './keys.ts';
+import { SUFFIXES, WEBHOOK_PARTS } from './keys.ts';
 
 export type Client = Redis | Cluster;
 export type Argument = string | number | Buffer;
@@ -16,6 +16,7 @@ export const SCRIPT_NAMES = [
   'move',
   'wake',
   'note',
+  'amend',
   'remove',
   'open',
   'take',
@@ -31,6 +32,23 @@ export const SCRIPT_NAMES = [
   'nodes',
   'lease',
   'yield',
+  'model-remove',
+  'template-create',
+  'template-change',
+  'template-use',
+  'template-remove',
+  'idempotency-claim',
+  'idempotency-renew',
+  'idempotency-answer',
+  'told',
+  'webhook-register',
+  'webhook-disable',
+  'webhook-add',
+  'webhook-due',
+  'webhook-attempt',
+  'upload-part',
+  'upload-begin',
+  'upload-end',
 ] as const;
 export type ScriptName = (typeof SCRIPT_NAMES)[number];
 
@@ -44,7 +62,9 @@ function luaSet(name: string, members: readonly string[]): string {
 
 /** What the scripts share with the rest: how keys end, and which states are final or sealed. */
 function renderConstants(): string {
-  const suffixes = Object.entries(SUFFIXES).map(([name, text]) => `local ${name} = '${text}'`);
+  const suffixes = Object.entries({ ...SUFFIXES, ...WEBHOOK_PARTS }).map(
+    ([name, text]) => `local ${name} = '${text}'`,
+  );
   const released = PROVISION_STATES.filter((state) => PROVISION[state].next.length === 0);
   return [
     ...suffixes,

@@ -33,11 +33,12 @@ const fixedFields = {
   bytes: replyNumber,
 };
 
-const takenTail = v.object({ ...fixedFields, left: replyNumber, done: v.instance(Buffer) });
+const bitmap = v.instance(Buffer);
+const takenTail = v.object({ ...fixedFields, left: replyNumber, done: bitmap, bad: bitmap });
 
 /** The reply of take.lua. */
 export function takeReply(jobId: string, n: number, reply: unknown): Taken {
-  const [word, waiting, first, lines, offset, bytes, left, done] = v.parse(
+  const [word, waiting, first, lines, offset, bytes, left, done, bad] = v.parse(
     v.array(v.unknown()),
     reply,
   );
@@ -45,12 +46,13 @@ export function takeReply(jobId: string, n: number, reply: unknown): Taken {
   if (outcome === 'not now') return { outcome };
   const shards = v.parse(waitingReply, waiting);
   if (outcome === 'stale') return { outcome, waiting: shards };
-  const tail = { first, lines, offset, bytes, left, done };
+  const tail = { first, lines, offset, bytes, left, done, bad };
   const taken = parseRecord(shardKey(jobId, n), takenTail, tail);
   return {
     outcome,
     plan: { n, first: taken.first, lines: taken.lines, offset: taken.offset, bytes: taken.bytes },
     done: bitmapOf(taken.lines, taken.done),
+    bad: taken.bad.length === 0 ? null : taken.bad,
     left: taken.left,
     waiting: shards,
   };
@@ -79,11 +81,12 @@ const partResult = v.union([
 export const commitReply = v.tupleWithRest([v.number()], partResult);
 
 /** What assembly reads of a shard's hash. */
-export const SHARD_FIELDS = ['first', 'lines', 'offset', 'bytes', 'done', 'parts'];
+export const SHARD_FIELDS = ['first', 'lines', 'offset', 'bytes', 'done', 'bad', 'parts'];
 
 const acceptedFields = v.object({
   ...fixedFields,
-  done: v.nullable(v.instance(Buffer)),
+  done: v.nullable(bitmap),
+  bad: v.nullable(bitmap),
   parts: v.nullable(v.pipe(v.instance(Buffer), v.transform(String))),
 });
 
@@ -95,10 +98,12 @@ export function parseAccepted(
 ): AcceptedShard {
   const key = shardKey(jobId, n);
   const fields = Object.fromEntries(SHARD_FIELDS.map((name, i) => [name, values[i] ?? null]));
-  const { first, lines, offset, bytes, done, parts } = parseRecord(key, acceptedFields, fields);
+  const accepted = parseRecord(key, acceptedFields, fields);
+  const { first, lines, offset, bytes, done, bad, parts } = accepted;
   return {
     plan: { n, first, lines, offset, bytes },
     done: bitmapOf(lines, done ?? Buffer.alloc(0)),
+    bad,
     parts: (parts ?? '')
       .split(';')
       .slice(1)

@@ -1,6 +1,6 @@
 import * as v from 'valibot';
 import { permanent } from '../domain/errors.ts';
-import type { ShardPlan } from '../domain/plan.ts';
+import type { BadLines, ShardPlan } from '../domain/plan.ts';
 import { countBits } from '../domain/segment.ts';
 import type { AcceptedShard, Part, PartResult, SegmentInfo } from '../domain/segment.ts';
 import { jobKey, recordKey, shardKey } from './keys.ts';
@@ -24,7 +24,15 @@ export interface ShardWake {
 }
 
 export type Taken =
-  | { outcome: 'taken'; plan: ShardPlan; done: Buffer; left: number; waiting: ShardWake[] }
+  | {
+      outcome: 'taken';
+      plan: ShardPlan;
+      done: Buffer;
+      /** Lines that no engine is to be asked; null: none. */
+      bad: Buffer | null;
+      left: number;
+      waiting: ShardWake[];
+    }
   | { outcome: 'stale'; waiting: ShardWake[] }
   | { outcome: 'not now' };
 
@@ -32,6 +40,8 @@ export type Taken =
 export interface Shards {
   /** Writes what planning knows of shards; may be repeated at any time, also while they are worked on. */
   write(jobId: string, shards: readonly ShardPlan[]): Promise<void>;
+  /** Writes which lines of shards are bad; like `write`, and before the job leaves planning. */
+  markBad(jobId: string, shards: readonly BadLines[]): Promise<void>;
   /** Lets `ahead` shards wait, if the job is in progress, and returns all that wait. */
   open(jobId: string, ahead: number): Promise<ShardWake[]>;
   /**
@@ -70,7 +80,12 @@ const AT_ONCE = 200;
 export function createShards(context: Context): Shards {
   const { redis, scripts } = context;
   return {
-    write: (jobId, shards) => writeShards(context, jobId, shards),
+    write: async (jobId, shards) =>
+      writeEach(shards, ({ n, first, lines, offset, bytes }) =>
+        redis.hset(shardKey(jobId, n), { first, lines, offset, bytes }),
+      ),
+    markBad: async (jobId, shards) =>
+      writeEach(shards, ({ n, bad }) => redis.hset(shardKey(jobId, n), { bad })),
     open: async (jobId, ahead) =>
       v.parse(waitingReply, await scripts.run('open', recordKey(jobId), ahead)),
     async take(jobId, { n, wake }, token, ahead) {
@@ -92,20 +107,13 @@ export function createShards(context: Context): Shards {
   };
 }
 
-async function writeShards(
-  { redis }: Context,
-  jobId: string,
-  shards: readonly ShardPlan[],
+/** Single commands: of a pipeline that a lost connection cuts in two, ioredis sends the rest not again. */
+async function writeEach<T>(
+  shards: readonly T[],
+  write: (shard: T) => Promise<unknown>,
 ): Promise<void> {
   for (let start = 0; start < shards.length; start += AT_ONCE) {
-    // Single commands: of a pipeline that a lost connection cuts in two, ioredis sends the rest not again.
-    await Promise.all(
-      shards
-        .slice(start, start + AT_ONCE)
-        .map(({ n, first, lines, offset, bytes }) =>
-          redis.hset(shardKey(jobId, n), { first, lines, offset, bytes }),
-        ),
-    );
+    await Promise.all(shards.slice(start, start + AT_ONCE).map(write));
   }
 }
 

@@ -1,9 +1,15 @@
+import { createEvents } from './events.ts';
+import type { Events } from './events.ts';
 import { createFiles } from './files.ts';
 import type { Files } from './files.ts';
+import { createIdempotency } from './idempotency.ts';
+import type { Idempotency } from './idempotency.ts';
 import { claimStorage } from './identity.ts';
 import { createJobs } from './jobs.ts';
 import type { Jobs } from './jobs.ts';
 import { globalKeys } from './keys.ts';
+import { createModels } from './models.ts';
+import type { Models } from './models.ts';
 import { createNodes } from './nodes.ts';
 import type { Nodes } from './nodes.ts';
 import type { OnDamaged } from './parse.ts';
@@ -15,6 +21,12 @@ import { createShards } from './shards.ts';
 import type { Shards } from './shards.ts';
 import { createSweep } from './sweep.ts';
 import type { Sweep } from './sweep.ts';
+import { createTemplates } from './templates.ts';
+import type { Templates } from './templates.ts';
+import { createUploads } from './uploads.ts';
+import type { Uploads } from './uploads.ts';
+import { createWebhooks } from './webhooks.ts';
+import type { Webhooks } from './webhooks.ts';
 
 export interface StoreOptions {
   /** Stays the caller's to close. */
@@ -31,11 +43,17 @@ export interface StoreOptions {
  */
 export interface Store {
   jobs: Jobs;
+  events: Events;
   shards: Shards;
   provisions: Provisions;
   files: Files;
+  uploads: Uploads;
+  models: Models;
+  templates: Templates;
   nodes: Nodes;
   sweep: Sweep;
+  webhooks: Webhooks;
+  idempotency: Idempotency;
   /** Binds the records to a storage once, and returns the identity of the storage that they are bound to. */
   claimStorage(identity: string): Promise<string>;
 }
@@ -49,11 +67,17 @@ export function createStore({ redis, namespace = 'sluice', onDamaged }: StoreOpt
   };
   return {
     jobs: createJobs(context),
+    events: createEvents(context),
     shards: createShards(context),
     provisions: createProvisions(context),
     files: createFiles(context),
+    uploads: createUploads(context),
+    models: createModels(context),
+    templates: createTemplates(context),
     nodes: createNodes(context),
     sweep: createSweep(context),
+    webhooks: createWebhooks(context),
+    idempotency: createIdempotency(context),
     claimStorage: (identity) => claimStorage(context, identity),
   };
 }

@@ -63,6 +63,59 @@ describe.each(BACK_ENDS)('shards on %s', (kind) => {
     expect(await store.shards.open('job_none', 3)).toEqual([]);
   });
 
+  test('while a job is paused nothing opens or is taken, and holders commit and give back', async () => {
+    const { id } = await jobInProgress(store, { shards: 4, lines: 10 });
+    await store.shards.open(id, 2);
+    await taken(id, 0, 1, 't0', 2);
+    expect(await store.jobs.pause(id, 'ann')).toBe(true);
+    expect(await store.jobs.get(id)).toMatchObject({ pausedBy: 'ann', state: 'in_progress' });
+
+    const refused = await store.shards.take(id, { n: 1, wake: 1 }, 't1', 2);
+    expect(refused).toEqual({ outcome: 'not now' });
+    const reply = await store.shards.commit(id, SEGMENT, [partOf(0, 't0', 10, [0, 1])]);
+    expect(reply.parts).toEqual([{ outcome: 'committed', left: 8 }]);
+    const waiting = await store.shards.give(id, 0, 't0', 2);
+    expect(waiting.map(({ n }) => n)).not.toContain(0);
+    expect(await store.shards.held(id)).toBe(0);
+    const late = await store.shards.take(id, { n: 2, wake: 1 }, 't2', 2);
+    expect(late.outcome).toBe('not now');
+    expect(await store.shards.open(id, 4)).toEqual([]);
+
+    expect(await store.jobs.resume(id)).toBe(true);
+    expect(await store.jobs.get(id)).toMatchObject({ pausedAt: null, pausedBy: '' });
+    const open = await store.shards.open(id, 4);
+    expect(new Set(open.map(({ n }) => n))).toEqual(new Set([0, 1, 2, 3]));
+    const again = await taken(id, 0, open.find(({ n }) => n === 0)?.wake ?? 0, 't3', 4);
+    expect(again.left, 'what was answered stays answered').toBe(8);
+  });
+
+  test('a job that has its outcome is neither paused nor resumed nor extended', async () => {
+    const { id, version } = await jobInProgress(store);
+    const job = await store.jobs.get(id);
+    if (job === null) throw new Error('it is there');
+    await store.jobs.move({ id, state: 'in_progress', version }, 'cancelling', {
+      outcome: 'cancelled',
+    });
+    const before = await store.jobs.get(id);
+    expect(await store.jobs.pause(id, '')).toBe(false);
+    expect(await store.jobs.resume(id)).toBe(false);
+    expect(await store.jobs.extend(job, '365d', 365 * 86_400_000)).toBe(false);
+    expect(await store.jobs.pause('job_none', '')).toBe(false);
+    expect(await store.jobs.get(id)).toEqual(before);
+    expect(await store.jobs.get('job_none')).toBeNull();
+  });
+
+  test('which lines are bad is told to whoever takes or assembles the shard', async () => {
+    const { id } = await jobInProgress(store, { shards: 2, lines: 10 });
+    const bad = Buffer.from([0b1000_0001, 0b10]);
+    for (const _time of ['first', 'again']) await store.shards.markBad(id, [{ n: 1, bad }]);
+    await store.shards.open(id, 2);
+    expect((await taken(id, 0, 1, 't')).bad).toBeNull();
+    expect((await taken(id, 1, 1, 'u')).bad).toEqual(bad);
+    expect((await taken(id, 1, 1, 'v')).bad).toEqual(bad);
+    expect((await accepted(id, 0, 2)).map((shard) => shard.bad)).toEqual([null, bad]);
+  });
+
   test('take answers plan, bitmap and what waits; the last token holds the shard', async () => {
     const { id } = await jobInProgress(store, { shards: 2, lines: 10 });
     await store.shards.open(id, 1);
@@ -70,6 +123,7 @@ describe.each(BACK_ENDS)('shards on %s', (kind) => {
       outcome: 'taken',
       plan: { n: 0, first: 0, lines: 10, offset: 0, bytes: 100 },
       done: Buffer.from([0, 0]),
+      bad: null,
       left: 10,
       waiting: [{ n: 1, wake: 1 }],
     });
@@ -163,6 +217,7 @@ describe.each(BACK_ENDS)('shards on %s', (kind) => {
     expect((await accepted(id, 1, 2))[0]).toEqual({
       plan: { n: 1, first: 9, lines: 9, offset: 100, bytes: 100 },
       done: Buffer.from([0xff, 0x01]),
+      bad: null,
       parts: [
         { segment: 'seg-1', offset: 10, length: 20, crc: 4_294_967_295 },
         { segment: 'seg-2', offset: 5, length: 10, crc: 7 },

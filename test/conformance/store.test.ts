@@ -239,8 +239,31 @@ describe.each(BACK_ENDS)('records and indexes on %s', (kind) => {
       await expect(store.jobs.get(b)).rejects.toMatchObject({ code: 'store.damaged_record' });
     });
 
+    test('takes a span of time, and goes on behind a cursor within it', async () => {
+      const ids = await createJobs(6);
+      for (const [i, id] of ids.entries()) await redis.zadd(keys.jobs, 1_000 * (i + 1), id);
+      const order = ids.toReversed();
+      async function some(options: { from?: number; to?: number; after?: string; limit?: number }) {
+        const page = await store.jobs.page({ limit: 10, ...options });
+        return [page.jobs.map(({ id }) => id), page.hasMore, page.cursor];
+      }
+      expect(await some({ from: 2_000, to: 5_000 })).toEqual([order.slice(1, 5), false, order[4]]);
+      expect(await some({ from: 2_001, to: 4_999 })).toEqual([order.slice(2, 4), false, order[3]]);
+      const within = { from: 2_000, to: 5_000, limit: 2 };
+      expect(await some(within)).toEqual([order.slice(1, 3), true, order[2]]);
+      const after = order[2] ?? '';
+      expect(await some({ ...within, after })).toEqual([order.slice(3, 5), false, order[4]]);
+      expect(await some({ ...within, after: order[0] ?? '' })).toEqual([
+        order.slice(1, 3),
+        true,
+        order[2],
+      ]);
+      expect(await some({ from: 7_000 })).toEqual([[], false, '']);
+      expect(await some({ from: 5_000, to: 2_000 })).toEqual([[], false, '']);
+    });
+
     test('is empty where there is none, and refuses a cursor that it does not know', async () => {
-      expect(await store.jobs.page({ limit: 10 })).toEqual({ jobs: [], hasMore: false });
+      expect(await store.jobs.page({ limit: 10 })).toMatchObject({ jobs: [], hasMore: false });
       const page = store.jobs.page({ limit: 10, after: 'job_none' });
       const refusal = { kind: 'InvalidInput', code: 'invalid_cursor', param: 'after' };
       await expect(page).rejects.toMatchObject(refusal);

@@ -37,13 +37,15 @@ describe('the fuzz turns red', () => {
 
   // Seeds that find it early; that a repeat is answered otherwise would be too easy a find.
   test.each([
-    ['sealing check', /elseif [^\n]+ then -- check: sealed/, 1],
-    ['token check', /elseif [^\n]+ then -- check: token/, 5],
-  ])(
+    ['sealing check', 'commit', /elseif [^\n]+ then -- check: sealed/, 'elseif false then', 1],
+    ['token check', 'commit', /elseif [^\n]+ then -- check: token/, 'elseif false then', 2],
+    ['look at a pause where a shard is taken', 'take', / or record\[2\] then/, ' then', 1],
+    ['look at a pause where shards are opened', 'open', / and not record\[4\]/, '', 1],
+  ] as const)(
     'without the %s',
-    async (_name, find, seed) => {
-      const mutant = { script: 'commit', find, replace: 'elseif false then' } as const;
-      const bounds = { runs: 100, milliseconds: 25_000, compareRepeats: false };
+    async (_name, script, find, replace, seed) => {
+      const mutant = { script, find, replace };
+      const bounds = { runs: 200, milliseconds: 25_000, compareRepeats: false };
       const fuzz = fuzzStore({ redis, seed, ...bounds, mutant });
       await expect(fuzz).rejects.toThrow(/^fuzz seed \d, run \d+: AssertionError/);
     },

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import { Cluster, Redis } from 'ioredis';
 import { expect, test } from 'vitest';
+import { EXAMPLE_MODEL, EXAMPLE_TEMPLATE } from '../../src/api/docs/examples.ts';
 import type { JobRecord } from '../../src/domain/job.ts';
 import { SCRIPTS } from '../../src/store/scripts.ts';
 import type { Client } from '../../src/store/scripts.ts';
@@ -24,7 +25,20 @@ async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
 
 /** Every method of the store, in an order in which each finds what it needs. */
 async function callAll(
-  { jobs, shards, provisions, files, nodes, sweep, claimStorage }: Store,
+  {
+    jobs,
+    shards,
+    provisions,
+    files,
+    uploads,
+    nodes,
+    sweep,
+    webhooks,
+    idempotency,
+    models,
+    templates,
+    claimStorage,
+  }: Store,
   call: Call,
 ) {
   const id = 'job_lost';
@@ -68,6 +82,12 @@ async function callAll(
   await call('take', () => shards.take(id, { n: 1, wake: 2 }, 't3', 2));
   await call('fall back', () => jobs.move(at('in_progress', 4), 'submitting'));
   await call('take not now', () => shards.take(id, { n: 1, wake: 2 }, 't3', 2));
+  await call('pause', () => jobs.pause(id, 'ann'));
+  await call('resume', () => jobs.resume(id));
+  await call('extend', async () => {
+    const job = await jobs.get(id);
+    return job !== null && (await jobs.extend(job, '48h', 172_800_000));
+  });
   await call('accepted', () => collect(shards.accepted(id, 0, 3)));
   await call('segments', () => shards.segments(id));
   await call('due', () => jobs.due(5));
@@ -96,15 +116,80 @@ async function callAll(
   await call('provision move', () => provisions.move(in1, 'releasing', { reason: 'x' }));
   await call('provision note', () => provisions.note(provision.id, 'y'));
   await call('unreleased', () => collect(provisions.unreleased()));
+  await call('provision page', () => provisions.page({ limit: 5, matches: () => true }));
   await call('provision move', () => provisions.move(in2, 'released'));
   await call('ofJob', () => provisions.ofJob(id));
   await call('provision forget', () => provisions.forget(provision.id));
+
+  await call('untold', () => webhooks.untold(5));
+  await call('told', () => webhooks.told(id));
+  await call('isTold', () => webhooks.isTold(id));
+  await call('untold', () => webhooks.untold(5));
+  const hook = { id: 'we_lost', url: 'http://hook/', events: ['batch.failed' as const] };
+  await call('register', () => webhooks.register({ ...hook, secret: 'whsec_' }));
+  await call('list', () => webhooks.list());
+  const event = { event: 'evt_lost', type: 'batch.failed', target: hook.id, url: hook.url };
+  await call('add', () => webhooks.add({ id: 'd1', ...event, body: '{}' }));
+  await call('add', () => webhooks.add({ id: 'd2', ...event, body: '{}' }));
+  await call('webhooks due', () => webhooks.due(5));
+  const result = { event: 'evt_lost', type: 'batch.failed', durationMs: 5, error: '' };
+  const missed = { ...result, status: 'retrying' as const, code: 500, response: 'no' };
+  await call('note', () => webhooks.note({ id: 'd1', target: hook.id }, 'hook', missed, 60_000));
+  await call('webhooks due', () => webhooks.due(5));
+  await call('note', () => webhooks.note({ id: 'd2', target: hook.id }, 'hook', missed, null));
+  await call('webhooks due', () => webhooks.due(5));
+  await call('drop', () => webhooks.drop('d1', 'hook'));
+  await call('attempts', () => webhooks.attempts(hook.id));
+  await call('delivery', async () => ({ ...(await webhooks.delivery('d2')), ageMs: 0 }));
+  await call('disable', () => webhooks.disable(hook.id, 'gone'));
+  await call('webhook', () => webhooks.get(hook.id));
+  await call('webhook remove', () => webhooks.remove(hook.id));
+  await call('webhook lease', () => webhooks.lease('me', 60_000));
+  await call('webhook yield', () => webhooks.yield('me'));
 
   const file = { id: 'file_lost', bytes: 1, sha256: 'ab', filename: 'f' };
   await call('file', () => files.create({ ...file, purpose: 'batch' }));
   await call('files', () => files.page({ limit: 5, order: 'asc' }));
   await call('file delete', () => files.delete(file.id));
   await call('file delete of none', () => files.delete(file.id));
+  await call('files due', () => files.due(5));
+
+  const wish = { filename: 'f', purpose: 'batch' as const, mimeType: 'text/plain', bytes: 1 };
+  const upload = { ...wish, id: 'upload_lost', expiresAfterMs: null, bodyHash: 'b' };
+  await call('upload', async () => (await uploads.create(upload)).outcome);
+  await call('part', async () => await uploads.addPart(upload.id, { id: 'part_a', bytes: 1 }));
+  await call('begin', () => uploads.begin(upload.id, 'file-a', 60_000));
+  await call('busy begin', () => uploads.begin(upload.id, 'file-b', 60_000));
+  const made = { fileId: 'file-a', sha256: 'a', md5: 'b', list: 'c' };
+  await call('complete', () => uploads.complete(upload.id, made));
+  await call('late cancel', () => uploads.cancel(upload.id));
+  await call('late part', () => uploads.addPart(upload.id, { id: 'part_b', bytes: 1 }));
+  await call('uploads due', () => uploads.due(5));
+
+  const { createdAt: _at, id: modelId, ...info } = EXAMPLE_MODEL;
+  const template = { ...EXAMPLE_TEMPLATE, modelId, id: 'tpl_lost', revision: 1 };
+  await call('model', () => models.create(modelId, info));
+  await call('model twice', () => models.create(modelId, info));
+  await call('get model', () => models.get(modelId));
+  await call('models', () => models.list());
+  await call('template of no model', () => templates.create({ ...template, modelId: 'none' }));
+  await call('template', () => templates.create(template));
+  await call('template taken', () => templates.create({ ...template, id: 'tpl_other' }));
+  await call('change', () => templates.change({ ...template, version: 'v2' }));
+  await call('stale change', () => templates.change({ ...template, version: 'v3' }));
+  await call('get template', () => templates.get(modelId, template.id));
+  await call('stale use', () => templates.use(template));
+  await call('template twice', () => templates.create({ ...template, id: 'tpl_2' }));
+  await call('template delete', () => templates.delete(modelId, 'tpl_2'));
+  await call('template delete of none', () => templates.delete(modelId, 'tpl_2'));
+  await call('use', () => templates.use({ ...template, revision: 2 }));
+  await call('change of used', () => templates.change({ ...template, revision: 2 }));
+  await call('template delete of used', () => templates.delete(modelId, template.id));
+  await call('templates', () => templates.list(modelId));
+  await call('model delete of used', () => models.delete(modelId));
+  await call('model', () => models.create('model-free', info));
+  await call('model delete', () => models.delete('model-free'));
+  await call('model delete of none', () => models.delete('model-free'));
 
   const node = { id: 'node', roles: ['worker'], queues: ['dispatch'], pid: 1, host: 'h' };
   await call('beat', () => nodes.beat(node));
@@ -115,6 +200,18 @@ async function callAll(
   await call('lease of another', () => sweep.lease('b', 60_000));
   await call('yield', () => sweep.yield('a'));
   await call('lease', () => sweep.lease('b', 60_000));
+  const kept = { print: 'p', status: 200, body: Buffer.from('{}') };
+  await call('claim', async () => 'holder' in (await idempotency.claim('k', 'p', 60_000)));
+  await call('claim of another', () => idempotency.claim('k', 'q', 60_000));
+  await call('renew of another', () => idempotency.renew('k', 'nobody', 60_000));
+  await call('answer of another', () => idempotency.answer('k', 'nobody', kept, 60_000));
+  const claimed = await idempotency.claim('l', 'p', 60_000);
+  const holder = 'holder' in claimed ? claimed.holder : '';
+  await call('answer', () => idempotency.answer('l', holder, kept, 60_000));
+  await call('claim of an answer', () => idempotency.claim('l', 'p', 60_000));
+  await call('free of an answer', () => idempotency.free('l', holder));
+  await call('seed', () => idempotency.seed('s', 'one', false, 60_000));
+  await call('seed of a retry', () => idempotency.seed('s', 'two', true, 60_000));
   await call('claimStorage', () => claimStorage('one'));
   await call('claimStorage', () => claimStorage('two'));
 }

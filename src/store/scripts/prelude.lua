@@ -7,12 +7,13 @@ local function now()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Lets `ahead` shards wait, if the job is in progress: first those given back, then never opened ones. Returns all
--- that wait as a flat list of shard and wake, oldest first, so that each caller can mend an add that was lost.
+-- Lets `ahead` shards wait, if the job is in progress and not paused: first those given back, then never opened ones.
+-- Returns all that wait as a flat list of shard and wake, oldest first, so that each caller can mend a lost add.
 local function open(job, ahead)
-  local record = redis.call('HMGET', job, 'state', 'next', 'shards')
+  local record = redis.call('HMGET', job, 'state', 'next', 'shards', 'paused_at')
   local cursor, shards = tonumber(record[2] or 0), tonumber(record[3] or 0)
-  local room = record[1] == 'in_progress' and ahead - redis.call('ZCARD', job .. QUEUED) or 0
+  local isOpen = record[1] == 'in_progress' and not record[4]
+  local room = isOpen and ahead - redis.call('ZCARD', job .. QUEUED) or 0
   for _ = 1, room do
     local n = redis.call('LPOP', job .. TODO)
     if not n then
@@ -30,4 +31,10 @@ local function open(job, ahead)
     waiting[#waiting + 1] = redis.call('HGET', job .. SHARD .. n, 'wake')
   end
   return waiting
+end
+
+-- Puts a host among those that have a webhook to be sent at its earliest one's time, or takes it out.
+local function place_host(base, host)
+  local first = redis.call('ZRANGE', base .. HOST .. host, 0, 0, 'WITHSCORES')
+  if first[2] then redis.call('ZADD', base .. HOSTS, first[2], host) else redis.call('ZREM', base .. HOSTS, host) end
 end

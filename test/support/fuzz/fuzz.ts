@@ -107,5 +107,6 @@ function emptyStats(): Stats {
     lostSegments: 0,
     enginesLost: 0,
     cancelled: 0,
+    pauses: 0,
   };
 }

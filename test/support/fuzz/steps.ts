@@ -1,7 +1,8 @@
+import { deepStrictEqual, equal, notEqual } from 'node:assert/strict';
 import { commitParts, commitProcess, finish, seal } from './commit.ts';
 import { checkCounts } from './verify.ts';
 import type { World } from './world.ts';
-import { addAll, keysOf, linesIn, readJob } from './world.ts';
+import { addAll, badLines, keysOf, linesIn, readJob } from './world.ts';
 
 /** One thing that may happen; out of 100, how often it does. */
 interface Step {
@@ -19,6 +20,8 @@ const STEPS: Step[] = [
   { weight: 0.3, run: flushQueue },
   { weight: 2, run: loseTail },
   { weight: 0.5, run: loseEngine },
+  { weight: 0.5, run: pause },
+  { weight: 2, run: resume },
   { weight: 3, run: sweep },
 ];
 const TOTAL = STEPS.map(({ weight }) => weight).reduce((sum, weight) => sum + weight, 0);
@@ -45,9 +48,13 @@ async function takeShard(world: World): Promise<void> {
   if (!shard) return;
   queue.deliver(shard);
   const token = random.name();
+  const { pausedAt } = await readJob(world);
   const taken = await store.shards.take(jobId, shard, token, ahead);
   if (taken.outcome !== 'not now') addAll(world, taken.waiting);
+  if (pausedAt !== null) notEqual(taken.outcome, 'taken', 'a shard of a paused job was taken');
   if (taken.outcome !== 'taken') return queue.end(shard);
+  const bad = badLines(world).find(({ n }) => n === shard.n)?.bad ?? null;
+  deepStrictEqual(taken.bad, bad, 'bad lines of a taken shard');
   world.holders.push({
     shard,
     token,
@@ -143,6 +150,25 @@ async function loseEngine(world: World): Promise<void> {
   world.stats.enginesLost += 1;
   await world.store.jobs.move(job, 'submitting');
   for (const holder of world.holders) if (world.random.chance(0.5)) holder.ended = true;
+}
+
+/** Somebody holds the job: holders finish what they have, some sooner than others. */
+async function pause(world: World): Promise<void> {
+  const { store, jobId, stats, random } = world;
+  const { state } = await readJob(world);
+  if (!(await store.jobs.pause(jobId, 'somebody'))) return;
+  equal(state === 'in_progress' || state === 'submitting', true, 'a job on its way out was paused');
+  stats.pauses += 1;
+  for (const holder of world.holders) if (random.chance(0.5)) holder.ended = true;
+  const waiting = (await store.shards.pending(jobId)).filter(({ held }) => !held);
+  const open = await store.shards.open(jobId, waiting.length + 1);
+  equal(open.length, waiting.length, 'a shard of a paused job was opened');
+}
+
+async function resume(world: World): Promise<void> {
+  const { store, jobId, ahead } = world;
+  if ((await readJob(world)).pausedAt === null) return;
+  if (await store.jobs.resume(jobId)) addAll(world, await store.shards.open(jobId, ahead));
 }
 
 async function sweep(world: World): Promise<void> {

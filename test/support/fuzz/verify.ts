@@ -2,7 +2,7 @@ import { deepStrictEqual, equal } from 'node:assert/strict';
 import type { JobRecord } from '../../../src/domain/job.ts';
 import type { AcceptedShard } from '../../../src/domain/segment.ts';
 import type { World } from './world.ts';
-import { linesIn, readJob } from './world.ts';
+import { badLines, linesIn, readJob } from './world.ts';
 
 /** Counts of the record are bits in the bitmaps, and done shards are those without a line left, at every moment. */
 export async function checkCounts(world: World): Promise<void> {
@@ -35,6 +35,8 @@ export async function checkAssembly(world: World): Promise<void> {
   let [completed, failed, undone] = [0, 0, 0];
   for (const shard of await readShards(world)) {
     const answers = pickAnswers(world, shard);
+    const bad = badLines(world).find(({ n }) => n === shard.plan.n)?.bad ?? null;
+    deepStrictEqual(shard.bad, bad, 'bad lines');
     const done = linesIn(shard.done);
     for (let line = 0; line < world.lines; line += 1) {
       const answer = answers.get(line);

@@ -1,6 +1,7 @@
 import type { JobRecord } from '../../../src/domain/job.ts';
 import { jobKey, recordKey, shardKey } from '../../../src/store/keys.ts';
 import type { Client } from '../../../src/store/scripts.ts';
+import type { BadLines } from '../../../src/domain/plan.ts';
 import type { ShardWake } from '../../../src/store/shards.ts';
 import type { Store } from '../../../src/store/store.ts';
 import type { FakeQueue } from './fake-queue.ts';
@@ -56,6 +57,7 @@ export interface Stats {
   lostSegments: number;
   enginesLost: number;
   cancelled: number;
+  pauses: number;
 }
 
 /** One job and all that happens to it. */
@@ -147,6 +149,12 @@ export function linesIn(mask: Buffer): Set<number> {
   return lines;
 }
 
+/** Of every second shard the first line: what planning found is to stay, whatever is lost or repeated. */
+export function badLines({ shards, lines }: Pick<World, 'shards' | 'lines'>): BadLines[] {
+  const odd = Array.from({ length: shards }, (_, n) => n).filter((n) => n % 2 === 1);
+  return odd.map((n) => ({ n, bad: maskOf(lines, [0]) }));
+}
+
 /** Writes the job as planning leaves it, and brings it to `in_progress`. */
 export async function startJob(world: World): Promise<void> {
   const { store, jobId, shards, lines } = world;
@@ -168,6 +176,7 @@ export async function startJob(world: World): Promise<void> {
     return { n, first: n * lines, lines, offset: n * lines, bytes: lines };
   });
   await store.shards.write(jobId, plans);
+  await store.shards.markBad(jobId, badLines(world));
   let at: Pick<JobRecord, 'id' | 'state' | 'version'> = job;
   for (const state of ['resource_preparing', 'submitting', 'in_progress'] as const) {
     const set = { lines: lines * shards, shards };
