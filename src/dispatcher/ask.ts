@@ -1,6 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import type { Usage } from '../domain/job.ts';
-import { DEFAULT_RETRY, isRetriedStatus, parseRetryAfter, retryDelay } from '../domain/retry.ts';
+import { isRetriedStatus, parseRetryAfter, retryDelay } from '../domain/retry.ts';
+import type { RetryPolicy } from '../domain/retry.ts';
 import { errorOnlyLine, outputLine } from './answer-lines.ts';
 import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
@@ -32,6 +33,17 @@ type Attempt =
   | { is: 'answered'; answered: Answered }
   | { is: 'failed'; reason: string; retryAfterMs: number | null; last: () => FreshAnswer };
 
+/** Where a line is asked, how often, and until when. */
+interface Place {
+  path: string;
+  retry: RetryPolicy;
+  tenant: Tenant;
+  /** No further attempt begins. */
+  stop: AbortSignal;
+  /** What is in flight is cut. */
+  abort: AbortSignal;
+}
+
 export interface AskDeps {
   room: Room;
   clock: Clock;
@@ -41,16 +53,17 @@ export interface AskDeps {
 
 /**
  * Asks one line until it has an answer, starting at an engine whose place was taken for it. The place is given back
- * while the line waits for its next attempt. Resolves to null when the signal is aborted first: the line stays open.
+ * while the line waits for its next attempt. Resolves to null when `abort` comes first, or `stop` between two attempts,
+ * where nothing is lost that an engine has worked for: the line stays open.
  * Attempts that met an engine whose breaker opened do not count: they say nothing about the line.
  */
 export async function askLine(
   question: Question,
   first: Engine,
-  where: { path: string; tenant: Tenant; signal: AbortSignal },
+  where: Place,
   deps: AskDeps,
 ): Promise<Answered | null> {
-  const { signal, tenant } = where;
+  const { stop, tenant, retry } = where;
   let engine: Engine | null = first;
   let attempt = 0;
   while (engine !== null) {
@@ -66,12 +79,12 @@ export async function askLine(
     if (tried.is === 'answered') return tried.answered;
     if (!engineIsDown) {
       attempt += 1;
-      if (attempt > DEFAULT_RETRY.maxRetries) return { answer: tried.last(), usage: NO_USAGE };
+      if (attempt > retry.maxRetries) return { answer: tried.last(), usage: NO_USAGE };
       const line = { attempt, retryAfterMs: tried.retryAfterMs };
       deps.onRetry(tried.reason);
-      await deps.clock.sleep(retryDelay(DEFAULT_RETRY, line, deps.clock.random()), signal);
+      await deps.clock.sleep(retryDelay(retry, line, deps.clock.random()), stop);
     }
-    engine = await deps.room.take(tenant, signal);
+    engine = await deps.room.take(tenant, stop);
   }
   return null;
 }
@@ -79,14 +92,14 @@ export async function askLine(
 async function tryOnce(
   question: Question,
   engine: Engine,
-  where: { path: string; signal: AbortSignal },
+  { path, abort }: Place,
   { clock, budget }: AskDeps,
 ): Promise<Attempt | null> {
   let reply: Reply;
   try {
-    reply = await engine.send(where.path, question.body, where.signal);
+    reply = await engine.send(path, question.body, abort);
   } catch (error) {
-    if (where.signal.aborted) return null;
+    if (abort.aborted) return null;
     if (!(error instanceof TransportError)) throw error;
     return broken(question, error);
   }

@@ -2,6 +2,8 @@ import { permanent, SluiceError } from '../domain/errors.ts';
 import { isSet } from '../domain/segment.ts';
 import type { AcceptedShard, PartRange } from '../domain/segment.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
+import { customIdOf, refusalOf } from './check-line.ts';
+import type { PlannedRules, Refusal } from './check-line.ts';
 import type { Answer, AssemblySinks, AssemblySource } from './contract.ts';
 import { scanRequest } from './json-scan.ts';
 import { createLineWriter } from './line-writer.ts';
@@ -22,11 +24,15 @@ const AHEAD_SHARDS = 16;
 export interface AssemblyOptions {
   jobId: string;
   maxLineBytes: number;
-  /** What the error file says of a line that was never answered, such as `batch_cancelled`. */
-  undone: { code: string; message: string };
+  /** What the error file says of a line that was never answered, such as `batch_cancelled`; null: such lines are left out. */
+  undone: { code: string; message: string } | null;
+  /** Where it is given, the error file says of unanswered bad lines what is wrong with them. */
+  rules?: PlannedRules;
+  /** How many bytes are fetched ahead of the shard that is merged; 16 MiB unless given. */
+  aheadBytes?: number;
 }
 
-/** Lines by where they went: the error file has `error + undone`. */
+/** Lines by where they went: the error file has `error + undone`, unless those are left out. */
 export interface AssemblyCounts {
   output: number;
   error: number;
@@ -108,7 +114,7 @@ function openInput({ source, reader, options }: Assembly, shard: AcceptedShard) 
 
 /** Begins to fetch a shard. */
 function openShard(assembly: Assembly, shard: AcceptedShard): OpenShard {
-  const { source, reader } = assembly;
+  const { source, reader, options } = assembly;
   const window = Math.max(LEAST_WINDOW, Math.floor(SHARD_BYTES / (shard.parts.length || 1)));
   let bytes = 0;
   const cursors = shard.parts.map((part, order) => {
@@ -123,20 +129,21 @@ function openShard(assembly: Assembly, shard: AcceptedShard): OpenShard {
     });
     return { part, order, entries: readEntries(range, part) };
   });
-  if (isAllDone(shard)) return { shard, cursors, input: null, bytes };
+  if (options.undone === null || isAllDone(shard)) return { shard, cursors, input: null, bytes };
   bytes += Math.min(SHARD_BYTES, shard.plan.bytes);
   return { shard, cursors, input: openInput(assembly, shard), bytes };
 }
 
 /** The shards in order, each fetched while the ones before it are merged. */
 async function* openShards(assembly: Assembly): AsyncGenerator<OpenShard> {
+  const { aheadBytes = AHEAD_BYTES } = assembly.options;
   const open: OpenShard[] = [];
   let bytes = 0;
   for await (const shard of assembly.source.shards) {
     const opened = openShard(assembly, shard);
     open.push(opened);
     bytes += opened.bytes;
-    if (bytes < AHEAD_BYTES && open.length < AHEAD_SHARDS) continue;
+    if (bytes < aheadBytes && open.length < AHEAD_SHARDS) continue;
     for (const first of open.splice(0, 1)) {
       bytes -= first.bytes;
       yield first;
@@ -171,17 +178,34 @@ async function undoneLine(
   { options }: Assembly,
   { shard, input }: OpenShard,
   line: number,
-): Promise<Buffer> {
+): Promise<Buffer | null> {
+  if (options.undone === null) return null;
   for (;;) {
     const next = await input?.next();
     if (next === undefined || next.done === true) throw inputChanged(shard, 'has lost lines');
     if (next.value.index !== line) continue;
-    const { bytes } = next.value;
-    const request = bytes === null ? null : scanRequest(bytes);
-    if (request === null) throw inputChanged(shard, 'has changed');
     const id = requestId(options.jobId, shard.plan.first + line);
-    return errorOnlyLine({ id, customId: request.customId, ...options.undone });
+    const isBad = shard.bad !== null && isSet(shard.bad, line);
+    const said = isBad
+      ? badLine(next.value, options, options.undone)
+      : { customId: goodCustomId(next.value, shard), ...options.undone };
+    return errorOnlyLine({ id, ...said });
   }
+}
+
+function goodCustomId({ bytes }: InputLine, shard: AcceptedShard): Buffer {
+  const request = bytes === null ? null : scanRequest(bytes);
+  if (request === null) throw inputChanged(shard, 'has changed');
+  return request.customId;
+}
+
+function badLine(
+  line: InputLine,
+  { rules, maxLineBytes }: AssemblyOptions,
+  undone: { code: string; message: string },
+): Refusal {
+  if (rules !== undefined) return refusalOf(line, rules, maxLineBytes);
+  return { customId: customIdOf(line), ...undone };
 }
 
 function notWhatIsDone(shard: AcceptedShard, line: number, head: Head | undefined): SluiceError {
@@ -189,6 +213,11 @@ function notWhatIsDone(shard: AcceptedShard, line: number, head: Head | undefine
   return head === undefined
     ? permanent('segment.damaged', `${where} is recorded as answered, but no segment has it`)
     : damagedPart(head.cursor.part, `has ${where}, which is not recorded as answered`);
+}
+
+/** A line that is left out is no line. */
+function writeIfAny(writer: LineWriter, bytes: Buffer | null): Promise<void> | void {
+  return bytes === null ? undefined : writer.write(bytes);
 }
 
 /** Merges one shard into the two files. */
@@ -205,7 +234,7 @@ async function writeShard(assembly: Assembly, open: OpenShard): Promise<void> {
     const writer = head?.answer.kind === 'output' ? output : error;
     const bytes = head?.answer.bytes ?? (await undoneLine(assembly, open, line));
     counts[head?.answer.kind ?? 'undone'] += 1;
-    const pause = writer.write(bytes);
+    const pause = writeIfAny(writer, bytes);
     if (pause !== undefined) await pause;
     if (head !== undefined) {
       heads[line] = undefined;
@@ -216,7 +245,8 @@ async function writeShard(assembly: Assembly, open: OpenShard): Promise<void> {
 
 /**
  * Writes a job's output and error file: every line once, in input order, answered ones from the accepted parts, the
- * rest from the input into the error file. A pure function of its source: two assemblers write equal bytes.
+ * rest from the input into the error file, or, without `options.undone`, nowhere, so that a job can be read while it
+ * runs. A pure function of its source: two assemblers write equal bytes.
  * Both sinks must be read at the same time. They are ended on success and destroyed on failure; the promise settles
  * when both have taken everything. A sink that its reader destroys (a full disk) rejects with that reader's error, or
  * with `assembly.sink_closed` (Transient) where it gives none.

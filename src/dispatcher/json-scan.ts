@@ -121,14 +121,14 @@ function memberAt(line: Buffer, from: number): Member | null {
   return valueEnd === -1 ? null : { key, keyEnd, value, valueEnd };
 }
 
-/**
- * Finds `custom_id` and `body` at the top level of a JSON object without rebuilding anything, so that large integers
- * and key order survive. The last of duplicate members wins and keys are compared unescaped, as in `JSON.parse`.
- * For lines that `JSON.parse` accepts it finds what that finds; nested values are skipped, not checked.
- * Null when the object or one of the members is missing, `custom_id` is no string, or the top level is malformed.
- */
-export function scanRequest(line: Buffer): ScannedRequest | null {
-  const found: { customId: Buffer | null; body: Buffer | null } = { customId: null, body: null };
+interface FoundMembers {
+  customId: Buffer | null;
+  body: Buffer | null;
+}
+
+/** The two members, where they are; null when the top level is no well-formed object. */
+function scanMembers(line: Buffer): FoundMembers | null {
+  const found: FoundMembers = { customId: null, body: null };
   let at = skipSpace(line, 0);
   let separator = line[at] === OPEN_BRACE ? COMMA : -1;
   while (separator === COMMA) {
@@ -139,7 +139,22 @@ export function scanRequest(line: Buffer): ScannedRequest | null {
     at = skipSpace(line, member.valueEnd);
     separator = line[at] ?? -1;
   }
-  if (separator !== CLOSE_BRACE || skipSpace(line, at + 1) !== line.length) return null;
-  const { customId, body } = found;
+  return separator === CLOSE_BRACE && skipSpace(line, at + 1) === line.length ? found : null;
+}
+
+/**
+ * Finds `custom_id` and `body` at the top level of a JSON object without rebuilding anything, so that large integers
+ * and key order survive. The last of duplicate members wins and keys are compared unescaped, as in `JSON.parse`.
+ * For lines that `JSON.parse` accepts it finds what that finds; nested values are skipped, not checked.
+ * Null when the object or one of the members is missing, `custom_id` is no string, or the top level is malformed.
+ */
+export function scanRequest(line: Buffer): ScannedRequest | null {
+  const { customId = null, body = null } = scanMembers(line) ?? {};
   return customId === null || body === null || customId[0] !== QUOTE ? null : { customId, body };
+}
+
+/** The raw `custom_id` string, quotes included, of a line that `JSON.parse` accepts; null where it has none. */
+export function scanCustomId(line: Buffer): Buffer | null {
+  const customId = scanMembers(line)?.customId ?? null;
+  return customId?.[0] === QUOTE ? customId : null;
 }

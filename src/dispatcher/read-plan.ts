@@ -1,134 +1,204 @@
-import { isUtf8 } from 'node:buffer';
-import type { Cut, Endpoint, JobError } from '../domain/job.ts';
-import { checkLine, isProblem, MAX_MODELS, MAX_REPORTED_ERRORS } from '../domain/plan.ts';
-import type { ShardPlan } from '../domain/plan.ts';
+import type { Cut, JobError } from '../domain/job.ts';
+import { isProblem, MAX_MODELS, MAX_REPORTED_ERRORS } from '../domain/plan.ts';
+import type { BadLines, CheckedLine, LineRules, Problem, ShardPlan } from '../domain/plan.ts';
+import { createBadMarks } from './bad-marks.ts';
+import type { BadMarks } from './bad-marks.ts';
+import { checkInputLine, tooManyModels } from './check-line.ts';
 import { readLines } from './lines.ts';
 import type { InputLine } from './lines.ts';
-import type { UniqueIds } from './unique-ids.ts';
+import type { Duplicate, UniqueIds } from './unique-ids.ts';
 
-export interface ReadPlanOptions {
-  endpoint: Endpoint;
+export interface ReadPlanOptions extends LineRules {
   cut: Cut;
   maxLines: number;
   maxLineBytes: number;
   uniqueIds: UniqueIds;
   /** Takes shards a page at a time, in order; the next page is read when it is done. */
   onShards(shards: readonly ShardPlan[]): Promise<void>;
+  /**
+   * Takes the bad lines of those shards that have any, after all shards, a page at a time. Null where one bad line
+   * makes the whole input bad: then nothing is cut any more after the first one.
+   */
+  onBadLines: ((shards: readonly BadLines[]) => Promise<void>) | null;
+  /** Hears of every line that can be asked, and of those that are found to be duplicates later. */
+  onLine?: (line: CheckedLine) => void;
   signal: AbortSignal;
 }
 
-/** What one pass over the input found; with errors the shards are of no use. */
+/** What one pass over the input found; unless bad lines are taken, shards are of use only without problems. */
 export interface ReadPlan {
   lines: number;
   shards: number;
   models: string[];
-  errors: JobError[];
+  /** Lines that cannot be asked. */
+  bad: number;
+  /** The first problems by line; duplicates are not among them where bad lines are taken. */
+  problems: JobError[];
+  /** How many problems there are: the bad lines, and one for the input as a whole. */
+  total: number;
+  /** What is wrong with the input as a whole, which no bad line can be blamed for. */
+  unfit: JobError | null;
 }
 
 const PAGE = 500;
 
 /**
  * Validates a whole input and cuts it into shards in one streaming pass. The cut depends on nothing but input and
- * `cut`: whoever reads it again cuts alike. Stops at the first errors that are as many as a job may report.
+ * `cut`: whoever reads it again cuts alike. Reads to the end, so that all problems are counted, but not past `maxLines`.
+ * Of lines with one custom_id the first that can be asked is asked, the others are bad.
  */
 export async function readPlan(
   source: AsyncIterable<Uint8Array>,
   options: ReadPlanOptions,
 ): Promise<ReadPlan> {
-  const models = new Set<string>();
-  const errors: JobError[] = [];
-  const cutter = createCutter(options.cut, options.onShards);
+  const { maxLines, maxLineBytes, onBadLines, signal } = options;
+  const pass = begin(options);
+  const { findings, cutter, marks } = pass;
   let lines = 0;
-  for await (const batch of readLines(source, { maxLineBytes: options.maxLineBytes })) {
-    options.signal.throwIfAborted();
+  for await (const batch of readLines(source, { maxLineBytes })) {
+    signal.throwIfAborted();
     for (const line of batch) {
       lines += 1;
-      if (lines > options.maxLines) {
-        errors.push(tooMany(line, options));
+      if (lines > maxLines) {
+        const message = `The input file has more than ${maxLines} requests.`;
+        findings.refuse({ code: 'too_many_tasks', message, line: line.number, param: null });
         break;
       }
-      const error = await check(line, options, models);
-      if (error !== null) errors.push(error);
-      cutter.add(line);
+      const spilling = takeLine(pass, line);
+      if (spilling !== undefined) await spilling;
     }
-    if (errors.length >= MAX_REPORTED_ERRORS || lines > options.maxLines) break;
-    if (errors.length === 0) await cutter.flush(PAGE);
+    if (lines > maxLines) break;
+    await cutter.flush(PAGE);
   }
-  if (lines === 0) errors.push(error('empty_file', 'The input file has no requests.', null, null));
-  if (errors.length < MAX_REPORTED_ERRORS) errors.push(...(await duplicates(options.uniqueIds)));
-  if (errors.length === 0) await cutter.flush(1);
-  return { lines, shards: cutter.shards, models: [...models], errors: cap(errors) };
+  if (lines === 0) {
+    const message = 'The input file has no requests.';
+    findings.refuse({ code: 'empty_file', message, line: null, param: null });
+  }
+  await findDuplicates(pass);
+  await cutter.flush(1);
+  const { bad, total, unfit } = findings;
+  if (marks !== null && unfit === null) {
+    for (const page of marks.pages(lines)) await onBadLines?.(page);
+  }
+  const models = [...pass.models];
+  return { lines, shards: cutter.shards, models, bad, total, unfit, problems: findings.first() };
 }
 
-async function check(
-  line: InputLine,
-  { endpoint, maxLineBytes, uniqueIds }: ReadPlanOptions,
-  models: Set<string>,
-): Promise<JobError | null> {
-  const { number, bytes } = line;
-  if (bytes === null) {
-    return error('line_too_long', `This line is longer than ${maxLineBytes} bytes.`, number, null);
+/** What one pass knows. */
+interface Pass {
+  options: ReadPlanOptions;
+  models: Set<string>;
+  findings: Findings;
+  cutter: Cutter;
+  /** Null where one bad line makes the whole input bad. */
+  marks: BadMarks | null;
+}
+
+function begin(options: ReadPlanOptions): Pass {
+  const marks = options.onBadLines === null ? null : createBadMarks();
+  const cutter = createCutter(options.cut, async (shards) => {
+    marks?.cut(shards);
+    await options.onShards(shards);
+  });
+  return { options, models: new Set(), findings: createFindings(), cutter, marks };
+}
+
+/** Takes one line in; a promise is to be awaited before the next. */
+function takeLine(pass: Pass, line: InputLine): Promise<void> | void {
+  const { options, models, findings, cutter, marks } = pass;
+  const checked = checkInputLine(line, options, options.maxLineBytes);
+  const problem = isProblem(checked) ? checked : enterModel(checked, models);
+  if (problem !== null) {
+    findings.addLine(line.number, problem);
+    marks?.add(line.index);
+    if (marks === null) cutter.stop();
   }
-  const parsed = parseLine(bytes);
-  if (parsed === undefined) {
-    return error('invalid_json_line', 'This line is not parseable as valid JSON.', number, null);
-  }
-  const checked = checkLine(parsed, endpoint);
-  if (isProblem(checked)) return error(checked.code, checked.message, number, checked.param);
-  if (checked.model !== null && !models.has(checked.model)) {
-    if (models.size >= MAX_MODELS) {
-      const message = `A batch may name at most ${MAX_MODELS} models.`;
-      return error('model_mismatch', message, number, 'body.model');
-    }
-    models.add(checked.model);
-  }
-  const spilling = uniqueIds.add(checked.customId, number);
-  if (spilling !== undefined) await spilling;
+  cutter.add(line);
+  if (isProblem(checked) || problem !== null) return undefined;
+  options.onLine?.(checked);
+  // Marks are of lines that are not blank, while a user counts them all.
+  return options.uniqueIds.add(checked.customId, marks === null ? line.number : line.index + 1);
+}
+
+function enterModel({ model }: CheckedLine, models: Set<string>): Problem | null {
+  if (model === null || models.has(model)) return null;
+  if (models.size >= MAX_MODELS) return tooManyModels();
+  models.add(model);
   return null;
 }
 
-function parseLine(bytes: Buffer): unknown {
-  if (!isUtf8(bytes)) return undefined;
-  try {
-    return JSON.parse(bytes.toString('utf8')) as unknown;
-  } catch {
-    return undefined; // the caller reports the line
+async function findDuplicates({ options, findings, cutter, marks }: Pass): Promise<void> {
+  const { uniqueIds } = options;
+  if (marks !== null) {
+    const { total } = await uniqueIds.duplicates(0, ({ number }) => marks.add(number - 1));
+    findings.addDuplicates([], total);
+    return;
   }
+  const { lines, total } = await uniqueIds.duplicates(MAX_REPORTED_ERRORS);
+  findings.addDuplicates(lines, total);
+  if (total > 0) cutter.stop();
 }
 
-function tooMany(line: InputLine, { maxLines }: ReadPlanOptions): JobError {
-  const message = `The input file has more than ${maxLines} requests.`;
-  return error('too_many_tasks', message, line.number, null);
+function byLine(a: JobError, b: JobError): number {
+  return (a.line ?? 0) - (b.line ?? 0);
 }
 
-async function duplicates(uniqueIds: UniqueIds): Promise<JobError[]> {
-  const found = await uniqueIds.duplicates(MAX_REPORTED_ERRORS);
-  return found.lines.map(({ number, first }) =>
-    error(
-      'duplicate_custom_id',
-      `This custom_id is already used in line ${first}.`,
-      number,
-      'custom_id',
-    ),
-  );
+/** The first problems by line, and how many there are. */
+interface Findings {
+  readonly bad: number;
+  readonly total: number;
+  readonly unfit: JobError | null;
+  /** Lines come in order. */
+  addLine(number: number, problem: Problem): void;
+  /** For what the input is as a whole. */
+  refuse(error: JobError): void;
+  /** `lines` are the first of them. */
+  addDuplicates(lines: readonly Duplicate[], total: number): void;
+  first(): JobError[];
 }
 
-/** By line, and no more than helps: the last one says that there are more. */
-function cap(errors: readonly JobError[]): JobError[] {
-  const sorted = errors.toSorted((a, b) => (a.line ?? 0) - (b.line ?? 0));
-  if (sorted.length < MAX_REPORTED_ERRORS) return sorted;
-  const shown = sorted.slice(0, MAX_REPORTED_ERRORS - 1);
-  const message = `There are more errors; only the first ${shown.length} are listed.`;
-  return [...shown, error('too_many_errors', message, null, null)];
-}
-
-function error(code: string, message: string, line: number | null, param: string | null): JobError {
-  return { code, message, line, param };
+function createFindings(): Findings {
+  const kept: JobError[] = [];
+  let bad = 0;
+  let unfit: JobError | null = null;
+  return {
+    get bad() {
+      return bad;
+    },
+    get total() {
+      return bad + (unfit === null ? 0 : 1);
+    },
+    get unfit() {
+      return unfit;
+    },
+    addLine(number, { code, message, param }) {
+      bad += 1;
+      if (bad <= MAX_REPORTED_ERRORS) kept.push({ code, message, line: number, param });
+    },
+    refuse(error) {
+      unfit = error;
+    },
+    addDuplicates(lines, total) {
+      bad += total;
+      for (const { number, first } of lines) {
+        const message = `This custom_id is already used in line ${first}.`;
+        kept.push({ code: 'duplicate_custom_id', message, line: number, param: 'custom_id' });
+      }
+    },
+    first() {
+      // No number of bad lines may hide it.
+      const whole = unfit === null ? [] : [unfit];
+      const lines = kept.toSorted(byLine).slice(0, MAX_REPORTED_ERRORS - whole.length);
+      return [...lines, ...whole].toSorted(byLine);
+    },
+  };
 }
 
 interface Cutter {
   readonly shards: number;
   add(line: InputLine): void;
+  /** Nobody will need the shards: cuts no more, and hands none over. */
+  stop(): void;
   /** Hands the finished shards over if they are at least so many; `1` also ends the last one. */
   flush(least: number): Promise<void>;
 }
@@ -137,6 +207,7 @@ function createCutter(cut: Cut, onShards: (shards: readonly ShardPlan[]) => Prom
   let finished: ShardPlan[] = [];
   let open: ShardPlan | null = null;
   let shards = 0;
+  let isStopped = false;
 
   function end(): void {
     if (open !== null) finished.push(open);
@@ -148,10 +219,16 @@ function createCutter(cut: Cut, onShards: (shards: readonly ShardPlan[]) => Prom
       return shards;
     },
     add(line) {
+      if (isStopped) return;
       if (open !== null && (open.lines >= cut.lines || line.end - open.offset > cut.bytes)) end();
       open ??= { n: shards++, first: line.index, lines: 0, offset: line.offset, bytes: 0 };
       open.lines += 1;
       open.bytes = line.end - open.offset;
+    },
+    stop() {
+      isStopped = true;
+      open = null;
+      finished = [];
     },
     async flush(least) {
       if (least === 1) end();

@@ -2,10 +2,13 @@ import type { Readable } from 'node:stream';
 import { transient } from '../domain/errors.ts';
 import type { Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
+import type { RetryPolicy } from '../domain/retry.ts';
 import { isSet } from '../domain/segment.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
 import { askLine } from './ask.ts';
 import type { AskDeps, Answered, Question } from './ask.ts';
+import { refusalOf } from './check-line.ts';
+import type { PlannedRules } from './check-line.ts';
 import type { Answer, FreshAnswer } from './contract.ts';
 import type { Engine } from './engine.ts';
 import { scanRequest } from './json-scan.ts';
@@ -15,14 +18,13 @@ import type { Tenant } from './room.ts';
 import type { Holder, SegmentWriter } from './segment-writer.ts';
 import { NO_USAGE } from './usage.ts';
 
-/** What the dispatcher needs to know of a job. */
-export interface DispatchJob {
+/** What the dispatcher needs to know of a job; its endpoint is the path that each line asks. */
+export interface DispatchJob extends PlannedRules {
   id: string;
-  /** Path that each line asks. */
-  endpoint: string;
   /** Storage key of its input. */
   inputKey: string;
   maxConcurrency: number;
+  retry: RetryPolicy;
   /** Base URLs of the engines that serve it at this moment. */
   addresses(): readonly string[];
 }
@@ -32,6 +34,8 @@ export interface TakenShard {
   plan: ShardPlan;
   token: string;
   done: Buffer;
+  /** Lines that go to no engine: their answer is what is wrong with them. Null: none. */
+  bad: Buffer | null;
   left: number;
 }
 
@@ -47,13 +51,13 @@ export interface Hands {
 export interface ShardRunDeps extends AskDeps {
   maxLineBytes: number;
   openInput(key: string, range: { start: number; end: number }): Promise<Readable>;
-  /** A line left the shard for an engine. */
+  /** A line left the shard: for an engine, or as a bad one. */
   onSent(): void;
   onAnswered(kind: Answer['kind'], usage: Usage): void;
 }
 
 /**
- * `stop`: read and send no more lines, but wait for those in flight. `abort`: cut those, too; whoever runs a shard
+ * `stop`: read and send no more lines, and none again, but wait for those in flight. `abort`: cut those, too; whoever runs a shard
  * aborts it at the job's deadline.
  */
 export interface RunSignals {
@@ -107,12 +111,18 @@ export async function runShard(
   }
 
   try {
-    await eachOpenLine(shard, hands, signals.stop, deps, (line, engine) => {
-      hands.tenant.inHand += 1;
-      out += 1;
-      deps.onSent();
-      const asking = ask(line, engine, shard.plan, hands, signals.abort, deps);
-      void asking.then(answered, failed);
+    await eachOpenLine(shard, hands, signals.stop, deps, {
+      send(line, engine) {
+        hands.tenant.inHand += 1;
+        out += 1;
+        deps.onSent();
+        const asking = ask(line, engine, shard.plan, hands, signals, deps);
+        void asking.then(answered, failed);
+      },
+      refuse(line) {
+        deps.onSent();
+        keep({ answer: refused(line, shard.plan, hands.job, deps), usage: NO_USAGE });
+      },
     });
   } finally {
     back();
@@ -125,13 +135,19 @@ export async function runShard(
   if (unanswered === 0 && holder.state === 'holding') await hands.writer.recommit(holder);
 }
 
-/** Reads the shard's lines and hands over each that has no answer, with a place at an engine. */
+/** What becomes of a line without an answer. */
+interface Handover {
+  send(line: InputLine, engine: Engine): void;
+  refuse(line: InputLine): void;
+}
+
+/** Reads the shard's lines and hands over each that has no answer, the good ones with a place at an engine. */
 async function eachOpenLine(
-  { plan, done }: TakenShard,
+  { plan, done, bad }: TakenShard,
   { job, tenant }: Hands,
   stop: AbortSignal,
   deps: ShardRunDeps,
-  send: (line: InputLine, engine: Engine) => void,
+  to: Handover,
 ): Promise<void> {
   if (stop.aborted) return;
   const source = await deps.openInput(job.inputKey, {
@@ -146,7 +162,8 @@ async function eachOpenLine(
   try {
     for await (const batch of lines) {
       const open = batch.filter((line) => !isSet(done, line.index - plan.first));
-      if (!(await sendAll(open, tenant, stop, deps, send))) return;
+      const isBad = (line: InputLine) => bad !== null && isSet(bad, line.index - plan.first);
+      if (!(await handOver(open, isBad, tenant, stop, deps, to))) return;
     }
   } finally {
     source.destroy();
@@ -166,19 +183,24 @@ async function* whole(source: Readable, plan: ShardPlan): AsyncGenerator<Buffer>
 }
 
 /** False when it was stopped before the last line. */
-async function sendAll(
+async function handOver(
   lines: readonly InputLine[],
+  isBad: (line: InputLine) => boolean,
   tenant: Tenant,
   stop: AbortSignal,
   { room, budget }: ShardRunDeps,
-  send: (line: InputLine, engine: Engine) => void,
+  to: Handover,
 ): Promise<boolean> {
   for (const line of lines) {
     if (budget.isOver()) await budget.room(stop);
     if (stop.aborted) return false;
+    if (isBad(line)) {
+      to.refuse(line);
+      continue;
+    }
     const engine = room.tryTakeFresh(tenant) ?? (await room.takeFresh(tenant, stop));
     if (engine === null) return false;
-    send(line, engine);
+    to.send(line, engine);
   }
   return true;
 }
@@ -188,7 +210,7 @@ async function ask(
   engine: Engine,
   plan: ShardPlan,
   { job, tenant }: Hands,
-  signal: AbortSignal,
+  signals: RunSignals,
   deps: ShardRunDeps,
 ): Promise<Answered | null> {
   const id = requestId(job.id, line.index);
@@ -202,10 +224,23 @@ async function ask(
   const bytes = line.bytes?.length ?? 0;
   deps.budget.add(bytes);
   try {
-    return await askLine(question, engine, { path: job.endpoint, tenant, signal }, deps);
+    const { endpoint: path, retry } = job;
+    return await askLine(question, engine, { path, retry, tenant, ...signals }, deps);
   } finally {
     deps.budget.remove(bytes);
   }
+}
+
+/** The answer of a line that planning marked as bad. */
+function refused(
+  line: InputLine,
+  plan: ShardPlan,
+  job: DispatchJob,
+  { maxLineBytes }: ShardRunDeps,
+): FreshAnswer {
+  const id = requestId(job.id, line.index);
+  const pieces = [errorOnlyLine({ id, ...refusalOf(line, job, maxLineBytes) })];
+  return { line: line.index - plan.first, kind: 'error', pieces };
 }
 
 /** Planning has read this line as a request: the stored input is no longer what it was. */

@@ -7,7 +7,7 @@ import type { DigestTable } from './digest-table.ts';
 const MEMORY_ENTRIES = 262_144;
 const FIRST_ENTRIES = 256;
 
-/** A line whose custom_id an earlier one has. Both are physical lines, from 1. */
+/** A line whose custom_id an earlier one has. Both are numbers as they were added. */
 export interface Duplicate {
   number: number;
   /** The first line that has it. */
@@ -24,12 +24,12 @@ export interface Duplicates {
 /** Checks that custom_ids are unique in memory that does not grow with their number. */
 export interface UniqueIds {
   /**
-   * Remembers the id of physical line `number`, from 1; lines come in order. Returns a promise only when it spills,
+   * Remembers the id of line `number`, from 1; lines come in order. Returns a promise only when it spills,
    * and wants it awaited before the next call. Rejects with `storage.scratch` (Transient) when it cannot.
    */
   add(id: string, number: number): Promise<void> | void;
-  /** Called once, after the last `add`. */
-  duplicates(limit: number): Promise<Duplicates>;
+  /** Called once, after the last `add`. `onEach` hears of every duplicate, in no order. */
+  duplicates(limit: number, onEach?: (duplicate: Duplicate) => void): Promise<Duplicates>;
   /** Gives the scratch file's space back; may be called at any time and again. */
   close(): Promise<void>;
 }
@@ -121,9 +121,12 @@ export function createUniqueIds({
       used += RECORD_WORDS;
       return used === memoryEntries * RECORD_WORDS ? spill() : undefined;
     },
-    async duplicates(limit) {
+    async duplicates(limit, onEach) {
       const collector = createCollector(limit);
-      const add = (duplicate: Duplicate) => collector.add(duplicate);
+      function add(duplicate: Duplicate): void {
+        collector.add(duplicate);
+        onEach?.(duplicate);
+      }
       const table = createDigestTable();
       if (hasSpilled) await spill();
       else checkRecords(records.subarray(0, used), table, add);

@@ -345,6 +345,16 @@ describe('stops', () => {
     expect((await world.ledger.answers()).size).toBe(8);
   });
 
+  test('stop leaves lines open that wait for another attempt', async () => {
+    await using engine = await startEngine(0, [{ kind: 'status', status: 503, retry_after: 60 }]);
+    await using world = await openDispatchWorld({ engines: [engine.url], input: chatLines(5) });
+    const running = world.run();
+    await until(() => world.retries.length === 5, { what: 'five refusals' });
+    world.stop.abort();
+    expect(await running).toBe('stopped');
+    expect(await world.ledger.answers()).toEqual(new Map());
+  });
+
   test('what was answered before an abort is committed', async () => {
     await using engine = await startEngine(0, [{ kind: 'hang_headers', match: 'question 9' }]);
     await using world = await openDispatchWorld({ engines: [engine.url], input: chatLines(10) });

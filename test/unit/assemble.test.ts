@@ -3,6 +3,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { assemble } from '../../src/dispatcher/assemble.ts';
+import type { AssemblyOptions } from '../../src/dispatcher/assemble.ts';
 import type { AssemblySource } from '../../src/dispatcher/contract.ts';
 import type { PartRange } from '../../src/domain/segment.ts';
 import { notFound, permanent } from '../../src/domain/errors.ts';
@@ -17,6 +18,11 @@ async function run(source: AssemblySource) {
   const counts = await assemble(source, sinks, OPTIONS);
   const [output, error] = await files;
   return { counts, output, error };
+}
+
+function idsOf(file: PromiseSettledResult<string>): unknown[] {
+  const lines = file.status === 'fulfilled' ? file.value.split('\n').slice(0, -1) : [];
+  return lines.map((line) => (JSON.parse(line) as { custom_id: string }).custom_id);
 }
 
 /** What an assembly that must fail rejects with. */
@@ -74,6 +80,31 @@ describe('assemble', () => {
         },
       ),
       { numRuns: 150 },
+    );
+  });
+
+  test('leaves undone lines out of a job that runs, and needs no input for it', async () => {
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array<MadeLine>(LINE, { maxLength: 60 }),
+        fc.integer({ min: 1, max: 20 }),
+        async (lines, shardLines) => {
+          const job = makeJob(lines, shardLines);
+          const whole = makeJob(
+            lines.filter(({ kind }) => kind !== 'undone'),
+            1,
+          );
+          const source = sourceOf(job);
+          const { sinks, files } = collectingSinks();
+          await assemble(source, sinks, { ...OPTIONS, undone: null, aheadBytes: 0 });
+          const [output, error] = await files;
+          expect(idsOf(output)).toEqual(idsOf({ status: 'fulfilled', value: whole.output }));
+          expect(output).toEqual({ status: 'fulfilled', value: job.output });
+          expect(idsOf(error)).toEqual(idsOf({ status: 'fulfilled', value: whole.error }));
+          expect(source.opened.input).toBe(0);
+        },
+      ),
+      { numRuns: 100 },
     );
   });
 
@@ -299,5 +330,64 @@ describe('assemble stops', () => {
     const { sinks } = collectingSinks();
     await expect(assemble({ ...sourceOf(job), shards }, sinks, OPTIONS)).rejects.toBe('odd');
     expect(sinks.output.errored?.message).toBe('odd');
+  });
+});
+
+describe('bad lines that nobody answered', () => {
+  const good = '{"custom_id":"good","method":"POST","url":"/v1/score","body":{"model":"m"}}';
+  const rows = [
+    good,
+    'nope',
+    good,
+    '{"custom_id":"x","method":"GET","url":"/v1/score","body":{}}',
+    `{"custom_id":"long","x":"${'x'.repeat(10_000)}"}`,
+  ];
+  const input = Buffer.from(rows.join('\n'));
+  const plan = { n: 0, first: 0, lines: rows.length, offset: 0, bytes: input.length };
+  const done = Buffer.from([0]);
+  const job: MadeJob = {
+    jobId: 'job_made',
+    input,
+    shards: [{ plan, done, bad: Buffer.from([0b11110]), parts: [] }],
+    segments: new Map(),
+    output: '',
+    error: '',
+  };
+
+  async function errors(options: Partial<AssemblyOptions>) {
+    const { sinks, files } = collectingSinks();
+    await assemble(sourceOf(job), sinks, { ...OPTIONS, ...options });
+    const [, error] = await files;
+    const lines = error.status === 'fulfilled' ? error.value.trimEnd().split('\n') : [];
+    return lines.map((line) => {
+      const { custom_id: id, error: said } = JSON.parse(line);
+      return [id, said.code];
+    });
+  }
+
+  test('are like the others where the job was stopped, under the custom_id that they have', async () => {
+    expect(await errors({})).toEqual([
+      ['good', UNDONE.code],
+      [null, UNDONE.code],
+      ['good', UNDONE.code],
+      ['x', UNDONE.code],
+      [null, UNDONE.code],
+    ]);
+  });
+
+  test('say what is wrong with them where rules are given', async () => {
+    const rules = { endpoint: '/v1/score', models: ['m'], pinnedModel: null } as const;
+    expect(await errors({ rules })).toEqual([
+      ['good', UNDONE.code],
+      [null, 'invalid_json_line'],
+      ['good', 'duplicate_custom_id'],
+      ['x', 'invalid_method'],
+      [null, 'line_too_long'],
+    ]);
+  });
+
+  test('an unreadable line that planning did not mark is an input that has changed', async () => {
+    const unmarked = changed(job, { bad: null });
+    expect(await failure(sourceOf(unmarked))).toMatchObject({ code: 'input.changed' });
   });
 });

@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { scanRequest } from '../../src/dispatcher/json-scan.ts';
+import { scanCustomId, scanRequest } from '../../src/dispatcher/json-scan.ts';
 
 function scan(text: string): { customId: string; body: string } | null {
   const found = scanRequest(Buffer.from(text));
@@ -67,6 +67,17 @@ describe('scanRequest', () => {
 
   test('does not look into nested values', () => {
     expect(scan('{"body":{"custom_id":"inner"},"x":[{"body":2}]}')).toBeNull();
+  });
+
+  test.for([
+    ['{"custom_id":"a\\u0062"}', '"a\\u0062"'],
+    ['{"method":"GET","custom_id":"","custom_id":"b"}', '"b"'],
+    ['{"custom_id":7}', null],
+    ['{"body":{"custom_id":"inner"}}', null],
+    ['["custom_id","a"]', null],
+    ['"custom_id"', null],
+  ] as const)('the custom_id alone of %s', ([text, id]) => {
+    expect(scanCustomId(Buffer.from(text))?.toString() ?? null).toBe(id);
   });
 
   test('skips long strings with escaped quotes and runs of backslashes', () => {

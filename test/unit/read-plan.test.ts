@@ -1,73 +1,7 @@
-import { tmpdir } from 'node:os';
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { readPlan } from '../../src/dispatcher/read-plan.ts';
-import type { ReadPlan, ReadPlanOptions } from '../../src/dispatcher/read-plan.ts';
-import { createUniqueIds } from '../../src/dispatcher/unique-ids.ts';
 import type { ShardPlan } from '../../src/domain/plan.ts';
-
-interface Read extends ReadPlan {
-  plans: ShardPlan[];
-}
-
-async function* inChunks(bytes: Buffer, cuts: readonly number[]): AsyncGenerator<Uint8Array> {
-  let from = 0;
-  for (const cut of [...cuts].toSorted((a, b) => a - b)) {
-    yield bytes.subarray(from, Math.min(cut, bytes.length));
-    from = Math.min(cut, bytes.length);
-  }
-  yield bytes.subarray(from);
-}
-
-async function read(
-  input: string | Buffer,
-  options: Partial<ReadPlanOptions> = {},
-  cuts: readonly number[] = [],
-): Promise<Read> {
-  const plans: ShardPlan[] = [];
-  const uniqueIds = createUniqueIds({ directory: tmpdir() });
-  try {
-    const plan = await readPlan(inChunks(Buffer.from(input), cuts), {
-      endpoint: '/v1/chat/completions',
-      cut: { lines: 1_000, bytes: 8 * 1024 * 1024 },
-      maxLines: 50_000,
-      maxLineBytes: 10_000,
-      uniqueIds,
-      onShards: async (shards) => void plans.push(...shards),
-      signal: new AbortController().signal,
-      ...options,
-    });
-    return { ...plan, plans };
-  } finally {
-    await uniqueIds.close();
-  }
-}
-
-interface Line {
-  custom_id?: unknown;
-  method?: unknown;
-  url?: unknown;
-  body?: unknown;
-}
-
-function line(n: number, change: Line = {}, body: object = {}): string {
-  return JSON.stringify({
-    custom_id: `id-${n}`,
-    method: 'POST',
-    url: '/v1/chat/completions',
-    body: { model: 'm', messages: [], ...body },
-    ...change,
-  });
-}
-
-function lines(count: number): string[] {
-  return Array.from({ length: count }, (_, n) => line(n));
-}
-
-/** Code, physical line and field of each error. */
-function found({ errors }: ReadPlan): [string, number | null, string | null][] {
-  return errors.map(({ code, line: number, param }) => [code, number, param]);
-}
+import { found, line, lines, read } from '../support/plan-reader.ts';
 
 describe('the cut', () => {
   const input = fc.record({
@@ -130,6 +64,15 @@ describe('the cut', () => {
     expect(plan.shards).toBe(2_000);
     expect(pages.length).toBeGreaterThan(3);
     expect(all).toEqual(Array.from({ length: 2_000 }, (_, n) => n));
+  });
+
+  test('after a bad line no shard is handed over, unless bad lines are taken', async () => {
+    const bytes = Buffer.from(['nope', ...lines(2_000)].join('\n'));
+    const cuts = Array.from({ length: 200 }, (_, n) => n * 1_000);
+    const cut = { lines: 1, bytes: 1 };
+    expect((await read(bytes, { cut }, cuts)).plans).toEqual([]);
+    const onBadLines = () => Promise.resolve();
+    expect((await read(bytes, { cut, onBadLines }, cuts)).plans).toHaveLength(2_001);
   });
 
   test('knows the models that the lines name', async () => {
@@ -229,22 +172,35 @@ describe('what is wrong with the whole', () => {
   });
 
   test.for([[], [1_000, 2_000, 3_000]])(
-    'of very many errors the first 99, and that there are more',
+    'of very many problems the first 100, and how many there are',
     async (cuts) => {
-      const rows = [...lines(20), ...Array.from({ length: 300 }, () => 'nope'), line(400)];
+      const rows = [...lines(20), ...Array.from({ length: 300 }, () => 'nope'), line(400), line(7)];
       const plan = await read(rows.join('\n'), {}, cuts);
-      expect(plan.errors).toHaveLength(100);
-      expect(found(plan).slice(0, 99)).toEqual(
-        Array.from({ length: 99 }, (_, n) => ['invalid_json_line', 21 + n, null]),
+      expect(plan).toMatchObject({ lines: 322, bad: 301, total: 301, plans: [] });
+      expect(plan.errors).toHaveLength(101);
+      expect(found(plan).slice(0, 100)).toEqual(
+        Array.from({ length: 100 }, (_, n) => ['invalid_json_line', 21 + n, null]),
       );
-      expect(plan.errors[99]).toMatchObject({ code: 'too_many_errors', line: null, param: null });
-      expect(plan.errors[99]?.message).toContain('99');
+      const rest = { code: 'too_many_errors', line: null, param: null };
+      expect(plan.errors[100]).toMatchObject(rest);
+      expect(plan.errors[100]?.message).toMatch(/\b301 problems\b.*\bfirst 100\b/);
     },
   );
 
-  test('99 errors are all listed, and nothing is said of more', async () => {
-    const plan = await read(Array.from({ length: 99 }, () => 'nope').join('\n'));
-    expect(plan.errors).toHaveLength(99);
+  test('that there are too many lines is said beside any number of bad ones', async () => {
+    const rows = Array.from({ length: 300 }, () => 'nope');
+    const plan = await read(rows.join('\n'), { maxLines: 250 });
+    expect(found(plan).slice(98)).toEqual([
+      ['invalid_json_line', 99, null],
+      ['too_many_tasks', 251, null],
+      ['too_many_errors', null, null],
+    ]);
+    expect(plan).toMatchObject({ bad: 250, total: 251, unfit: { code: 'too_many_tasks' } });
+  });
+
+  test('100 problems are all listed, and nothing is said of more', async () => {
+    const plan = await read(Array.from({ length: 100 }, () => 'nope').join('\n'));
+    expect(plan.errors).toHaveLength(100);
     expect(plan.errors.at(-1)?.code).toBe('invalid_json_line');
   });
 

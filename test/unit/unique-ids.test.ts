@@ -125,5 +125,6 @@ describe('createUniqueIds', () => {
       ),
       { numRuns: 200 },
     );
-  });
+    // Each spill is a file: slow where the disk or the cores are busy with others.
+  }, 20_000);
 });

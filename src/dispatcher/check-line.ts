@@ -1,0 +1,94 @@
+import { isUtf8 } from 'node:buffer';
+import { checkLine, isProblem, MAX_MODELS, problem } from '../domain/plan.ts';
+import type { CheckedLine, LineRules, Problem } from '../domain/plan.ts';
+import { scanCustomId } from './json-scan.ts';
+import type { InputLine } from './lines.ts';
+
+const ASCII = /^[\0-\x7f]*$/;
+const NULL = Buffer.from('null');
+
+/** What is wrong with a line in itself, or what planning keeps of it. */
+export function checkInputLine(
+  { bytes }: InputLine,
+  rules: LineRules,
+  maxLineBytes: number,
+): CheckedLine | Problem {
+  if (bytes === null) {
+    return problem('line_too_long', `This line is longer than ${maxLineBytes} bytes.`, null);
+  }
+  // JSON's syntax is ASCII: latin1 shows a line's form at less cost than UTF-8, and only what is shown or compared
+  // has to be read as what it is.
+  const checked = isUtf8(bytes) ? checkText(bytes.toString('latin1'), rules) : notJson();
+  const isExact = !isProblem(checked) && ASCII.test(checked.customId) && isPlain(checked.model);
+  return isExact || !isUtf8(bytes) ? checked : checkText(bytes.toString('utf8'), rules);
+}
+
+function isPlain(model: string | null): boolean {
+  return model === null || ASCII.test(model);
+}
+
+function checkText(text: string, rules: LineRules): CheckedLine | Problem {
+  let parsed: unknown;
+  try {
+    parsed = JSON.parse(text);
+  } catch {
+    return notJson(); // which is a finding here
+  }
+  return checkLine(parsed, rules);
+}
+
+function notJson(): Problem {
+  return problem('invalid_json_line', 'This line is not parseable as valid JSON.', null);
+}
+
+/** A model more than a job may name. */
+export function tooManyModels(): Problem {
+  const message = `A batch may name at most ${MAX_MODELS} models.`;
+  return problem('model_mismatch', message, 'body.model');
+}
+
+/** The rules of a job that was planned. */
+export interface PlannedRules extends LineRules {
+  /** The models that planning found. */
+  models: readonly string[];
+}
+
+/** What the error file says of a line that planning marked as bad. */
+export interface Refusal {
+  /** Raw JSON: the string that the line has, or `null`. */
+  customId: Buffer;
+  code: string;
+  message: string;
+}
+
+/**
+ * Finds again why planning marked a line as bad. Only that another line has its custom_id does not show in the line:
+ * that is what is left.
+ */
+export function refusalOf(line: InputLine, rules: PlannedRules, maxLineBytes: number): Refusal {
+  const checked = checkInputLine(line, rules, maxLineBytes);
+  return { customId: customIdOf(line), ...reasonOf(checked, rules) };
+}
+
+/** The raw `custom_id` of any line, or `null` where it has none. */
+export function customIdOf({ bytes }: InputLine): Buffer {
+  if (bytes === null || !isUtf8(bytes)) return NULL;
+  try {
+    JSON.parse(bytes.toString('latin1'));
+  } catch {
+    return NULL; // half a line may have an id, but nobody can say that it is the line's
+  }
+  return scanCustomId(bytes) ?? NULL;
+}
+
+function reasonOf(checked: CheckedLine | Problem, rules: PlannedRules): Omit<Refusal, 'customId'> {
+  if (isProblem(checked)) return { code: checked.code, message: checked.message };
+  if (checked.model !== null && !rules.models.includes(checked.model)) {
+    const { code, message } = tooManyModels();
+    return { code, message };
+  }
+  return {
+    code: 'duplicate_custom_id',
+    message: 'This custom_id is already used in an earlier line.',
+  };
+}
