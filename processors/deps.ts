@@ -1,6 +1,7 @@
 import type { Readable } from 'node:stream';
 import type { Advance } from '../queues/advance.ts';
 import type { Queues } from '../queues/queues.ts';
+import type { AssemblyOptions } from '../src/dispatcher/assemble.ts';
 import type { AssemblySinks, AssemblySource } from '../src/dispatcher/contract.ts';
 import type { Dispatcher } from '../src/dispatcher/dispatcher.ts';
 import type { ReadPlan, ReadPlanOptions } from '../src/dispatcher/read-plan.ts';
@@ -44,10 +45,12 @@ export interface Deps extends SettleDeps {
     source: Readable,
     options: Omit<ReadPlanOptions, 'uniqueIds' | 'maxLines' | 'maxLineBytes'>,
   ): Promise<ReadPlan>;
+  /** The lines of an input that an error file names, in input order. */
+  selectLines(input: Readable, errorFile: Readable): AsyncIterable<Uint8Array>;
   assemble(
     source: AssemblySource,
     sinks: AssemblySinks,
-    options: { jobId: string; undone: { code: string; message: string } },
+    options: Pick<AssemblyOptions, 'jobId' | 'undone' | 'rules'>,
   ): Promise<{ output: number; error: number; undone: number }>;
   /** A fresh random holder token of 128 bits. */
   newToken(): string;

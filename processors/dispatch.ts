@@ -3,6 +3,8 @@ import type { Processor, Task } from '../queues/worker.ts';
 import type { TakenShard } from '../src/dispatcher/dispatcher.ts';
 import { describeError, permanent } from '../src/domain/errors.ts';
 import { fileKey } from '../src/domain/file.ts';
+import { plannedRules } from '../src/domain/job.ts';
+import { DEFAULT_RETRY } from '../src/domain/retry.ts';
 import type { Deps } from './deps.ts';
 import { addShards } from './settle.ts';
 import type { Watch } from './watch.ts';
@@ -51,7 +53,7 @@ async function send(
   // Ends what listens to the signals of this shard: theirs live as long as the process.
   const over = new AbortController();
   try {
-    const stop = AbortSignal.any([signal, watch.signal, over.signal]);
+    const stop = AbortSignal.any([signal, watch.signal, watch.paused, over.signal]);
     const abort = AbortSignal.any([lockLost, watch.signal, deps.graceOver, over.signal]);
     const result = await deps.dispatcher.run(shard, toDispatch(watch), { stop, abort });
     // Whatever kept it from being sent is over.
@@ -64,12 +66,13 @@ async function send(
 }
 
 function toDispatch(watch: Watch) {
-  const { id, endpoint, input, maxConcurrency } = watch.job;
+  const { id, input, maxConcurrency, options } = watch.job;
   return {
     id,
-    endpoint,
+    ...plannedRules(watch.job),
     inputKey: fileKey(input),
     maxConcurrency,
+    retry: options.retry ?? DEFAULT_RETRY,
     addresses: watch.addresses,
   };
 }

@@ -2,7 +2,7 @@ import { PassThrough } from 'node:stream';
 import type { Verdict } from '../queues/worker.ts';
 import { describeError, permanent } from '../src/domain/errors.ts';
 import { fileKey, outputFileId, segmentKey } from '../src/domain/file.ts';
-import { batchIdOf } from '../src/domain/job.ts';
+import { batchIdOf, plannedRules } from '../src/domain/job.ts';
 import type { JobRecord, Outcome } from '../src/domain/job.ts';
 import type { Deps } from './deps.ts';
 import { settle } from './settle.ts';
@@ -74,7 +74,12 @@ async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSign
         openInput: (range) => deps.storage.get(fileKey(job.input), range),
       },
       { output: output.sink, error: error.sink },
-      { jobId: job.id, undone: UNDONE[outcome] },
+      {
+        jobId: job.id,
+        undone: UNDONE[outcome],
+        // A job that ran to its end had only bad lines where it has unanswered ones.
+        ...(outcome === 'completed' ? { rules: plannedRules(job) } : {}),
+      },
     );
     const [outputFile, errorFile] = await Promise.all([output.file, error.file]);
     return { ...counts, outputFile, errorFile };
@@ -104,7 +109,10 @@ async function openSink(
   async function store(): Promise<string> {
     const stored = await deps.storage.put(fileKey(id), sink, { signal });
     const filename = `${batchIdOf(job.id)}_${kind}.jsonl`;
-    await deps.store.files.create({ id, ...stored, filename, purpose: 'batch_output' });
+    const seconds = job.options.outputExpiresAfter;
+    const expiresAfterMs = seconds === null ? null : seconds * 1_000;
+    const purpose = 'batch_output';
+    await deps.store.files.create({ id, ...stored, filename, purpose, expiresAfterMs });
     return id;
   }
   const file = store();

@@ -1,9 +1,12 @@
 import type { Processor, Verdict } from '../queues/worker.ts';
+import type { ReadPlan } from '../src/dispatcher/read-plan.ts';
 import { describeError, SluiceError } from '../src/domain/errors.ts';
 import { fileKey } from '../src/domain/file.ts';
 import { JOB } from '../src/domain/job.ts';
-import type { JobRecord } from '../src/domain/job.ts';
+import type { JobError, JobRecord } from '../src/domain/job.ts';
+import { reportProblems } from '../src/domain/plan.ts';
 import type { Deps } from './deps.ts';
+import { writeRetryInput } from './retry.ts';
 import { FIRST_WAKE, recordProvision, stopJob } from './settle.ts';
 
 /** Validates a job's whole input in one streaming pass, cuts it into shards, and records the engines that it gets. */
@@ -18,13 +21,16 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   }
   const plan = await read(job, signal, deps);
   if (plan === null) return 'done';
+  const { lines, shards, models, bad } = plan;
+  const set = { lines, shards, models };
+  const event = describePlan(plan);
+  if (bad === lines) {
+    // Nothing is leased for lines that no engine can be asked.
+    await deps.advanceJob(job, 'finalizing', { outcome: 'completed', event, set });
+    return 'done';
+  }
   const provisions = await Promise.all(slots.map((slot) => recordProvision(job, slot, 0, deps)));
-  const { lines, shards, models } = plan;
-  const event = `The input is valid: ${lines} requests in ${shards} shards.`;
-  const moved = await deps.advanceJob(job, 'resource_preparing', {
-    event,
-    set: { lines, shards, models },
-  });
+  const moved = await deps.advanceJob(job, 'resource_preparing', { event, set });
   if (moved === 'stale') return 'done';
   // Not before the job has moved: what serves a provision asks whether its job wants it.
   await Promise.all(
@@ -33,21 +39,33 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   return 'done';
 };
 
+function describePlan({ lines, shards, bad }: ReadPlan): string {
+  if (bad === 0) return `The input is valid: ${lines} requests in ${shards} shards.`;
+  return (
+    `The input has ${lines} requests in ${shards} shards; ${bad} of them are bad and go to the ` +
+    'error file.'
+  );
+}
+
 /** The plan, or null where the job was stopped for what its input is. Storage that is away is tried again. */
-async function read(job: JobRecord, signal: AbortSignal, deps: Deps) {
+async function read(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<ReadPlan | null> {
+  const { endpoint, cut, options } = job;
+  const isLenient = options.validation === 'lenient';
   try {
+    await writeRetryInput(job, signal, deps);
     const source = await deps.storage.get(fileKey(job.input));
     const plan = await deps.readPlan(source, {
-      endpoint: job.endpoint,
-      cut: job.cut,
+      endpoint,
+      pinnedModel: options.pinnedModel,
+      cut,
       onShards: (shards) => deps.store.shards.write(job.id, shards),
+      onBadLines: isLenient ? (shards) => deps.store.shards.markBad(job.id, shards) : null,
       signal,
     });
-    if (plan.errors.length === 0) return plan;
-    const first = plan.errors[0];
-    const where = first?.line === null ? '' : ` in line ${first?.line}`;
-    const event = `The input file is not valid: ${first?.code}${where}.`;
-    await stopJob(job.id, { outcome: 'failed', event, errors: plan.errors }, deps);
+    const errors = isLenient ? unfit(plan) : reportProblems(plan.problems, plan.total);
+    if (errors.length === 0) return plan;
+    const event = describeProblem(errors);
+    await stopJob(job.id, { outcome: 'failed', event, errors }, deps);
     return null;
   } catch (error) {
     if (!(error instanceof SluiceError) || error.kind === 'Transient') throw error;
@@ -57,4 +75,14 @@ async function read(job: JobRecord, signal: AbortSignal, deps: Deps) {
     await stopJob(job.id, { outcome: 'failed', event, reason: message, errors }, deps);
     return null;
   }
+}
+
+/** What no bad line can be blamed for. */
+function unfit({ unfit: problem }: ReadPlan): JobError[] {
+  return problem === null ? [] : [problem];
+}
+
+function describeProblem([first]: readonly JobError[]): string {
+  const where = first?.line === null ? '' : ` in line ${first?.line}`;
+  return `The input file is not valid: ${first?.code}${where}.`;
 }

@@ -1,5 +1,5 @@
 import { shardEntity } from '../queues/catalog.ts';
-import { isFinal, stopTarget, wantsEngines } from '../src/domain/job.ts';
+import { isFinal, isPaused, stopTarget, wantsEngines } from '../src/domain/job.ts';
 import type { JobError, JobRecord, Outcome } from '../src/domain/job.ts';
 import { isReleased, provisionId, settledStep, wanted } from '../src/domain/provision.ts';
 import type { ProvisionRecord, Slot } from '../src/domain/provision.ts';
@@ -19,12 +19,13 @@ const STEP_EVENT = {
  * Brings a job to where its provisions allow it to be, and gives back every provision that it no longer wants.
  * Level-triggered: it may be called at any time, by anyone, twice at once; who loses a compare-and-set reads again.
  * `replace` also sees to it that every slot of the settings has a provision of its address; only the sweeper asks for
- * that, one at a time, since processes may differ in their settings for a while.
+ * that, one at a time, since processes may differ in their settings for a while. `why` is what its history is to say
+ * of a step back.
  */
 export async function settle(
   jobId: string,
   deps: SettleDeps,
-  { replace = false } = {},
+  { replace = false, why = '' }: { replace?: boolean; why?: string } = {},
 ): Promise<void> {
   for (let step = 0; step < MOST_STEPS; step += 1) {
     const job = await deps.store.jobs.get(jobId);
@@ -39,11 +40,17 @@ export async function settle(
       live.map((each) => each.state),
     );
     if (to === null) return;
-    const moved = await deps.advanceJob(job, to, { event: STEP_EVENT[to], set: { reason: '' } });
+    const event = stepEvent(job, to, why);
+    const moved = await deps.advanceJob(job, to, { event, set: { reason: '' } });
     if (moved === 'stale') continue;
     if (to === 'in_progress') await openShards(jobId, deps);
     else if (job.state === 'in_progress') await deps.store.jobs.publishStop(jobId);
   }
+}
+
+function stepEvent(job: JobRecord, to: keyof typeof STEP_EVENT, why: string): string {
+  const isBack = to === 'resource_preparing' || job.state === 'in_progress';
+  return isBack && why !== '' ? why : STEP_EVENT[to];
 }
 
 /** What the job should have: by the settings where those count, else what it has. */
@@ -71,13 +78,14 @@ async function releaseUnwanted(
   await Promise.all(unwanted.map((each) => deps.advanceProvision(each, 'releasing')));
 }
 
-async function fillSlots(
+/** Gives each slot that has no provision at its address one, unless the job wants none. May run twice at once. */
+export async function fillSlots(
   job: JobRecord,
   provisions: readonly ProvisionRecord[],
   slots: readonly Slot[],
   deps: SettleDeps,
 ): Promise<void> {
-  if (!wantsEngines(job.state)) return;
+  if (!wantsEngines(job.state) || isPaused(job)) return;
   const empty = slots.filter(
     ({ slot, address }) =>
       !provisions.some(
@@ -138,6 +146,8 @@ export interface Stop {
   event: string;
   reason?: string;
   errors?: JobError[];
+  /** Only while this still is the job's deadline: it may have been moved since it was found to be over. */
+  deadline?: number | undefined;
 }
 
 /**
@@ -146,13 +156,14 @@ export interface Stop {
  */
 export async function stopJob(
   jobId: string,
-  { outcome, event, reason = '', errors }: Stop,
+  { outcome, event, reason = '', errors, deadline }: Stop,
   deps: SettleDeps,
 ): Promise<JobRecord | null> {
   for (;;) {
     const job = await deps.store.jobs.get(jobId);
     const target = job === null ? null : stopTarget(job, outcome);
     if (job === null || target === null) return job;
+    if (deadline !== undefined && job.deadline !== deadline) return job;
     // What was never answered counts as failed, so that total is completed + failed at the end.
     const failed = isFinal(target) ? { failed: job.lines - job.completed } : {};
     const set = { reason, ...failed, ...(errors === undefined ? {} : { errors }) };

@@ -1,11 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Processor, Verdict } from '../queues/worker.ts';
-import { wantsEngines } from '../src/domain/job.ts';
+import { isPaused, wantsEngines } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { isReleased, PROVISION } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Look } from '../src/runtimes/contract.ts';
 import type { Deps, SettleDeps } from './deps.ts';
+import { PAUSED_LOOK_MS } from './pause.ts';
 import { settle, stopJob } from './settle.ts';
 
 const LOOK_WHILE_STARTING_MS = 1_000;
@@ -25,6 +26,8 @@ export const submission: Processor<Deps> = async ({ id, wake, signal }, deps) =>
     await settle(provision.job, deps);
     return 'done';
   }
+  // An engine that serves is watched on: lines in flight may still be answered there.
+  if (provision.state === 'starting' && isPaused(job)) return { againInMs: PAUSED_LOOK_MS };
   const look = await lookAt(provision, job, signal, deps);
   return provision.state === 'starting'
     ? whileStarting(provision, job, look, signal, deps)
@@ -108,7 +111,8 @@ async function whileServing(provision: ProvisionRecord, look: Look, deps: Deps):
     'engine lost',
   );
   const moved = await deps.advanceProvision(provision, 'starting', { reason: '' });
-  if (moved !== 'stale') await settle(provision.job, deps);
+  const why = `The engine ${provision.address} was lost: ${look.reason}`;
+  if (moved !== 'stale') await settle(provision.job, deps, { why });
   await deps.store.jobs.note(provision.job, look.reason);
   return 'done';
 }

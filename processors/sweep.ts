@@ -1,7 +1,7 @@
 import { deliveryId, shardEntity } from '../queues/catalog.ts';
 import type { Delivery } from '../queues/catalog.ts';
 import type { Queues } from '../queues/queues.ts';
-import { isFinal, JOB } from '../src/domain/job.ts';
+import { isFinal, isPaused, JOB } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { PROVISION } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
@@ -52,7 +52,11 @@ export function createSweeper(holder: string, deps: SweepDeps): Sweeper {
       await Promise.all(
         due.map(async (id) => {
           try {
-            await stopJob(id, { outcome: 'expired', event }, deps);
+            const job = await deps.store.jobs.get(id);
+            // Its deadline was moved, and who moved it died before the index had it.
+            if (job !== null && (await deps.store.jobs.mendDeadline(job))) return;
+            const deadline = job?.deadline;
+            await stopJob(id, { outcome: 'expired', event, deadline }, deps);
           } catch (error) {
             // The others are overdue as well, and this one is due again in the next round.
             deps.log.error({ id, err: error }, 'an overdue job could not be stopped');
@@ -103,7 +107,8 @@ async function sweepJob(id: string, missing: Missing, deps: SweepDeps): Promise<
     if (wake !== 'stale') await deps.add({ queue, entity: id, wake });
   }
   if (isAnswered(job)) await finishJob(id, deps);
-  else if (job.state === 'in_progress') await sweepShards(job, missing, deps);
+  // Of a paused job nothing waits for anybody; who resumes it opens shards again.
+  else if (job.state === 'in_progress' && !isPaused(job)) await sweepShards(job, missing, deps);
   await settle(id, deps, { replace: true });
 }
 

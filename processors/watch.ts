@@ -1,3 +1,4 @@
+import { isPaused } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { Store } from '../src/store/store.ts';
 import type { Log } from './deps.ts';
@@ -9,6 +10,8 @@ export interface Watch {
   addresses(): readonly string[];
   /** Aborted when the job is in progress no longer, or its deadline is over. */
   readonly signal: AbortSignal;
+  /** Aborted when the job is paused: no more is sent, and what is in flight may be answered. */
+  readonly paused: AbortSignal;
   /** Lets go; the last one that does ends the watching. */
   close(): void;
 }
@@ -21,8 +24,10 @@ interface Entry {
   job: JobRecord;
   addresses: readonly string[];
   abort: AbortController;
+  pause: AbortController;
   users: number;
-  timers: NodeJS.Timeout[];
+  refresh: NodeJS.Timeout | undefined;
+  end: NodeJS.Timeout | undefined;
 }
 
 interface WatchDeps {
@@ -37,6 +42,8 @@ interface WatchDeps {
 export class Watches {
   readonly #deps: WatchDeps;
   readonly #entries = new Map<string, Promise<Entry | null>>();
+  /** Of jobs that were paused while lines were in flight; whoever opens a watch after that gets another one. */
+  readonly #leaving = new Map<Entry, string>();
 
   constructor(deps: WatchDeps) {
     this.#deps = deps;
@@ -48,14 +55,15 @@ export class Watches {
       const entry = await this.#enter(jobId);
       if (entry === null) return null;
       // The last user of an entry may have ended it while we waited for it.
-      if (entry.abort.signal.aborted) continue;
+      if (entry.abort.signal.aborted || entry.pause.signal.aborted) continue;
       entry.users += 1;
       return this.#watch(jobId, entry);
     }
   }
 
-  /** Reads a watched job again at once: somebody said that it was stopped. */
+  /** Reads a watched job again at once: somebody said that it was stopped, paused, or has another deadline. */
   poke(jobId: string): void {
+    for (const [entry, id] of this.#leaving) if (id === jobId) void this.#refresh(jobId, entry);
     void this.#entries
       .get(jobId)
       // Whoever opens the watch hears of an error.
@@ -79,15 +87,26 @@ export class Watches {
 
   async #begin(jobId: string): Promise<Entry | null> {
     const found = await this.#read(jobId);
-    if (found === null) return null;
-    const entry: Entry = { ...found, abort: new AbortController(), users: 0, timers: [] };
-    entry.timers = [setInterval(() => void this.#refresh(jobId, entry), REFRESH_MS)];
-    // One that is over already is for the record to say, and one that is too far for a timer can wait for it, too.
-    const left = found.job.deadline - this.#deps.now();
-    if (left > 0 && left <= LONGEST_TIMER_MS) {
-      entry.timers.push(setTimeout(() => this.#end(jobId, entry, 'the deadline is over'), left));
-    }
+    if (found === null || isPaused(found.job)) return null;
+    const entry: Entry = {
+      ...found,
+      abort: new AbortController(),
+      pause: new AbortController(),
+      users: 0,
+      refresh: undefined,
+      end: undefined,
+    };
+    entry.refresh = setInterval(() => void this.#refresh(jobId, entry), REFRESH_MS);
+    this.#awaitDeadline(jobId, entry);
     return entry;
+  }
+
+  #awaitDeadline(jobId: string, entry: Entry): void {
+    clearTimeout(entry.end);
+    // One that is over already is for the record to say, and one that is too far for a timer can wait for it, too.
+    const left = entry.job.deadline - this.#deps.now();
+    if (left <= 0 || left > LONGEST_TIMER_MS) return;
+    entry.end = setTimeout(() => this.#end(jobId, entry, 'the deadline is over'), left);
   }
 
   #watch(jobId: string, entry: Entry): Watch {
@@ -96,6 +115,7 @@ export class Watches {
       job: entry.job,
       addresses: () => entry.addresses,
       signal: entry.abort.signal,
+      paused: entry.pause.signal,
       close: () => {
         if (open) entry.users -= 1;
         open = false;
@@ -123,15 +143,30 @@ export class Watches {
       // The same ones stay the same array: whoever holds it need not look.
       if (fresh.addresses.join() !== entry.addresses.join()) entry.addresses = fresh.addresses;
       this.#deps.onEngines();
+      if (entry.abort.signal.aborted) return;
+      const { deadline } = entry.job;
+      entry.job = fresh.job;
+      if (fresh.job.deadline !== deadline) this.#awaitDeadline(jobId, entry);
+      if (isPaused(fresh.job)) this.#leave(jobId, entry);
     } catch (error) {
       // It is read again soon; the job is sent on until then, and once it is over no commit is accepted.
       this.#deps.log.warn({ jobId, err: error }, 'a job that is being sent cannot be read');
     }
   }
 
-  #end(jobId: string, entry: Entry, reason: string): void {
+  #leave(jobId: string, entry: Entry): void {
+    if (entry.pause.signal.aborted) return;
     this.#entries.delete(jobId);
-    for (const timer of entry.timers) clearTimeout(timer);
+    this.#leaving.set(entry, jobId);
+    entry.pause.abort(new Error('the job is paused'));
+  }
+
+  #end(jobId: string, entry: Entry, reason: string): void {
+    if (entry.abort.signal.aborted) return;
+    // Where it was leaving, the job's place is another one's.
+    if (!this.#leaving.delete(entry)) this.#entries.delete(jobId);
+    clearInterval(entry.refresh);
+    clearTimeout(entry.end);
     entry.abort.abort(new Error(reason));
   }
 }

@@ -75,7 +75,7 @@ describe('advance', () => {
   ];
   /** The tables once more, so that a successor that is added by mistake is seen. */
   const ALLOWED: Record<string, string> = {
-    queued: 'resource_preparing failed expired cancelled resource_failed submit_failed',
+    queued: 'resource_preparing finalizing failed expired cancelled resource_failed submit_failed',
     resource_preparing: 'submitting finalizing cancelling failed resource_failed submit_failed',
     submitting:
       'in_progress finalizing resource_preparing cancelling failed resource_failed submit_failed',
@@ -260,11 +260,12 @@ describe('a line of each endpoint', () => {
   const cells = ENDPOINTS.flatMap((endpoint) => GOOD[endpoint].map((body) => ({ endpoint, body })));
 
   function check(endpoint: Endpoint, body: object) {
-    return checkLine({ custom_id: 'a', method: 'POST', url: endpoint, body, more: 1 }, endpoint);
+    const line = { custom_id: 'a', method: 'POST', url: endpoint, body, more: 1 };
+    return checkLine(line, { endpoint, pinnedModel: null });
   }
 
   test.for(cells)('$endpoint takes $body', ({ endpoint, body }) => {
-    expect(check(endpoint, body)).toEqual({ customId: 'a', model: body['model'] ?? null });
+    expect(check(endpoint, body)).toEqual({ customId: 'a', model: body['model'] ?? null, body });
     expect(check(endpoint, { ...body, stream: false, foreign: [] })).not.toHaveProperty('code');
     expect(check(endpoint, { ...body, stream: true })).toMatchObject({ param: 'body.stream' });
   });
@@ -291,7 +292,7 @@ describe('a line of each endpoint', () => {
 
   test('what a user wrote is cut in messages', () => {
     const line = { custom_id: 'a', method: 'x'.repeat(5_000), url: '', body: {} };
-    const found = checkLine(line, '/v1/score');
+    const found = checkLine(line, { endpoint: '/v1/score', pinnedModel: null });
     expect(JSON.stringify(found).length).toBeLessThan(300);
   });
 });

@@ -1,10 +1,13 @@
 import { describe, expect, test } from 'vitest';
 import { processors } from '../../processors/index.ts';
+import { pauseJob, resumeJob } from '../../processors/pause.ts';
 import { settle, stopJob } from '../../processors/settle.ts';
 import type { Delivery } from '../../queues/catalog.ts';
 import { transient } from '../../src/domain/errors.ts';
 import {
   isFinal,
+  isOpen,
+  isPaused,
   isSealed,
   JOB,
   JOB_STATES,
@@ -266,8 +269,14 @@ async function happenTo(here: JobWorld, own: Delivery | null, event: Event): Pro
       await machineLost(here);
       break;
     case 'pause':
+      await pauseJob(job.id, 'ann', deps);
+      // What is planned of a paused job is planned; an engine is not started.
+      if (own !== null && own.entity !== job.id && own.queue !== 'release') await here.deliver(own);
+      await settle(job.id, deps);
+      break;
     case 'resume':
-      // A time on the record that no table reads; settling must not make more of it.
+      job.pausedAt = 1;
+      await resumeJob(job.id, deps);
       await settle(job.id, deps);
       break;
     case 'storage down':
@@ -376,6 +385,48 @@ describe('a job', () => {
     await here.deliver(own);
     expect(here.job.state).toBe('cancelled');
   });
+
+  test.for(JOB_STATES)('%s: a pause holds it if it is open', async (state) => {
+    const here = openJobWorld(state, ENGINE_OF[state]);
+    const open = isOpen(state);
+    expect(await pauseJob(here.job.id, 'ann', here.deps)).toBe(open);
+    expect(isPaused(here.job)).toBe(open);
+    expect(await resumeJob(here.job.id, here.deps)).toBe(open);
+    expect(isPaused(here.job)).toBe(false);
+  });
+
+  test.for([
+    ['resource_preparing', 'intended', 'starting'],
+    ['submitting', 'starting', 'serving'],
+  ] as const)('%s: resuming wakes the provision that waited', async ([state, before, after]) => {
+    const here = openJobWorld(state, before);
+    await pauseJob(here.job.id, 'ann', here.deps);
+    const { provision } = here;
+    const own = ownDelivery(provision, PROVISION[before].queue);
+    if (own !== null) await here.deliver(own);
+    expect(provision.state).toBe(before);
+
+    await resumeJob(here.job.id, here.deps);
+    const woken = here.added.find(({ entity }) => entity === provision.id);
+    expect(woken).toMatchObject({ wake: provision.wake });
+    if (woken !== undefined) await here.deliver(woken);
+    expect(provision.state).toBe(after);
+  });
+
+  test.for(['cancelled', 'expired'] as const)(
+    'a paused job is %s as any other',
+    async (outcome) => {
+      for (const state of JOB_STATES.filter(isOpen)) {
+        const here = openJobWorld(state, ENGINE_OF[state]);
+        await pauseJob(here.job.id, '', here.deps);
+        await stopJob(here.job.id, { outcome, event: '' }, here.deps);
+        expect(here.job.state).toBe(
+          JOB_TABLE[state][outcome === 'cancelled' ? 'cancel' : 'expire'],
+        );
+        expect(isPaused(here.job)).toBe(false);
+      }
+    },
+  );
 
   test('every state with a queue has one that a processor serves', () => {
     for (const state of JOB_STATES) {
