@@ -1,20 +1,50 @@
 import type { IncomingMessage } from 'node:http';
 import * as v from 'valibot';
-import { invalidInput } from '../domain/errors.ts';
-import type { SluiceError } from '../domain/errors.ts';
+import { invalidInput, SluiceError } from '../domain/errors.ts';
 import { CLIENT_CLOSED } from './errors.ts';
 
 /** A JSON body holds ids and settings, never lines. */
 const MAX_JSON_BYTES = 1024 * 1024;
 
+/** Of what clients call JSON: what they send without saying so (curl says that it is a form), and JSON itself. */
+const JSON_TYPE = /^(?:application\/(?:[\w.+-]*json|x-www-form-urlencoded|octet-stream)|text\/)/i;
+/** Deeper than any of our schemas; what walks a value by recursion must not meet the end of the stack. */
+const MAX_DEPTH = 64;
+
 /** Reads a JSON object of at most 1 MiB; anything else is invalid input (400, or 413 when it is larger). */
 export async function readJson(incoming: IncomingMessage): Promise<Record<string, unknown>> {
-  const text = decodeText(await readBytes(incoming));
+  refuseType(incoming);
+  const text = decodeText(await readBody(incoming));
   const value = parseJson(text);
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     throw invalidInput('invalid_json', 'The request body must be a JSON object.');
   }
   return value as Record<string, unknown>;
+}
+
+function refuseType({ headers }: IncomingMessage): void {
+  const type = headers['content-type'];
+  if (type !== undefined && type !== '' && !JSON_TYPE.test(type)) {
+    throw invalidInput(
+      'invalid_content_type',
+      `The body of this request is JSON: send it as Content-Type: application/json, not '${type.slice(0, 100)}'.`,
+    );
+  }
+  const encoding = headers['content-encoding'] ?? 'identity';
+  if (encoding.toLowerCase() === 'identity') return;
+  throw invalidInput(
+    'invalid_content_encoding',
+    `Send the body of this request as it is, without Content-Encoding; got '${encoding.slice(0, 100)}'.`,
+  );
+}
+
+const bodies = new WeakMap<IncomingMessage, Promise<Buffer>>();
+
+/** The whole body of at most 1 MiB, also when it was read before. */
+export function readBody(incoming: IncomingMessage): Promise<Buffer> {
+  const body = bodies.get(incoming) ?? readBytes(incoming);
+  bodies.set(incoming, body);
+  return body;
 }
 
 async function readBytes(incoming: IncomingMessage): Promise<Buffer> {
@@ -40,6 +70,25 @@ async function readBytes(incoming: IncomingMessage): Promise<Buffer> {
   return Buffer.concat(chunks);
 }
 
+/** Equal values give equal texts, in whatever order their keys came. */
+export function canonicalJson(value: unknown): string {
+  return JSON.stringify(value, (_key, inner: unknown) =>
+    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
+      ? Object.fromEntries(Object.entries(inner).toSorted(([a], [b]) => (a < b ? -1 : 1)))
+      : inner,
+  );
+}
+
+/** The same of a body; one that is no JSON, which will be refused, stands for itself. */
+export function canonicalBody(bytes: Buffer): string {
+  try {
+    return canonicalJson(parseJson(decodeText(bytes)));
+  } catch (error) {
+    if (error instanceof SluiceError) return bytes.toString('latin1');
+    throw error;
+  }
+}
+
 /** The client hung up before its request was complete. */
 export function clientClosed(cause?: unknown): SluiceError {
   return invalidInput(
@@ -61,12 +110,29 @@ function decodeText(bytes: Buffer): string {
 }
 
 function parseJson(text: string): unknown {
+  if (isTooDeep(text)) {
+    throw invalidInput(
+      'invalid_json',
+      `The request body is nested deeper than ${MAX_DEPTH} levels.`,
+    );
+  }
   try {
     return JSON.parse(text);
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
     throw invalidInput('invalid_json', `The request body is not valid JSON: ${reason}`, { cause });
   }
+}
+
+function isTooDeep(text: string): boolean {
+  let depth = 0;
+  // Strings are skipped whole: what looks like a bracket in them is none.
+  for (const [token] of text.matchAll(/"(?:[^"\\]|\\.)*"?|[[\]{}]/gs)) {
+    if (token === '{' || token === '[') depth += 1;
+    else if (token === '}' || token === ']') depth -= 1;
+    if (depth > MAX_DEPTH) return true;
+  }
+  return false;
 }
 
 /** Message of the schema for keys that an object does not have; `parse` names them all. */
@@ -90,15 +156,20 @@ export function parse<Schema extends v.GenericSchema>(
   throw explain(parsed.issues);
 }
 
+/** So many unknown keys are named in one refusal. */
+const MAX_NAMES = 10;
+
 type Issues = readonly [v.BaseIssue<unknown>, ...v.BaseIssue<unknown>[]];
 
 function explain(issues: Issues): SluiceError {
   const unknown = issues.filter((issue) => issue.message === UNKNOWN_KEY).map(fieldOf);
   const [strange] = unknown;
   if (strange !== undefined) {
-    const names = unknown.map((name) => `'${name}'`).join(', ');
+    const names = unknown.slice(0, MAX_NAMES).map((name) => `'${name}'`);
+    if (unknown.length > MAX_NAMES) names.push('…');
     const what = unknown.length === 1 ? 'parameter' : 'parameters';
-    return invalidInput('unknown_parameter', `Unknown ${what}: ${names}.`, { param: strange });
+    const message = `Unknown ${what}: ${names.join(', ')}. Send none but those that the documentation lists.`;
+    return invalidInput('unknown_parameter', message, { param: strange });
   }
   const [first] = issues;
   const param = fieldOf(first);
@@ -115,7 +186,7 @@ function explain(issues: Issues): SluiceError {
 }
 
 function fieldOf(issue: v.BaseIssue<unknown>): string {
-  return v.getDotPath(issue) ?? 'body';
+  return cut(v.getDotPath(issue) ?? 'body');
 }
 
 function valueAt(issue: v.BaseIssue<unknown>): unknown {
@@ -125,6 +196,9 @@ function valueAt(issue: v.BaseIssue<unknown>): unknown {
 
 /** Users' values in messages are cut: an error is no place for a megabyte. */
 function clip(value: unknown): string {
-  const text = JSON.stringify(value) ?? String(value);
+  return cut(JSON.stringify(value) ?? String(value));
+}
+
+function cut(text: string): string {
   return text.length > 100 ? `${text.slice(0, 100)}…` : text;
 }

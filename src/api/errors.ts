@@ -15,9 +15,13 @@ export function answerError(error: unknown, c: ApiContext): Response {
   const known = storeTrouble(error) ?? error;
   const status = httpStatus(known);
   if (status >= 500) c.var.log.error({ err: error }, 'request failed');
-  if (status === 503) c.header('Retry-After', retryAfter(known));
+  if (status === 503 || isTimed(known)) c.header('Retry-After', retryAfter(known));
   // The status comes from our own error table, where every value has a body.
   return c.json(errorBody(known, status, c.var.requestId), status as ContentfulStatusCode);
+}
+
+function isTimed(error: unknown): boolean {
+  return error instanceof SluiceError && error.retryAfterMs !== null;
 }
 
 function errorBody(error: unknown, status: number, requestId: string): ErrorBody {

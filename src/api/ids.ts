@@ -31,6 +31,21 @@ export function isFileId(text: string): boolean {
   return /^file-[A-Za-z0-9_-]{1,100}$/.test(text);
 }
 
+/** As `isFileId`, of deployment templates. */
+export function isTemplateId(text: string): boolean {
+  return /^tpl_[A-Za-z0-9]{1,100}$/.test(text);
+}
+
+/** As `isFileId`, of provisions. */
+export function isProvisionId(text: string): boolean {
+  return /^prov_[A-Za-z0-9_]{1,120}$/.test(text);
+}
+
+/** As `isFileId`, of uploads. */
+export function isUploadId(text: string): boolean {
+  return /^upload_[A-Za-z0-9]{1,100}$/.test(text);
+}
+
 /** As `isFileId`, of jobs. */
 export function isJobId(text: string): boolean {
   return /^job_[A-Za-z0-9]{1,100}$/.test(text);

@@ -6,7 +6,13 @@ import { SluiceError } from '../domain/errors.ts';
 /** What every handler finds in its context. `route` is the matched pattern: a label with few values. */
 export interface ApiEnv {
   Bindings: HttpBindings;
-  Variables: { log: Logger; requestId: string; route: string };
+  Variables: {
+    log: Logger;
+    requestId: string;
+    route: string;
+    /** Of a POST that may come again: what it creates gets its id from this. */
+    creationKey?: string;
+  };
 }
 export type ApiContext = Context<ApiEnv>;
 export type Handler = (c: ApiContext) => Response | Promise<Response>;
@@ -16,10 +22,12 @@ export interface Route {
   path: string;
   get?: Handler;
   post?: Handler;
+  put?: Handler;
+  patch?: Handler;
   delete?: Handler;
 }
 
-const METHODS = ['get', 'post', 'delete'] as const;
+export const METHODS = ['get', 'post', 'put', 'patch', 'delete'] as const;
 
 /** Adds routes so that a method which a path lacks is answered 405 with `Allow`, not 404. */
 export function addRoutes(app: Hono<ApiEnv>, routes: readonly Route[]): void {
@@ -61,8 +69,8 @@ export function unknownUrl(c: ApiContext): SluiceError {
   return new SluiceError(
     'NotFound',
     'unknown_url',
-    `Unknown URL: ${c.req.method} ${c.req.path}. This server answers /v1/files, /v1/batches, ` +
-      '/api/v1/jobs, /api/v1/files, /health, /ready, /metrics and /admin/queues.',
+    `Unknown URL: ${c.req.method} ${c.req.path}. /openapi.json lists all that this server answers, ` +
+      '/docs shows it as a page.',
   );
 }
 

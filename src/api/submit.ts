@@ -1,10 +1,16 @@
 import * as v from 'valibot';
 import { invalidInput } from '../domain/errors.ts';
+import { isExpired } from '../domain/file.ts';
 import type { FileRecord } from '../domain/file.ts';
 import { DEFAULT_OPTIONS, ENDPOINTS, parseCompletionWindow } from '../domain/job.ts';
 import type { Endpoint, JobOptions, JobRecord } from '../domain/job.ts';
 import { SHARD_CUT } from '../domain/plan.ts';
+import type { LineRules } from '../domain/plan.ts';
 import type { NewJob } from '../store/jobs.ts';
+import type { WebhookRules } from './webhook-target.ts';
+import { canonicalJson } from './body.ts';
+import { resolveTemplate, useTemplate } from './console/templates.ts';
+import type { TemplatesDeps, TemplateWish } from './console/templates.ts';
 import { derivedText, isFileId, randomText, sha256 } from './ids.ts';
 
 /** What creating a job needs, however it was asked for. */
@@ -12,10 +18,11 @@ export interface SubmitDeps {
   store: {
     jobs: { get(id: string): Promise<JobRecord | null> };
     files: { get(id: string): Promise<FileRecord | null> };
-  };
+  } & TemplatesDeps['store'];
   /** Records the job and starts it. `exists`: this id with this body was there; `other`: with another body. */
   createJob(job: NewJob): Promise<{ outcome: 'created' | 'exists' | 'other'; job: JobRecord }>;
   limits: { maxBatchFileBytes: number };
+  webhooks: WebhookRules;
   /** What a job gets that does not say otherwise. */
   defaults: {
     /** Lines that one process sends at once to one engine. */
@@ -26,7 +33,9 @@ export interface SubmitDeps {
 }
 
 /** A job as a user asks for it through either interface; null: the server's default. */
-interface JobWish {
+export interface JobWish {
+  /** The id that the job is to have; a fresh one unless given. */
+  jobId?: string;
   name: string;
   endpoint: Endpoint;
   input: string;
@@ -35,6 +44,10 @@ interface JobWish {
   maxConcurrency: number | null;
   engines: string[];
   options: Partial<JobOptions>;
+  /** The deployment template that describes the engine. */
+  template?: TemplateWish;
+  /** The one model that the lines may name; `param` is the field that says so. */
+  model?: { name: string; param: string };
 }
 
 /** OpenAI's limits: 16 pairs, keys of 64 and values of 512 characters. */
@@ -51,21 +64,15 @@ export const metadataSchema = v.pipe(
   ),
 );
 
-export const endpointSchema = v.picklist(ENDPOINTS, `one of ${ENDPOINTS.join(', ')}`);
-
-const CONCURRENCY_RULE = 'an integer from 1 to 1024';
-
-/** Keys of `client`; one that has no effect here is refused, since a wish ignored in silence is worse. */
-export const clientEntries = {
-  max_concurrency: v.nullish(
-    v.pipe(
-      v.number(CONCURRENCY_RULE),
-      v.integer(CONCURRENCY_RULE),
-      v.minValue(1, CONCURRENCY_RULE),
-      v.maxValue(1_024, CONCURRENCY_RULE),
-    ),
+/** Whether one bad line fails a batch, or is answered in the error file while the rest runs. */
+export const validationSchema = v.nullish(
+  v.picklist(
+    ['strict', 'lenient'],
+    "'strict' (one bad line fails the batch) or 'lenient' (bad lines go to the error file)",
   ),
-};
+);
+
+export const endpointSchema = v.picklist(ENDPOINTS, `one of ${ENDPOINTS.join(', ')}`);
 
 /**
  * Creates the job, or finds the one that the same `Idempotency-Key` made before: its id is derived from the key, so
@@ -74,53 +81,90 @@ export const clientEntries = {
 export async function submitJob(
   deps: SubmitDeps,
   wish: JobWish,
-  { idempotencyKey, param }: { idempotencyKey: string | undefined; param: string },
+  {
+    idempotencyKey,
+    param,
+    inputFollows = false,
+  }: {
+    idempotencyKey: string | undefined;
+    param: string;
+    /** The input is written later, when the job is planned. */
+    inputFollows?: boolean;
+  },
 ): Promise<JobRecord> {
-  const windowMs = parseCompletionWindow(wish.completionWindow);
-  const id = jobId(idempotencyKey);
+  const { jobId, template: _template, model: _model, ...asked } = wish;
+  const windowMs = parseCompletionWindow(asked.completionWindow);
+  const id = jobId ?? idOf(idempotencyKey);
   // A repeat must be answered as the first time, even if the input file was deleted since.
-  const isRepeat = idempotencyKey !== undefined && (await deps.store.jobs.get(id)) !== null;
-  if (!isRepeat) await checkInput(deps, wish.input, param);
-  checkEngines(deps, wish.engines);
+  const isNamed = jobId !== undefined || idempotencyKey !== undefined;
+  const isRepeat = isNamed && (await deps.store.jobs.get(id)) !== null;
+  if (!isRepeat && !inputFollows) await checkInput(deps, asked.input, param);
+  checkEngines(deps, asked.engines);
+  const pinned = isRepeat ? {} : await pinModel(deps, wish);
   const { outcome, job } = await deps.createJob({
-    ...wish,
+    ...asked,
     id,
     windowMs,
-    options: { ...DEFAULT_OPTIONS, ...wish.options },
-    maxConcurrency: wish.maxConcurrency ?? deps.defaults.maxConcurrency,
+    options: { ...DEFAULT_OPTIONS, ...asked.options, ...pinned },
+    maxConcurrency: asked.maxConcurrency ?? deps.defaults.maxConcurrency,
     cut: SHARD_CUT,
     bodyHash: sha256(canonicalJson(wish)),
   });
   if (outcome !== 'other') return job;
+  if (jobId !== undefined) {
+    const message = `There is a job '${jobId}' already that was asked for otherwise: name another one, or none.`;
+    throw invalidInput('job_id_taken', message, { param: 'aibrix.job_id' });
+  }
   throw invalidInput(
     'idempotency_key_reused',
-    'This Idempotency-Key was used before with another request body.',
+    'This Idempotency-Key was used before with another request body: send a new key with a new request.',
     { param: 'Idempotency-Key' },
   );
 }
 
-function jobId(idempotencyKey: string | undefined): string {
-  if (idempotencyKey === undefined) return `job_${randomText()}`;
-  if (idempotencyKey.length >= 1 && idempotencyKey.length <= 255) {
-    return `job_${derivedText(idempotencyKey)}`;
+/** What a template or model makes of a job: the model that each line must name, and an endpoint that is served. */
+async function pinModel(
+  deps: SubmitDeps,
+  wish: JobWish,
+  { isDryRun = false } = {},
+): Promise<Partial<JobOptions>> {
+  const { template: asked, model, endpoint } = wish;
+  if (asked === undefined) return model === undefined ? {} : { pinnedModel: model.name };
+  const template = await resolveTemplate(deps, asked);
+  const { name, version, servingName, spec } = template;
+  const label = `The template '${name}' in version '${version}'`;
+  if (spec.supported_endpoints.length > 0 && !spec.supported_endpoints.includes(endpoint)) {
+    const message = `${label} serves ${spec.supported_endpoints.join(', ')}, not ${endpoint}: ask one of these, or use another template.`;
+    throw invalidInput('endpoint_not_supported', message, { param: 'endpoint' });
   }
-  throw invalidInput('invalid_value', 'An Idempotency-Key has 1 to 255 characters.', {
-    param: 'Idempotency-Key',
-  });
+  if (model !== undefined && model.name !== servingName) {
+    const message = `${label} serves the model '${servingName}', not '${model.name}': leave the model out, or use another template.`;
+    throw invalidInput('model_mismatch', message, { param: model.param });
+  }
+  if (!isDryRun) await useTemplate(deps, template);
+  return { pinnedModel: servingName, template: { name, version } };
 }
 
-/** Equal wishes give equal texts, in whatever order their keys came. */
-function canonicalJson(value: unknown): string {
-  return JSON.stringify(value, (_key, inner: unknown) =>
-    typeof inner === 'object' && inner !== null && !Array.isArray(inner)
-      ? Object.fromEntries(Object.entries(inner).toSorted(([a], [b]) => (a < b ? -1 : 1)))
-      : inner,
-  );
+function idOf(idempotencyKey: string | undefined): string {
+  return `job_${idempotencyKey === undefined ? randomText() : derivedText(idempotencyKey)}`;
 }
 
-async function checkInput(deps: SubmitDeps, fileId: string, param: string): Promise<void> {
+/** What creating a job would refuse, short of creating it: returns what its lines must be like, and its input. */
+export async function checkWish(
+  deps: SubmitDeps,
+  wish: JobWish,
+  param: string,
+): Promise<{ rules: LineRules; file: FileRecord }> {
+  parseCompletionWindow(wish.completionWindow);
+  const file = await checkInput(deps, wish.input, param);
+  checkEngines(deps, wish.engines);
+  const { pinnedModel = null } = await pinModel(deps, wish, { isDryRun: true });
+  return { rules: { endpoint: wish.endpoint, pinnedModel }, file };
+}
+
+async function checkInput(deps: SubmitDeps, fileId: string, param: string): Promise<FileRecord> {
   const file = isFileId(fileId) ? await deps.store.files.get(fileId) : null;
-  if (file === null) {
+  if (file === null || isExpired(file, Date.now())) {
     throw invalidInput('invalid_input_file', `There is no file '${fileId.slice(0, 100)}'.`, {
       param,
     });
@@ -140,6 +184,7 @@ async function checkInput(deps: SubmitDeps, fileId: string, param: string): Prom
       { param },
     );
   }
+  return file;
 }
 
 function checkEngines({ defaults }: SubmitDeps, engines: readonly string[]): void {

@@ -18,6 +18,7 @@ export function fileView(file: FileRecord) {
     object: 'file',
     bytes: file.bytes,
     created_at: unixSeconds(file.createdAt),
+    ...(file.expiresAt === undefined ? {} : { expires_at: unixSeconds(file.expiresAt) }),
     filename: file.filename,
     purpose: file.purpose,
     status: 'uploaded',
@@ -92,9 +93,10 @@ export function usageView(job: JobRecord) {
   };
 }
 
-/** The model of a job, when its lines ask exactly one. */
+/** The model of a job, when its lines ask exactly one, or may. */
 export function onlyModel(job: JobRecord): string | null {
-  return job.models.length === 1 ? (job.models[0] ?? null) : null;
+  const known = job.models.length === 1 ? job.models[0] : job.options.pinnedModel;
+  return known ?? null;
 }
 
 /** OpenAI's Batch object, what is unknown as null like in their example of a new batch. */
@@ -112,7 +114,7 @@ export function batchView(job: JobRecord) {
     id: batchIdOf(job.id),
     object: 'batch',
     endpoint: job.endpoint,
-    ...(model === null ? {} : { model }),
+    model,
     errors: errors.length === 0 ? null : { object: 'list', data: errors },
     input_file_id: job.input,
     completion_window: job.completionWindow,

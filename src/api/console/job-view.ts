@@ -1,5 +1,5 @@
-import { batchIdOf } from '../../domain/job.ts';
-import type { JobEvent, JobRecord, JobState } from '../../domain/job.ts';
+import { batchIdOf, isFinal, isOpen, isPaused } from '../../domain/job.ts';
+import type { JobEvent, JobEventKind, JobRecord, JobState } from '../../domain/job.ts';
 import { isReleased } from '../../domain/provision.ts';
 import type { ProvisionRecord } from '../../domain/provision.ts';
 import {
@@ -33,11 +33,12 @@ function secondsOrZero(ms: number | undefined): number {
   return ms === undefined ? 0 : unixSeconds(ms);
 }
 
-/** The Console's Job message with every one of its fields; its times are unix seconds. */
+/** The Console's Job message with every one of its fields; its times are unix seconds, `now` is in ms. */
 export function jobView(
   job: JobRecord,
   events: readonly JobEvent[],
   provisions: readonly ProvisionRecord[],
+  now = Date.now(),
 ) {
   const provision = provisions.find((each) => !isReleased(each.state)) ?? provisions.at(-1);
   const files = jobFiles(job);
@@ -54,7 +55,7 @@ export function jobView(
     error_dataset: files.error ?? '',
     created_at: unixSeconds(job.createdAt),
     ...timeFields(job),
-    request_counts: job.lines === 0 ? null : requestCounts(job),
+    request_counts: countsView(job),
     usage: usage && {
       input_tokens: usage.input_tokens,
       output_tokens: usage.output_tokens,
@@ -65,18 +66,43 @@ export function jobView(
     errors: job.errors.map(errorView),
     runtime: runtimeView(job),
     resource_allocation: null,
-    model_template_ref: null,
+    model_template_ref: templateView(job),
     profile: null,
     name: job.name,
-    created_by: '',
-    model_template_name: '',
-    model_template_version: '',
+    ...optionFields(job),
+    ...pauseFields(job),
     batch_id: batchIdOf(job.id),
     provision_id: provision?.id ?? '',
-    error_message: errorMessage(job),
+    ...errorFields(job),
     provision: provision === undefined ? null : provisionView(provision),
-    events: eventViews(events),
+    events: eventViews(job, events, now),
   };
+}
+
+/** Until planning has counted, what whoever asked has said; null where nobody did. */
+function countsView(job: JobRecord) {
+  if (job.lines > 0) return requestCounts(job);
+  const { expectedRequests } = job.options;
+  return expectedRequests === null ? null : { ...requestCounts(job), total: expectedRequests };
+}
+
+function templateView(job: JobRecord) {
+  const { template } = job.options;
+  return template && { ...template, raw_json: JSON.stringify(template) };
+}
+
+function optionFields({ options }: JobRecord) {
+  return {
+    created_by: options.owner,
+    model_template_name: options.template?.name ?? '',
+    model_template_version: options.template?.version ?? '',
+    retry_of: options.retryOf ?? '',
+  };
+}
+
+function pauseFields(job: JobRecord) {
+  if (!isPaused(job)) return { paused_at: 0, paused_by: '' };
+  return { paused_at: secondsOrZero(job.pausedAt ?? undefined), paused_by: job.pausedBy };
 }
 
 function timeFields(job: JobRecord) {
@@ -110,10 +136,10 @@ function errorView(error: JobRecord['errors'][number]) {
 }
 
 /** Why it failed, or why it stands where it stands; a job that went well has nothing to say. */
-function errorMessage(job: JobRecord): string {
+function errorFields(job: JobRecord) {
   const [first] = jobErrors(job);
-  if (first !== undefined) return first.message;
-  return job.state === 'completed' ? '' : job.reason;
+  if (first !== undefined) return { error_code: first.code, error_message: first.message };
+  return { error_code: '', error_message: job.state === 'completed' ? '' : job.reason };
 }
 
 function runtimeView(job: JobRecord) {
@@ -123,7 +149,7 @@ function runtimeView(job: JobRecord) {
   return { target: 'External', options, raw_json: JSON.stringify(raw) };
 }
 
-function provisionView(provision: ProvisionRecord) {
+export function provisionView(provision: ProvisionRecord) {
   const times = Object.values(provision.enteredAt);
   const createdAt = unixSeconds(provision.createdAt);
   const updatedAt = unixSeconds(Math.max(provision.createdAt, ...times));
@@ -148,24 +174,65 @@ function provisionView(provision: ProvisionRecord) {
   };
 }
 
-/** A state's first event is known by the state's name, a later one by its own id beside it. */
-function eventViews(events: readonly JobEvent[]) {
+interface EventView {
+  id: string;
+  label: string;
+  status: string;
+  source: 'planner' | 'mds';
+  /** Unix seconds. */
+  at: number;
+  message: string;
+  duration_seconds: number;
+}
+
+/** What an event is called that is no new state. */
+const CHANGES: Record<Exclude<JobEventKind, 'state'>, string> = {
+  paused: 'Paused',
+  resumed: 'Resumed',
+  extended: 'Deadline moved',
+};
+
+/**
+ * The history with how long each lasted: a state until the next one, a pause until its end, what is only a moment 0,
+ * and what still lasts until now. A state's first event is known by the state's name, a later one by its own id beside.
+ */
+function eventViews(job: JobRecord, events: readonly JobEvent[], now: number) {
   const seen = new Set<JobState>();
-  return events.flatMap((event) => {
-    const isFirst = !seen.has(event.state);
-    seen.add(event.state);
-    const view = {
-      id: isFirst ? event.state : `${event.state}:${event.id}`,
-      ...EVENTS[event.state],
-      status: event.state,
-      at: unixSeconds(event.at),
-      message: event.message,
-    };
+  return events.flatMap((event, index): EventView[] => {
+    const { kind, state } = event;
+    const duration = { duration_seconds: Math.floor(durationOf(job, events, index, now) / 1_000) };
+    const at = unixSeconds(event.at);
+    if (kind !== 'state') {
+      const id = `${kind}:${event.id}`;
+      const label = CHANGES[kind];
+      const { message } = event;
+      return [{ id, label, source: 'planner', status: state, at, message, ...duration }];
+    }
+    const isFirst = !seen.has(state);
+    seen.add(state);
+    const id = isFirst ? state : `${state}:${event.id}`;
+    const view = { id, ...EVENTS[state], status: state, at, message: event.message, ...duration };
     // The Console knows the moment at which an engine took the batch as an event of its own.
-    return isFirst && event.state === 'in_progress'
-      ? [{ ...view, ...BATCH_CREATED }, view]
-      : [view];
+    return isFirst && state === 'in_progress' ? [{ ...view, ...BATCH_CREATED }, view] : [view];
   });
+}
+
+/** Milliseconds that an event lasted. */
+function durationOf(
+  job: JobRecord,
+  events: readonly JobEvent[],
+  index: number,
+  now: number,
+): number {
+  const event = events[index];
+  if (event === undefined || event.kind === 'resumed' || event.kind === 'extended') return 0;
+  const isEnd = (later: JobEvent): boolean =>
+    later.kind === 'state'
+      ? event.kind === 'state' || !isOpen(later.state)
+      : event.kind === 'paused' && later.kind === 'resumed';
+  const end = events.slice(index + 1).find(isEnd);
+  if (end === undefined && isFinal(job.state)) return 0;
+  return Math.max(0, (end?.at ?? now) - event.at);
 }
 
 const BATCH_CREATED = {
@@ -173,4 +240,5 @@ const BATCH_CREATED = {
   label: 'Batch created',
   status: 'scheduling',
   message: 'An engine serves the batch.',
+  duration_seconds: 0,
 };

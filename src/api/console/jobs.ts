@@ -1,25 +1,26 @@
 import * as v from 'valibot';
-import { invalidInput, notFound } from '../../domain/errors.ts';
+import { invalidInput } from '../../domain/errors.ts';
 import { isFinal } from '../../domain/job.ts';
-import type { JobRecord } from '../../domain/job.ts';
-import type { Jobs } from '../../store/jobs.ts';
-import type { Provisions } from '../../store/provisions.ts';
-import { exactObject, parse, readJson } from '../body.ts';
+import { isModelId } from '../../domain/model.ts';
+import { parse, readJson } from '../body.ts';
+import { clientSchema, clientWish } from '../client.ts';
+import { findJob } from '../find-job.ts';
 import { isJobId } from '../ids.ts';
+import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
-import { clientEntries, endpointSchema, metadataSchema, submitJob } from '../submit.ts';
-import type { SubmitDeps } from '../submit.ts';
-import { jobView } from './job-view.ts';
+import { endpointSchema, metadataSchema, submitJob, validationSchema } from '../submit.ts';
+import type { JobWish } from '../submit.ts';
+import { jobWebhook, webhookSchema } from '../webhook-target.ts';
+import { explainRoute } from './explain.ts';
+import { jobActionRoutes } from './job-actions.ts';
+import { jobChoice, listSchema } from './job-filter.ts';
+import { fullView } from './job-read.ts';
+import type { JobsDeps } from './job-read.ts';
 import { snakeKeys } from './snake-keys.ts';
 
-export interface JobsDeps extends SubmitDeps {
-  store: SubmitDeps['store'] & {
-    jobs: Pick<Jobs, 'get' | 'page' | 'events'>;
-    provisions: Pick<Provisions, 'ofJob'>;
-  };
-  stopJob(id: string, outcome: 'cancelled'): Promise<JobRecord>;
-}
+export type { JobsDeps } from './job-read.ts';
+export { listSchema } from './job-filter.ts';
 
 /** The Console API's jobs: snake_case out, both cases in. */
 export function jobRoutes(deps: JobsDeps): Route[] {
@@ -28,10 +29,12 @@ export function jobRoutes(deps: JobsDeps): Route[] {
     {
       path: '/api/v1/jobs/:id',
       async get(c) {
-        return c.json(await fullView(deps, await findJob(deps, pathId(c))));
+        return c.json(await fullView(deps, await findJob(deps.store.jobs, pathId(c))));
       },
     },
     { path: '/api/v1/jobs/:id/cancel', post: (c) => cancel(c, deps) },
+    explainRoute(deps),
+    ...jobActionRoutes(deps),
   ];
 }
 
@@ -43,74 +46,144 @@ const windowSchema = v.pipe(
 
 const ID_RULE = 'the id of an uploaded file';
 const NAME_RULE = 'a text of at most 512 characters';
-const createSchema = v.object({
+const OWNER_RULE = 'a text of at most 255 characters';
+const MODEL_RULE = 'the id of a model of /api/v1/models';
+const TEMPLATE_RULE = 'the name or version of a deployment template';
+const COUNT_RULE = 'a whole number of requests, 0 or more';
+const INJECTION_RULE =
+  'left out, or not enabled: this server injects no errors into jobs. To see failures, run a job against an engine that fails';
+const REPLICAS_RULE = 'an integer from 0 to 1024';
+const PROVIDER_RULE =
+  'left out or empty: the engines of this server are there already (PROVISIONER=static), and no provider is asked for any';
+const resourceSchema = v.object({
+  replicas: v.nullish(
+    v.pipe(
+      v.number(REPLICAS_RULE),
+      v.integer(REPLICAS_RULE),
+      v.minValue(0, REPLICAS_RULE),
+      v.maxValue(1_024, REPLICAS_RULE),
+    ),
+    0,
+  ),
+  provider_config: v.nullish(
+    v.pipe(
+      v.record(v.string(), v.unknown(), PROVIDER_RULE),
+      v.check((config) => Object.keys(config).length === 0, PROVIDER_RULE),
+    ),
+  ),
+});
+export const createSchema = v.object({
   input_dataset: v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)),
   endpoint: endpointSchema,
   completion_window: windowSchema,
   name: v.nullish(v.pipe(v.string(NAME_RULE), v.maxLength(512, NAME_RULE)), ''),
   metadata: v.nullish(metadataSchema),
-  client: v.nullish(exactObject(clientEntries)),
+  client: v.nullish(clientSchema),
+  created_by: v.nullish(v.pipe(v.string(OWNER_RULE), v.maxLength(255, OWNER_RULE)), ''),
+  model_id: v.nullish(v.string(MODEL_RULE), ''),
+  model_template_name: v.nullish(v.string(TEMPLATE_RULE), ''),
+  model_template_version: v.nullish(v.string(TEMPLATE_RULE), ''),
+  request_count_total: v.nullish(
+    v.pipe(v.number(COUNT_RULE), v.integer(COUNT_RULE), v.minValue(0, COUNT_RULE)),
+    0,
+  ),
+  resource_request: v.nullish(resourceSchema),
+  injection_config: v.nullish(
+    v.pipe(
+      v.looseObject({ enabled: v.nullish(v.unknown()) }),
+      v.check(({ enabled }) => !enabled, INJECTION_RULE),
+    ),
+  ),
+  webhook: webhookSchema,
+  validation: validationSchema,
 });
 
-async function create(c: ApiContext, deps: JobsDeps): Promise<Response> {
+/** What a request's body asks for, whether it is created or only validated. */
+export async function readWish(c: ApiContext, deps: JobsDeps): Promise<JobWish> {
   const body = parse(createSchema, snakeKeys(await readJson(c.env.incoming), ['metadata']));
-  const wish = {
+  const { maxConcurrency, retry } = clientWish(body.client);
+  checkReplicas(deps, body.resource_request?.replicas ?? 0);
+  return {
+    ...(await modelWish(deps, body)),
     name: body.name,
     endpoint: body.endpoint,
     input: body.input_dataset,
     completionWindow: body.completion_window,
     metadata: body.metadata ?? {},
-    maxConcurrency: body.client?.max_concurrency ?? null,
+    maxConcurrency,
     engines: [],
-    options: {},
+    options: {
+      retry,
+      owner: body.created_by || requester(c),
+      expectedRequests: body.request_count_total || null,
+      webhook: jobWebhook(deps, body.webhook, 'webhook'),
+      ...(body.validation ? { validation: body.validation } : {}),
+    },
   };
-  const idempotencyKey = c.req.header('idempotency-key');
+}
+
+async function create(c: ApiContext, deps: JobsDeps): Promise<Response> {
+  const wish = await readWish(c, deps);
+  const idempotencyKey = c.var.creationKey;
   const job = await submitJob(deps, wish, { idempotencyKey, param: 'input_dataset' });
   return c.json(await fullView(deps, job));
 }
 
-async function findJob(deps: JobsDeps, id: string): Promise<JobRecord> {
-  const job = isJobId(id) ? await deps.store.jobs.get(id) : null;
-  if (job !== null) return job;
-  throw notFound('job_not_found', `There is no job '${id.slice(0, 100)}'.`, { param: 'id' });
+/** A template by its name; a model alone pins what it is served as. */
+async function modelWish(
+  { store }: JobsDeps,
+  body: Pick<
+    v.InferOutput<typeof createSchema>,
+    'model_id' | 'model_template_name' | 'model_template_version'
+  >,
+): Promise<Pick<JobWish, 'template' | 'model'>> {
+  const { model_id: modelId, model_template_name: name, model_template_version: version } = body;
+  if (name !== '') {
+    const param = 'model_template_name';
+    return {
+      template: { name, modelId: modelId || undefined, version: version || undefined, param },
+    };
+  }
+  if (version !== '') {
+    const message =
+      'A model_template_version needs the model_template_name that it is a version of.';
+    throw invalidInput('missing_required_parameter', message, { param: 'model_template_name' });
+  }
+  if (modelId === '') return {};
+  const model = isModelId(modelId) ? await store.models.get(modelId) : null;
+  if (model !== null) return { model: { name: model.serving_name, param: 'model_id' } };
+  const message = `There is no model '${modelId.slice(0, 100)}': GET /api/v1/models lists all.`;
+  throw invalidInput('model_not_found', message, { param: 'model_id' });
 }
 
-async function fullView(deps: JobsDeps, job: JobRecord) {
-  const [events, provisions] = await Promise.all([
-    deps.store.jobs.events(job.id),
-    deps.store.provisions.ofJob(job.id),
-  ]);
-  return jobView(job, events, provisions);
+/** As many engines as there are is what a job gets in any case; any other number cannot be had. */
+function checkReplicas({ defaults }: JobsDeps, replicas: number): void {
+  const has = defaults.engineUrls.length;
+  if (replicas === 0 || replicas === has) return;
+  const message = `This server has ${has} engines of its own (PROVISIONER=static) and starts none, so that a job cannot have ${replicas} replicas: leave resource_request.replicas out, or start the server with as many ENGINE_URLS.`;
+  throw invalidInput('invalid_value', message, { param: 'resource_request.replicas' });
 }
-
-const LIMIT_RULE = 'an integer';
-const [DEFAULT_LIMIT, MAX_LIMIT] = [20, 100] as const;
-/** The Console API takes any number: none or less is the default, more than the most is the most. */
-const listSchema = v.object({
-  after: v.optional(v.string(), ''),
-  limit: v.optional(
-    v.pipe(
-      v.string(LIMIT_RULE),
-      v.regex(/^-?\d{1,9}$/, LIMIT_RULE),
-      v.transform((text) => Math.min(Number(text), MAX_LIMIT)),
-      v.transform((limit) => (limit <= 0 ? DEFAULT_LIMIT : limit)),
-    ),
-    String(DEFAULT_LIMIT),
-  ),
-});
 
 async function list(c: ApiContext, deps: JobsDeps): Promise<Response> {
-  const { after, limit } = parse(listSchema, c.req.query());
+  const filter = parse(listSchema, listQuery(c));
+  const { after, limit } = filter;
   if (after !== '' && !isJobId(after)) throw unknownCursor(after);
-  const page = after === '' ? { limit } : { limit, after };
-  const { jobs, hasMore } = await deps.store.jobs.page(page);
+  const choice = jobChoice(filter);
+  const { jobs, hasMore, cursor } = await deps.store.jobs.page({ ...choice, limit, after });
   const views = await Promise.all(jobs.map((job) => fullView(deps, job)));
   return c.json({
     jobs: views,
     first_id: views[0]?.id ?? '',
-    last_id: views.at(-1)?.id ?? '',
-    has_more: hasMore && views.length > 0,
+    // What the next page goes on after: with a filter it may lie behind the last job that is shown.
+    last_id: hasMore ? cursor : (views.at(-1)?.id ?? ''),
+    has_more: hasMore,
   });
+}
+
+/** Both cases, and a filter that is given several times as one list. */
+function listQuery(c: ApiContext): unknown {
+  const query = Object.entries(c.req.queries()).map(([name, values]) => [name, values.join(',')]);
+  return snakeKeys(Object.fromEntries(query), []);
 }
 
 function unknownCursor(after: string): Error {
@@ -124,7 +197,7 @@ function unknownCursor(after: string): Error {
 }
 
 async function cancel(c: ApiContext, deps: JobsDeps): Promise<Response> {
-  const job = await findJob(deps, pathId(c));
+  const job = await findJob(deps.store.jobs, pathId(c));
   const isEnding = isFinal(job.state) || job.state === 'cancelling' || job.state === 'finalizing';
   const after = isEnding ? job : await deps.stopJob(job.id, 'cancelled');
   return c.json(await fullView(deps, after));

@@ -1,17 +1,19 @@
 import * as v from 'valibot';
-import { invalidInput, notFound } from '../../domain/errors.ts';
+import { invalidInput } from '../../domain/errors.ts';
 import { batchIdOf, batchStatus, isFinal, jobIdOf } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import type { Jobs } from '../../store/jobs.ts';
 import { exactObject, parse, readJson } from '../body.ts';
-import { requireEngines, runtimeSchema } from '../engines.ts';
-import { isJobId } from '../ids.ts';
+import { aibrixSchema, aibrixWish } from '../extension.ts';
+import { findBatch } from '../find-job.ts';
 import { limitSchema } from '../query.ts';
+import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
-import { clientEntries, endpointSchema, metadataSchema, submitJob } from '../submit.ts';
-import type { SubmitDeps } from '../submit.ts';
+import { endpointSchema, metadataSchema, submitJob } from '../submit.ts';
+import type { JobWish, SubmitDeps } from '../submit.ts';
 import { batchView, pageView } from '../views.ts';
+import { jobWebhook } from '../webhook-target.ts';
 
 export interface BatchesDeps extends SubmitDeps {
   store: SubmitDeps['store'] & { jobs: Pick<Jobs, 'get' | 'page'> };
@@ -26,7 +28,7 @@ export function batchRoutes(deps: BatchesDeps): Route[] {
     {
       path: '/v1/batches/:id',
       async get(c) {
-        return c.json(batchView(await findJob(deps, pathId(c))));
+        return c.json(batchView(await findBatch(deps.store.jobs, pathId(c))));
       },
     },
     { path: '/v1/batches/:id/cancel', post: (c) => cancel(c, deps) },
@@ -34,47 +36,57 @@ export function batchRoutes(deps: BatchesDeps): Route[] {
 }
 
 const ID_RULE = 'the id of an uploaded file';
-const createSchema = v.object({
+/** OpenAI's limits of `output_expires_after`: an hour to thirty days. */
+const EXPIRY_RULE = 'an integer of seconds from 3600 to 2592000';
+const expirySchema = exactObject({
+  anchor: v.literal('created_at', "'created_at', when the file is created"),
+  seconds: v.pipe(
+    v.number(EXPIRY_RULE),
+    v.integer(EXPIRY_RULE),
+    v.minValue(3_600, EXPIRY_RULE),
+    v.maxValue(2_592_000, EXPIRY_RULE),
+  ),
+});
+export const createSchema = v.object({
   input_file_id: v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)),
   endpoint: endpointSchema,
   completion_window: v.string('a text such as 24h'),
   metadata: v.nullish(metadataSchema),
-  aibrix: v.nullish(
-    exactObject({
-      client: v.nullish(exactObject(clientEntries)),
-      runtime: v.nullish(runtimeSchema),
-    }),
-  ),
+  output_expires_after: v.nullish(expirySchema),
+  aibrix: v.nullish(aibrixSchema),
 });
 
-async function create(c: ApiContext, deps: BatchesDeps): Promise<Response> {
+/** What a request's body asks for, whether it is created or only validated. */
+export async function readWish(
+  c: ApiContext,
+  deps: Pick<BatchesDeps, 'webhooks'>,
+): Promise<JobWish> {
   const body = parse(createSchema, await readJson(c.env.incoming));
-  const engines = body.aibrix?.runtime;
-  const wish = {
+  const extension = aibrixWish(body.aibrix);
+  return {
+    ...extension,
     name: '',
     endpoint: body.endpoint,
     input: body.input_file_id,
     completionWindow: body.completion_window,
     metadata: body.metadata ?? {},
-    maxConcurrency: body.aibrix?.client?.max_concurrency ?? null,
-    engines: engines ? requireEngines(engines, 'aibrix.runtime.options') : [],
-    options: {},
+    options: {
+      ...extension.options,
+      owner: requester(c),
+      outputExpiresAfter: body.output_expires_after?.seconds ?? null,
+      webhook: jobWebhook(deps, body.aibrix?.webhook, 'aibrix.webhook'),
+    },
   };
-  const idempotencyKey = c.req.header('idempotency-key');
+}
+
+async function create(c: ApiContext, deps: BatchesDeps): Promise<Response> {
+  const wish = await readWish(c, deps);
+  const idempotencyKey = c.var.creationKey;
   const job = await submitJob(deps, wish, { idempotencyKey, param: 'input_file_id' });
   return c.json(batchView(job));
 }
 
-async function findJob(deps: BatchesDeps, batchId: string): Promise<JobRecord> {
-  const id = jobIdOf(batchId);
-  const job = id !== null && isJobId(id) ? await deps.store.jobs.get(id) : null;
-  if (job !== null) return job;
-  throw notFound('batch_not_found', `There is no batch '${batchId.slice(0, 100)}'.`, {
-    param: 'id',
-  });
-}
-
-const listSchema = v.object({ after: v.optional(v.string()), limit: limitSchema(100, 20) });
+export const listSchema = v.object({ after: v.optional(v.string()), limit: limitSchema(100, 20) });
 
 async function list(c: ApiContext, deps: BatchesDeps): Promise<Response> {
   const { after, limit } = parse(listSchema, c.req.query());
@@ -91,7 +103,7 @@ function cursor(batchId: string): string {
 }
 
 async function cancel(c: ApiContext, deps: BatchesDeps): Promise<Response> {
-  const job = await findJob(deps, pathId(c));
+  const job = await findBatch(deps.store.jobs, pathId(c));
   const status = batchStatus({ ...job, begun: true });
   if (isFinal(job.state)) {
     // Not 409, which OpenAI's clients send again.

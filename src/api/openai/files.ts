@@ -1,21 +1,20 @@
-import { Readable } from 'node:stream';
 import * as v from 'valibot';
 import { invalidInput, notFound } from '../../domain/errors.ts';
-import { FILE_PURPOSES, fileKey } from '../../domain/file.ts';
+import { FILE_PURPOSES, fileKey, filesInUse, isExpired } from '../../domain/file.ts';
 import type { FileRecord } from '../../domain/file.ts';
 import { batchIdOf, isFinal } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import type { Storage } from '../../storage/contract.ts';
 import type { Files } from '../../store/files.ts';
 import { parse } from '../body.ts';
-import { contentDisposition } from '../disposition.ts';
 import { isFileId, randomText } from '../ids.ts';
-import { receiveUpload } from '../multipart.ts';
-import type { UploadLimits } from '../multipart.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Handler, Route } from '../routes.ts';
 import { limitSchema } from '../query.ts';
 import { fileView, pageView } from '../views.ts';
+import { sendContent } from './file-content.ts';
+import { receiveFile } from './file-form.ts';
+import type { FileLimits } from './file-form.ts';
 
 export interface FilesDeps {
   store: {
@@ -23,7 +22,7 @@ export interface FilesDeps {
     jobs: { active(): AsyncIterable<string>; get(id: string): Promise<JobRecord | null> };
   };
   storage: Pick<Storage, 'put' | 'get' | 'delete'>;
-  limits: UploadLimits;
+  limits: FileLimits;
 }
 
 type FileHandlers = Record<'upload' | 'list' | 'get' | 'content' | 'remove', Handler>;
@@ -48,26 +47,37 @@ function fileHandlers(deps: FilesDeps): FileHandlers {
     upload: (c) => upload(c, deps),
     list: (c) => list(c, deps),
     async get(c) {
-      return c.json(fileView(await findFile(deps, pathId(c))));
+      return sized(c, fileView(await findFile(deps, pathId(c))));
     },
-    content: (c) => content(c, deps),
+    async content(c) {
+      return sendContent(c, await findFile(deps, pathId(c)), deps.storage);
+    },
     remove: (c) => remove(c, deps),
   };
 }
 
+/** JSON with its length, which a HEAD could not tell otherwise. */
+function sized(c: ApiContext, value: object): Response {
+  const text = JSON.stringify(value);
+  return c.body(text, 200, {
+    'Content-Type': 'application/json',
+    'Content-Length': String(Buffer.byteLength(text)),
+  });
+}
+
 async function findFile(deps: FilesDeps, id: string): Promise<FileRecord> {
   const file = isFileId(id) ? await deps.store.files.get(id) : null;
-  if (file !== null) return file;
+  if (file !== null && !isExpired(file, Date.now())) return file;
   throw notFound('file_not_found', `There is no file '${id.slice(0, 100)}'.`, { param: 'id' });
 }
 
 async function upload(c: ApiContext, deps: FilesDeps): Promise<Response> {
   const id = `file-${randomText()}`;
-  const { filename, purpose, stored } = await receiveUpload(c.env.incoming, deps.limits, (source) =>
+  const { stored, ...form } = await receiveFile(c.env.incoming, deps.limits, (source) =>
     deps.storage.put(fileKey(id), source),
   );
   try {
-    return c.json(fileView(await deps.store.files.create({ id, filename, purpose, ...stored })));
+    return c.json(fileView(await deps.store.files.create({ id, ...form, ...stored })));
   } catch (error) {
     await forgetUpload(c, deps, id);
     throw error;
@@ -88,7 +98,7 @@ async function forgetUpload(c: ApiContext, deps: FilesDeps, id: string): Promise
 }
 
 const PURPOSES_RULE = `one of ${FILE_PURPOSES.join(', ')}`;
-const listSchema = v.object({
+export const listSchema = v.object({
   after: v.optional(v.string()),
   limit: limitSchema(10_000, 10_000),
   order: v.optional(v.picklist(['asc', 'desc'], 'asc or desc'), 'desc'),
@@ -101,35 +111,16 @@ async function list(c: ApiContext, deps: FilesDeps): Promise<Response> {
   const { files, hasMore } = await deps.store.files.page({
     limit,
     order,
+    now: Date.now(),
     ...(after === undefined ? {} : { after }),
     ...(purpose === undefined ? {} : { purpose }),
   });
-  return c.json(pageView(files.map(fileView), hasMore));
+  return sized(c, pageView(files.map(fileView), hasMore));
 }
 
 function unknownCursor(after: string): Error {
-  return invalidInput(
-    'invalid_cursor',
-    `There is no file '${after.slice(0, 100)}' to go on after.`,
-    {
-      param: 'after',
-    },
-  );
-}
-
-async function content(c: ApiContext, deps: FilesDeps): Promise<Response> {
-  const file = await findFile(deps, pathId(c));
-  const isLines = file.purpose === 'batch' || file.purpose === 'batch_output';
-  const headers = {
-    'Content-Type': isLines ? 'application/jsonl' : 'application/octet-stream',
-    'Content-Length': String(file.bytes),
-    'Content-Disposition': contentDisposition(file.filename),
-  };
-  // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
-  if (c.req.method === 'HEAD') return c.body(null, 200, headers);
-  const stream = await deps.storage.get(fileKey(file.id));
-  stream.once('error', (err) => c.var.log.error({ err, file: file.id }, 'reading a file failed'));
-  return c.body(Readable.toWeb(stream), 200, headers);
+  const message = `There is no file '${after.slice(0, 100)}' to go on after.`;
+  return invalidInput('invalid_cursor', message, { param: 'after' });
 }
 
 async function remove(c: ApiContext, deps: FilesDeps): Promise<Response> {
@@ -138,21 +129,25 @@ async function remove(c: ApiContext, deps: FilesDeps): Promise<Response> {
   if (job !== null) {
     throw invalidInput(
       'file_in_use',
-      `File '${id}' is the input of batch '${batchIdOf(job.id)}', which is not over yet. Cancel it first.`,
+      `File '${id}' is in use by batch '${batchIdOf(job.id)}', which is not over yet. Cancel it first, or wait.`,
       { param: 'id' },
     );
   }
   // Record first: bytes without a record are harmless, a record without bytes is a broken promise.
   await deps.store.files.delete(id);
   await deps.storage.delete(fileKey(id));
+  await deps.store.files.forget(id);
   return c.json({ id, object: 'file', deleted: true });
 }
 
-/** The first job that still needs the file as its input, or null. */
-async function findUser(deps: FilesDeps, fileId: string): Promise<JobRecord | null> {
-  for await (const jobId of deps.store.jobs.active()) {
-    const job = await deps.store.jobs.get(jobId);
-    if (job !== null && job.input === fileId && !isFinal(job.state)) return job;
+/** The first job that still needs the file, or null. */
+async function findUser({ store }: FilesDeps, fileId: string): Promise<JobRecord | null> {
+  for await (const jobId of store.jobs.active()) {
+    const job = await store.jobs.get(jobId);
+    if (job === null || isFinal(job.state)) continue;
+    const { retryOf } = job.options;
+    const source = retryOf === null ? null : await store.jobs.get(retryOf);
+    if (filesInUse(job, source).includes(fileId)) return job;
   }
   return null;
 }

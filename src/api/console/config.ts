@@ -1,0 +1,46 @@
+import { ENDPOINTS } from '../../domain/job.ts';
+import { MAX_MODELS } from '../../domain/plan.ts';
+import type { Provider } from '../../domain/provision.ts';
+import type { Route } from '../routes.ts';
+import type { SubmitDeps } from '../submit.ts';
+
+export interface ConfigDeps {
+  /** Where engines come from. */
+  provider: Provider;
+  limits: {
+    maxFileBytes: number;
+    maxBatchFileBytes: number;
+    maxBatchLines: number;
+    maxLineBytes: number;
+  };
+  defaults: SubmitDeps['defaults'];
+}
+
+/** What a page has to know before it offers to create a job; `/health` says only that this process answers. */
+export function configRoutes(deps: ConfigDeps): Route[] {
+  return [
+    { path: '/api/v1/health', get: (c) => c.json({ status: 'ok' }) },
+    { path: '/api/v1/config/job-capabilities', get: (c) => c.json(capabilities(deps)) },
+  ];
+}
+
+function capabilities({ provider, limits, defaults }: ConfigDeps) {
+  // Engines that are there already are what every job gets, neither more nor fewer.
+  const replicas = Math.max(1, defaults.engineUrls.length);
+  return {
+    resource_request: { min_replicas: replicas, max_replicas: replicas },
+    provider,
+    endpoints: ENDPOINTS,
+    validation_modes: ['strict', 'lenient'],
+    completion_window: { default: '24h', longest: '365d' },
+    client: { default_max_concurrency: defaults.maxConcurrency, max_concurrency: 1_024 },
+    limits: {
+      max_file_bytes: limits.maxFileBytes,
+      max_input_bytes: limits.maxBatchFileBytes,
+      max_requests: limits.maxBatchLines,
+      max_line_bytes: limits.maxLineBytes,
+      max_models: MAX_MODELS,
+      max_metadata_pairs: 16,
+    },
+  };
+}

@@ -1,0 +1,151 @@
+import type { IncomingMessage } from 'node:http';
+import * as v from 'valibot';
+import { invalidInput, notFound } from '../../domain/errors.ts';
+import { PROVIDERS, PROVISION_STATES, RELEASE_CHOICES } from '../../domain/provision.ts';
+import type { ProvisionRecord, ReleaseChoice } from '../../domain/provision.ts';
+import type { Provisions } from '../../store/provisions.ts';
+import { exactObject, parse, readJson } from '../body.ts';
+import { isJobId, isProvisionId } from '../ids.ts';
+import { limitSchema } from '../query.ts';
+import { pathId } from '../routes.ts';
+import type { ApiContext, Route } from '../routes.ts';
+import { unixSeconds } from '../views.ts';
+import { provisionView } from './job-view.ts';
+import { snakeKeys } from './snake-keys.ts';
+
+export interface ProvisionsDeps {
+  store: { provisions: Pick<Provisions, 'get' | 'page' | 'ofJob'> };
+  /** Gives one back; `ask`: an unfinished job uses it, and nobody said what becomes of that. Null: there is none. */
+  releaseProvision(
+    id: string,
+    choice: ReleaseChoice | null,
+  ): Promise<ProvisionRecord | 'ask' | null>;
+}
+
+/** What jobs run on and ran on: machines and engines, each with its job. */
+export function provisionRoutes(deps: ProvisionsDeps): Route[] {
+  return [
+    { path: '/api/v1/provisions', get: (c) => list(c, deps) },
+    {
+      path: '/api/v1/provisions/:id',
+      async get(c) {
+        return c.json(ownView(await find(c, deps)));
+      },
+    },
+    { path: '/api/v1/provisions/:id/release', post: (c) => release(c, deps) },
+  ];
+}
+
+/** As a job shows it, and what it is to the job. */
+export function ownView(provision: ProvisionRecord) {
+  const { starting, serving, releasing, released } = provision.enteredAt;
+  return {
+    id: provision.id,
+    ...provisionView(provision),
+    job_id: provision.job,
+    slot: provision.slot,
+    owner: provision.owner,
+    address: provision.address,
+    starting_at: secondsOrZero(starting),
+    serving_at: secondsOrZero(serving),
+    releasing_at: secondsOrZero(releasing),
+    released_at: secondsOrZero(released),
+  };
+}
+
+function secondsOrZero(ms: number | undefined): number {
+  return ms === undefined ? 0 : unixSeconds(ms);
+}
+
+const STATUS_RULE = `one of ${PROVISION_STATES.join(', ')}`;
+const PROVIDER_RULE = `one of ${PROVIDERS.join(', ')}`;
+export const listProvisionsSchema = v.object({
+  after: v.optional(v.string(), ''),
+  limit: limitSchema(100, 20),
+  job_id: v.optional(v.string(), ''),
+  status: v.optional(v.picklist([...PROVISION_STATES, ''], STATUS_RULE), ''),
+  provider: v.optional(v.picklist([...PROVIDERS, ''], PROVIDER_RULE), ''),
+});
+type ListWish = v.InferOutput<typeof listProvisionsSchema>;
+
+async function list(c: ApiContext, deps: ProvisionsDeps): Promise<Response> {
+  const wish = parse(listProvisionsSchema, c.req.query());
+  if (wish.after !== '' && !isProvisionId(wish.after)) throw unknownCursor(wish.after);
+  function matches({ state, provider }: ProvisionRecord): boolean {
+    return (
+      (wish.status === '' || state === wish.status) &&
+      (wish.provider === '' || provider === wish.provider)
+    );
+  }
+  const { provisions, hasMore } =
+    wish.job_id === ''
+      ? await deps.store.provisions.page({ ...pageOf(wish), matches })
+      : await pageOfJob(wish, matches, deps);
+  return c.json({
+    provisions: provisions.map(ownView),
+    first_id: provisions[0]?.id ?? '',
+    last_id: provisions.at(-1)?.id ?? '',
+    has_more: hasMore && provisions.length > 0,
+  });
+}
+
+function pageOf({ after, limit }: ListWish) {
+  return after === '' ? { limit } : { limit, after };
+}
+
+/** A job has a handful, which it knows itself. */
+async function pageOfJob(
+  { job_id: jobId, after, limit }: ListWish,
+  matches: (provision: ProvisionRecord) => boolean,
+  { store }: ProvisionsDeps,
+) {
+  const all = isJobId(jobId) ? await store.provisions.ofJob(jobId) : [];
+  const newestFirst = all.toReversed().toSorted((a, b) => b.createdAt - a.createdAt);
+  const start = after === '' ? 0 : newestFirst.findIndex(({ id }) => id === after) + 1;
+  if (after !== '' && start === 0) throw unknownCursor(after);
+  const found = newestFirst.slice(start).filter(matches);
+  return { provisions: found.slice(0, limit), hasMore: found.length > limit };
+}
+
+function unknownCursor(after: string): Error {
+  const message = `There is no provision '${after.slice(0, 100)}' to go on after.`;
+  return invalidInput('invalid_cursor', message, { param: 'after' });
+}
+
+async function find(c: ApiContext, deps: ProvisionsDeps): Promise<ProvisionRecord> {
+  const id = pathId(c);
+  const provision = isProvisionId(id) ? await deps.store.provisions.get(id) : null;
+  return provision ?? missing(id);
+}
+
+function missing(id: string): never {
+  throw notFound('provision_not_found', `There is no provision '${id.slice(0, 100)}'.`, {
+    param: 'id',
+  });
+}
+
+const CHOICE_RULE = `'rehome' (its job goes on with another provision) or 'end' (its job is cancelled, and keeps what was answered)`;
+export const releaseSchema = exactObject({
+  job: v.nullish(v.picklist([...RELEASE_CHOICES, ''], CHOICE_RULE)),
+});
+
+async function release(c: ApiContext, deps: ProvisionsDeps): Promise<Response> {
+  const { job: choice } = parse(releaseSchema, snakeKeys(await readOptional(c.env.incoming), []));
+  const { id, job } = await find(c, deps);
+  const outcome = await deps.releaseProvision(id, choice || null);
+  if (outcome === 'ask') {
+    throw invalidInput(
+      'release_choice_required',
+      `Job '${job}' uses this provision and is not finished. Say what becomes of it with 'job': ${CHOICE_RULE}.`,
+      { param: 'job' },
+    );
+  }
+  return c.json(ownView(outcome ?? missing(id)));
+}
+
+/** A release of what no job uses needs no words, and so no body. */
+async function readOptional(incoming: IncomingMessage): Promise<Record<string, unknown>> {
+  const { 'content-length': length, 'transfer-encoding': encoding } = incoming.headers;
+  if (encoding === undefined && (length === undefined || length === '0')) return {};
+  return readJson(incoming);
+}

@@ -1,0 +1,173 @@
+import { randomBytes } from 'node:crypto';
+import * as v from 'valibot';
+import { invalidInput, notFound } from '../../domain/errors.ts';
+import type { JobRecord } from '../../domain/job.ts';
+import { TEST_EVENT, WEBHOOK_EVENTS } from '../../domain/webhook.ts';
+import type { WebhookAttempt, WebhookEndpoint } from '../../domain/webhook.ts';
+import type { Webhooks } from '../../store/webhooks.ts';
+import { parse, readJson } from '../body.ts';
+import { isJobId, randomText } from '../ids.ts';
+import { pathId } from '../routes.ts';
+import type { ApiContext, Route } from '../routes.ts';
+import { unixSeconds } from '../views.ts';
+import { requireReachable, webhookUrlSchema } from '../webhook-target.ts';
+import type { WebhookRules } from '../webhook-target.ts';
+import { snakeKeys } from './snake-keys.ts';
+
+export interface WebhooksDeps {
+  store: {
+    jobs: { get(id: string): Promise<JobRecord | null> };
+    webhooks: Pick<Webhooks, 'register' | 'get' | 'list' | 'remove' | 'attempts' | 'add'>;
+  };
+  webhooks: WebhookRules;
+}
+
+/** Endpoints that are told how batches end, and what became of telling them. */
+export function webhookRoutes(deps: WebhooksDeps): Route[] {
+  return [
+    { path: '/api/v1/webhooks', get: (c) => list(c, deps), post: (c) => create(c, deps) },
+    {
+      path: '/api/v1/webhooks/:id',
+      async get(c) {
+        return c.json(webhookView(await findWebhook(deps, pathId(c))));
+      },
+      delete: (c) => remove(c, deps),
+    },
+    { path: '/api/v1/webhooks/:id/test', post: (c) => test(c, deps) },
+    {
+      path: '/api/v1/webhooks/:id/deliveries',
+      async get(c) {
+        const { id } = await findWebhook(deps, pathId(c));
+        return c.json(deliveriesView(await deps.store.webhooks.attempts(id)));
+      },
+    },
+    { path: '/api/v1/jobs/:id/deliveries', get: (c) => ofJob(c, deps) },
+  ];
+}
+
+const EVENTS_RULE = `a list of one or more of ${WEBHOOK_EVENTS.join(', ')}`;
+
+export const createSchema = v.object({
+  url: webhookUrlSchema,
+  events: v.nullish(
+    v.pipe(
+      v.array(v.picklist(WEBHOOK_EVENTS, `one of ${WEBHOOK_EVENTS.join(', ')}`), EVENTS_RULE),
+      v.minLength(1, EVENTS_RULE),
+    ),
+    [...WEBHOOK_EVENTS],
+  ),
+});
+
+/** Of the lengths that Standard Webhooks allows, one that no computer guesses. */
+const KEY_BYTES = 32;
+
+async function create(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
+  const { url, events } = parse(createSchema, snakeKeys(await readJson(c.env.incoming), []));
+  requireReachable(deps.webhooks, url, 'url');
+  const id = `we_${randomText()}`;
+  const secret = `whsec_${randomBytes(KEY_BYTES).toString('base64')}`;
+  const isNew = await deps.store.webhooks.register({
+    id,
+    url,
+    events: [...new Set(events)],
+    secret,
+  });
+  if (!isNew) {
+    throw invalidInput(
+      'too_many_webhooks',
+      'There are 100 webhooks already: delete one with DELETE /api/v1/webhooks/{id} first.',
+    );
+  }
+  return c.json({ ...webhookView(await findWebhook(deps, id)), secret });
+}
+
+async function list(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
+  const webhooks = await deps.store.webhooks.list();
+  return c.json({ webhooks: webhooks.map(webhookView) });
+}
+
+async function remove(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
+  const { id } = await findWebhook(deps, pathId(c));
+  await deps.store.webhooks.remove(id);
+  return c.json({ id, object: 'webhook', deleted: true });
+}
+
+/** Goes the way that every event goes, so that it shows what the others will meet; it is tried once. */
+async function test(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
+  const { id: target, url, disabled } = await findWebhook(deps, pathId(c));
+  if (disabled !== '') {
+    throw invalidInput(
+      'webhook_disabled',
+      `Webhook '${target}' is disabled: ${disabled} Delete it and create it anew.`,
+      { param: 'id' },
+    );
+  }
+  const event = `evt_${randomText()}`;
+  const at = unixSeconds(Date.now());
+  const sent = {
+    id: event,
+    object: 'event',
+    type: TEST_EVENT,
+    created_at: at,
+    data: { id: target },
+  };
+  const body = JSON.stringify(sent);
+  await deps.store.webhooks.add({
+    id: `${event}.${target}`,
+    event,
+    type: TEST_EVENT,
+    target,
+    url,
+    body,
+  });
+  return c.json(sent);
+}
+
+/** A job's own webhook, which was named when it was created. */
+async function ofJob(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
+  const id = pathId(c);
+  const job = isJobId(id) ? await deps.store.jobs.get(id) : null;
+  if (job === null) {
+    throw notFound('job_not_found', `There is no job '${id.slice(0, 100)}'.`, { param: 'id' });
+  }
+  return c.json(deliveriesView(await deps.store.webhooks.attempts(id)));
+}
+
+async function findWebhook(deps: WebhooksDeps, id: string): Promise<WebhookEndpoint> {
+  // Only such ids become part of a key in the store.
+  const found = /^we_[A-Za-z0-9]{1,100}$/.test(id) ? await deps.store.webhooks.get(id) : null;
+  if (found !== null) return found;
+  throw notFound('webhook_not_found', `There is no webhook '${id.slice(0, 100)}'.`, {
+    param: 'id',
+  });
+}
+
+/** Without the secret, which is shown once, to whoever creates it. */
+export function webhookView({ id, url, events, disabled, createdAt }: WebhookEndpoint) {
+  return {
+    id,
+    object: 'webhook',
+    url,
+    events,
+    status: disabled === '' ? 'active' : 'disabled',
+    disabled_reason: disabled,
+    created_at: unixSeconds(createdAt),
+  };
+}
+
+export function deliveriesView(attempts: readonly WebhookAttempt[]) {
+  return {
+    deliveries: attempts.map((each) => ({
+      event_id: each.event,
+      type: each.type,
+      attempt: each.attempt,
+      status: each.status,
+      code: each.code,
+      duration_ms: each.durationMs,
+      error: each.error,
+      response: each.response,
+      at: unixSeconds(each.at),
+      next_at: each.nextAt === null ? null : unixSeconds(each.nextAt),
+    })),
+  };
+}

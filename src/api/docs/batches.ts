@@ -1,0 +1,76 @@
+import { createSchema, listSchema } from '../openai/batches.ts';
+import { batchListSchema, batchSchema } from '../schemas/openai.ts';
+import { batchView, pageView } from '../views.ts';
+import { EXAMPLE_IDS, EXAMPLE_JOB, EXAMPLE_NEW_JOB } from './examples.ts';
+import type { Docs } from './operation.ts';
+
+export const batchDocs: Docs = {
+  '/v1/batches': {
+    post: {
+      tag: 'Batches',
+      summary: 'Create a batch',
+      description:
+        'The input is validated as a whole before its first line is sent. ' +
+        'In the SDKs the key `aibrix` goes into `extra_body`.',
+      body: {
+        schema: createSchema,
+        example: {
+          input_file_id: EXAMPLE_IDS.file,
+          endpoint: '/v1/chat/completions',
+          completion_window: '24h',
+          metadata: { team: 'search' },
+          aibrix: { client: { max_concurrency: 64 } },
+        },
+      },
+      answer: {
+        description: 'The new batch, in status `validating`.',
+        schema: batchSchema,
+        example: batchView(EXAMPLE_NEW_JOB),
+      },
+    },
+    get: {
+      tag: 'Batches',
+      summary: 'List batches, newest first',
+      description: '`after` is the id of the last batch seen.',
+      query: listSchema,
+      answer: {
+        description: 'A page of batches.',
+        schema: batchListSchema,
+        example: pageView([batchView(EXAMPLE_JOB)], false),
+      },
+    },
+  },
+  '/v1/batches/:id': {
+    get: {
+      tag: 'Batches',
+      summary: 'Look at a batch',
+      answer: {
+        description: 'The batch.',
+        schema: batchSchema,
+        example: batchView(EXAMPLE_JOB),
+      },
+    },
+  },
+  '/v1/batches/:id/cancel': {
+    post: {
+      tag: 'Batches',
+      summary: 'Cancel a batch',
+      description:
+        'Lines that were answered are kept in the output file, the rest goes to the error file as `batch_cancelled`. ' +
+        'A batch that is over is refused.',
+      answer: {
+        description: 'The batch, in status `cancelling` or already `cancelled`.',
+        schema: batchSchema,
+        example: batchView({
+          ...EXAMPLE_NEW_JOB,
+          state: 'cancelled',
+          outcome: 'cancelled',
+          enteredAt: {
+            ...EXAMPLE_NEW_JOB.enteredAt,
+            cancelled: EXAMPLE_NEW_JOB.createdAt + 5_000,
+          },
+        }),
+      },
+    },
+  },
+};

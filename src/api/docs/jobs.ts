@@ -1,0 +1,100 @@
+import { copySchema, extendSchema } from '../console/job-actions.ts';
+import { createSchema, listSchema } from '../console/jobs.ts';
+import { jobView } from '../console/job-view.ts';
+import { explanationSchema, jobListSchema, jobSchema } from '../schemas/console.ts';
+import { EXAMPLE_IDS, EXAMPLE_JOB, EXAMPLE_NEW_JOB } from './examples.ts';
+import type { Body, Docs, PathDocs } from './operation.ts';
+
+const over = jobView(EXAMPLE_JOB, [], []);
+
+/** Something that is done with a job and answers the job. */
+function action(summary: string, description: string, body?: Body): PathDocs {
+  const answer = { description: 'The job as it then is.', schema: jobSchema, example: over };
+  return { post: { tag: 'Jobs', summary, description, ...(body ? { body } : {}), answer } };
+}
+
+const copy: Body = { schema: copySchema, example: { name: 'second try' }, optional: true };
+
+export const jobDocs: Docs = {
+  '/api/v1/jobs': {
+    post: {
+      tag: 'Jobs',
+      summary: 'Create a job',
+      description: 'Keys may be written in snake_case or camelCase; answers are in snake_case.',
+      body: {
+        schema: createSchema,
+        example: {
+          input_dataset: EXAMPLE_IDS.file,
+          endpoint: '/v1/chat/completions',
+          completion_window: '24h',
+          name: 'nightly questions',
+          metadata: { team: 'search' },
+        },
+      },
+      answer: {
+        description: 'The new job.',
+        schema: jobSchema,
+        example: jobView(EXAMPLE_NEW_JOB, [], []),
+      },
+    },
+    get: {
+      tag: 'Jobs',
+      summary: 'List jobs, newest first',
+      description: '`after` is the id of the last job seen. A limit over the most is the most.',
+      query: listSchema,
+      answer: {
+        description: 'A page of jobs.',
+        schema: jobListSchema,
+        example: { jobs: [over], first_id: over.id, last_id: over.id, has_more: false },
+      },
+    },
+  },
+  '/api/v1/jobs/:id': {
+    get: {
+      tag: 'Jobs',
+      summary: 'Look at a job',
+      answer: { description: 'The job.', schema: jobSchema, example: over },
+    },
+  },
+  '/api/v1/jobs/:id/explain': {
+    get: {
+      tag: 'Jobs',
+      summary: 'Why a job stands where it stands',
+      answer: {
+        description: 'A word for programs and a sentence for people.',
+        schema: explanationSchema,
+        example: {
+          id: EXAMPLE_IDS.job,
+          status: 'queued',
+          code: 'no_worker',
+          explanation:
+            "No live worker process serves the queue 'planning': start one with ROLES=worker.",
+        },
+      },
+    },
+  },
+  '/api/v1/jobs/:id/cancel': action(
+    'Cancel a job',
+    'Answers that are there are kept. A job that is over is answered as it is.',
+  ),
+  '/api/v1/jobs/:id/pause': action(
+    'Pause a job',
+    'What is in flight is still answered, and nothing new begins. Its deadline runs on.',
+  ),
+  '/api/v1/jobs/:id/resume': action('Let a paused job go on', 'One that is not paused stays so.'),
+  '/api/v1/jobs/:id/extend': action(
+    'Move the deadline of a job',
+    'The window counts from the creation of the job and must be longer than the present one.',
+    { schema: extendSchema, example: { completion_window: '48h' } },
+  ),
+  '/api/v1/jobs/:id/clone': action(
+    'Make a new job like this one',
+    'What is left out of the body is as it was.',
+    copy,
+  ),
+  '/api/v1/jobs/:id/retry': action(
+    'Ask the failed and expired lines of a job again',
+    'Makes a new job, which names the first in `retry_of`. The first must be over.',
+    copy,
+  ),
+};

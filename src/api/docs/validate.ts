@@ -1,0 +1,98 @@
+import * as v from 'valibot';
+import { ENDPOINTS } from '../../domain/job.ts';
+import { createSchema as createJobSchema } from '../console/jobs.ts';
+import { createSchema as createBatchSchema } from '../openai/batches.ts';
+import { validationView } from '../validate.ts';
+import { EXAMPLE_IDS } from './examples.ts';
+import type { Answer, Docs } from './operation.ts';
+
+const count = v.pipe(v.number(), v.integer(), v.minValue(0));
+
+const validationSchema = v.object({
+  object: v.literal('batch.validation'),
+  valid: v.pipe(v.boolean(), v.description('Whether a batch from this body would be run.')),
+  validation: v.picklist(['strict', 'lenient']),
+  input_file_id: v.string(),
+  endpoint: v.picklist(ENDPOINTS),
+  bytes: v.pipe(count, v.description('Of the whole file.')),
+  total_lines: v.pipe(count, v.description('Lines read: all, or one more than are allowed.')),
+  bad_lines: count,
+  problems: v.object({
+    object: v.literal('list'),
+    data: v.pipe(
+      v.array(
+        v.object({
+          code: v.string(),
+          message: v.string(),
+          line: v.nullable(v.pipe(count, v.description('Line of the input file, from 1.'))),
+          param: v.nullable(v.string()),
+        }),
+      ),
+      v.description('The first 100 by line.'),
+    ),
+    total: count,
+  }),
+  models: v.array(v.string()),
+  estimated_input_tokens: v.pipe(
+    count,
+    v.description('Bytes of text in what the model reads, divided by 4; images and the like not.'),
+  ),
+  estimate_basis: v.string(),
+  max_output_tokens: v.pipe(
+    count,
+    v.description('The sum of the limits that lines give, times `n` where they ask for several.'),
+  ),
+  lines_without_output_limit: count,
+});
+
+const DESCRIPTION =
+  'The same body as for creating, and nothing is created. Two inputs are validated at once; a third request is ' +
+  'answered 429. One that hangs up ends its validation.';
+
+const problem = {
+  code: 'invalid_json_line',
+  message: 'This line is not parseable as valid JSON.',
+  line: 17,
+  param: null,
+};
+
+const answer: Answer = {
+  description: 'What would come of it.',
+  schema: validationSchema,
+  example: validationView(
+    { input: EXAMPLE_IDS.file, endpoint: '/v1/chat/completions', options: {} },
+    41_302,
+    {
+      lines: 200,
+      bad: 1,
+      total: 1,
+      unfit: null,
+      models: ['sim-model'],
+      problems: [problem],
+      estimate: { inputTokens: 6_120, maxOutputTokens: 12_736, unlimited: 0 },
+    },
+  ),
+};
+
+const common = { endpoint: '/v1/chat/completions', completion_window: '24h' };
+
+export const validateDocs: Docs = {
+  '/v1/batches/validate': {
+    post: {
+      tag: 'Batches',
+      summary: 'Validate an input without creating a batch',
+      description: DESCRIPTION,
+      body: { schema: createBatchSchema, example: { input_file_id: EXAMPLE_IDS.file, ...common } },
+      answer,
+    },
+  },
+  '/api/v1/jobs/validate': {
+    post: {
+      tag: 'Jobs',
+      summary: 'Validate an input without creating a job',
+      description: DESCRIPTION,
+      body: { schema: createJobSchema, example: { input_dataset: EXAMPLE_IDS.file, ...common } },
+      answer,
+    },
+  },
+};

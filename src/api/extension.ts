@@ -1,0 +1,65 @@
+import * as v from 'valibot';
+import { exactObject } from './body.ts';
+import { clientSchema, clientWish } from './client.ts';
+import { requireEngines, runtimeSchema } from './engines.ts';
+import { isJobId } from './ids.ts';
+import { validationSchema } from './submit.ts';
+import type { JobWish } from './submit.ts';
+import { webhookSchema } from './webhook-target.ts';
+
+const JOB_ID_RULE = "'job_' and 1 to 100 letters and digits after it";
+const NAME_RULE = 'a text of 1 to 512 characters';
+const ALLOCATION_RULE =
+  'left out: the engines of this server are there already (PROVISIONER=static), so that nothing is allocated. ' +
+  'To use engines of your own, name them in aibrix.runtime';
+
+const nameSchema = v.pipe(v.string(NAME_RULE), v.nonEmpty(NAME_RULE), v.maxLength(512, NAME_RULE));
+
+/** The `aibrix` key of a batch (`extra_body.aibrix` in OpenAI's clients): each of its keys has an effect or is refused. */
+export const aibrixSchema = exactObject({
+  job_id: v.nullish(v.pipe(v.string(JOB_ID_RULE), v.check(isJobId, JOB_ID_RULE))),
+  model: v.nullish(nameSchema),
+  model_template: v.nullish(
+    exactObject({ name: nameSchema, version: v.nullish(v.string(NAME_RULE)) }),
+  ),
+  client: v.nullish(clientSchema),
+  runtime: v.nullish(runtimeSchema),
+  webhook: webhookSchema,
+  validation: validationSchema,
+  resource_allocation: v.nullish(
+    v.pipe(
+      v.unknown(),
+      v.check(() => false, ALLOCATION_RULE),
+    ),
+  ),
+});
+
+type Extension = v.InferOutput<typeof aibrixSchema> | null | undefined;
+
+/** What the extension asks for beside the batch itself. */
+export function aibrixWish(extension: Extension): Pick<
+  JobWish,
+  'jobId' | 'maxConcurrency' | 'engines' | 'template' | 'model'
+> & {
+  options: JobWish['options'];
+} {
+  const { job_id: jobId, model, model_template: template, client, runtime } = extension ?? {};
+  const { validation } = extension ?? {};
+  const { maxConcurrency, retry } = clientWish(client);
+  return {
+    maxConcurrency,
+    engines: runtime ? requireEngines(runtime, 'aibrix.runtime.options') : [],
+    options: { retry, ...(validation ? { validation } : {}) },
+    ...(jobId ? { jobId } : {}),
+    ...(model ? { model: { name: model, param: 'aibrix.model' } } : {}),
+    ...(template
+      ? {
+          template: {
+            name: template.name,
+            ...(template.version ? { version: template.version } : {}),
+            param: 'aibrix.model_template',
+          },
+        }
+      : {}),
+  };
+}

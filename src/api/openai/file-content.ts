@@ -1,0 +1,118 @@
+import { Readable, pipeline } from 'node:stream';
+import { constants, createGzip } from 'node:zlib';
+import { SluiceError } from '../../domain/errors.ts';
+import { fileKey } from '../../domain/file.ts';
+import type { FileRecord } from '../../domain/file.ts';
+import type { Storage } from '../../storage/contract.ts';
+import { contentDisposition } from '../disposition.ts';
+import type { ApiContext } from '../routes.ts';
+
+/** Below this, the head of a gzip stream and a thread's turn cost more than they save. */
+const LEAST_GZIP_BYTES = 1_024;
+
+type Range = { start: number; end: number } | 'unsatisfiable' | null;
+
+/**
+ * The bytes of a file, by HTTP's rules (RFC 9110): whole, compressed where the client takes that, or one range; several
+ * ranges are answered with the whole, which a server may. Bytes never change under an id, so their digest is the ETag;
+ * compressed ones are another representation of the same, and have it as a weak one.
+ */
+export async function sendContent(
+  c: ApiContext,
+  file: FileRecord,
+  storage: Pick<Storage, 'get'>,
+): Promise<Response> {
+  const strong = `"${file.sha256}"`;
+  // A range is of the bytes themselves: who asks for one gets no compressed ones, whole or in part.
+  const range = rangeOf(c, file.bytes, strong);
+  const isGzip = range === null && file.bytes >= LEAST_GZIP_BYTES && acceptsGzip(c);
+  const shared = {
+    ETag: isGzip ? `W/${strong}` : strong,
+    Vary: 'Accept-Encoding',
+    'Accept-Ranges': 'bytes',
+  };
+  if (matches(c.req.header('if-none-match'), strong)) return c.body(null, 304, shared);
+  if (range === 'unsatisfiable') throw unsatisfiable(c, file);
+  const { start, end } = range ?? { start: 0, end: file.bytes };
+  const headers = {
+    ...shared,
+    'Content-Type': contentType(file),
+    // The type is what somebody said of bytes that nobody has looked at.
+    'X-Content-Type-Options': 'nosniff',
+    'Content-Disposition': contentDisposition(file.filename),
+    ...(isGzip ? { 'Content-Encoding': 'gzip' } : { 'Content-Length': String(end - start) }),
+    ...(range === null ? {} : { 'Content-Range': `bytes ${start}-${end - 1}/${file.bytes}` }),
+  };
+  // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
+  if (c.req.method === 'HEAD') return c.body(null, 200, headers);
+  const stream = await storage.get(fileKey(file.id), { start, end });
+  stream.once('error', (err) => c.var.log.error({ err, file: file.id }, 'reading a file failed'));
+  const body = Readable.toWeb(isGzip ? gzipped(stream) : stream);
+  return c.body(body, range === null ? 200 : 206, headers);
+}
+
+function contentType({ purpose, mimeType }: FileRecord): string {
+  if (purpose === 'batch' || purpose === 'batch_output') return 'application/jsonl';
+  return mimeType ?? 'application/octet-stream';
+}
+
+function gzipped(stream: Readable): Readable {
+  // The fastest level: JSON shrinks to a quarter even so, and downloads are not to wait for it.
+  const gzip = createGzip({ level: constants.Z_BEST_SPEED });
+  // Either one's end by an error is the other's; the reader hears of it, and the log has the reason.
+  pipeline(stream, gzip, () => undefined);
+  return gzip;
+}
+
+/** What a request asks of `bytes`, end excluded; null for the whole, which also answers a header that makes no sense. */
+function rangeOf(c: ApiContext, bytes: number, etag: string): Range {
+  // A weak tag, or a date, says nothing about single bytes.
+  const condition = c.req.header('if-range') ?? etag;
+  const [, first, last] = /^bytes=\s*(\d*)-(\d*)\s*$/i.exec(askedRange(c) ?? '') ?? [];
+  if (condition !== etag || first === undefined || last === undefined) return null;
+  if (first === '') return last === '' ? null : lastBytes(Number(last), bytes);
+  return bytesFrom(Number(first), last === '' ? Infinity : Number(last), bytes);
+}
+
+function bytesFrom(start: number, last: number, bytes: number): Range {
+  if (last < start) return null;
+  return start < bytes ? { start, end: Math.min(last + 1, bytes) } : 'unsatisfiable';
+}
+
+function lastBytes(wanted: number, bytes: number): Range {
+  const length = Math.min(wanted, bytes);
+  return length === 0 ? 'unsatisfiable' : { start: bytes - length, end: bytes };
+}
+
+/** Ranges are defined for GET only. */
+function askedRange(c: ApiContext): string | undefined {
+  return c.req.method === 'GET' ? c.req.header('range') : undefined;
+}
+
+function unsatisfiable(c: ApiContext, file: FileRecord): SluiceError {
+  c.header('Content-Range', `bytes */${file.bytes}`);
+  return new SluiceError(
+    'InvalidInput',
+    'range_not_satisfiable',
+    `The file '${file.id}' has ${file.bytes} bytes, and the range begins behind them: ask for one within, or leave the header Range out.`,
+    { param: 'Range', status: 416 },
+  );
+}
+
+/** Whether the client has these bytes; compared as weak tags are, since it may have them compressed. */
+function matches(header: string | undefined, etag: string): boolean {
+  const tags = new Set((header ?? '').split(',').map((tag) => tag.trim().replace(/^W\//, '')));
+  return tags.has('*') || tags.has(etag);
+}
+
+function acceptsGzip(c: ApiContext): boolean {
+  // Any `Range` header, also one that is answered with the whole, is of plain bytes.
+  if (askedRange(c) !== undefined) return false;
+  const weights = new Map<string, number>();
+  for (const item of (c.req.header('accept-encoding') ?? '').toLowerCase().split(',')) {
+    const [coding = '', ...parameters] = item.split(';').map((part) => part.trim());
+    const q = parameters.find((parameter) => parameter.startsWith('q='));
+    weights.set(coding, q === undefined ? 1 : Number(q.slice(2)));
+  }
+  return (weights.get('gzip') ?? weights.get('x-gzip') ?? weights.get('*') ?? 0) > 0;
+}

@@ -1,0 +1,122 @@
+import { Readable } from 'node:stream';
+import * as v from 'valibot';
+import type { PartialWish } from '../../processors/partial.ts';
+import { notFound, transient } from '../domain/errors.ts';
+import { batchIdOf, isFinal } from '../domain/job.ts';
+import type { JobRecord } from '../domain/job.ts';
+import type { Storage } from '../storage/contract.ts';
+import type { Files } from '../store/files.ts';
+import type { Jobs } from '../store/jobs.ts';
+import { parse } from './body.ts';
+import { contentDisposition } from './disposition.ts';
+import { findBatch, findJob } from './find-job.ts';
+import type { FindJob } from './find-job.ts';
+import { sendContent } from './openai/file-content.ts';
+import { pathId } from './routes.ts';
+import type { ApiContext, Route } from './routes.ts';
+import { jobFiles } from './views.ts';
+
+export interface PartialDeps {
+  store: { jobs: Pick<Jobs, 'get'>; files: Pick<Files, 'get'> };
+  storage: Pick<Storage, 'get'>;
+  /** What a job that is not over has so far; fails rather than end early. */
+  openPartial(job: JobRecord, wish: PartialWish): Readable;
+}
+
+/** Says whether lines may still come. */
+const INCOMPLETE = 'X-Incomplete';
+/** Merging takes some 25 MB where answers are large; reading as it was committed takes next to nothing. */
+const MOST_MERGED = 4;
+const AGAIN_MS = 2_000;
+/** Whoever takes nothing for so long must not keep others from reading. */
+const STALLED_MS = 60_000;
+
+/** A job's results under its own id: its files when it is over, and before that what it has so far. */
+export function partialRoutes(deps: PartialDeps): Route[] {
+  const open = { count: 0 };
+  function route(path: string, kind: PartialWish['kind'], find: FindJob): Route {
+    return { path, get: (c) => results(c, deps, { kind, find, open }) };
+  }
+  return [
+    route('/v1/batches/:id/output', 'output', findBatch),
+    route('/v1/batches/:id/errors', 'error', findBatch),
+    route('/api/v1/jobs/:id/output', 'output', findJob),
+    route('/api/v1/jobs/:id/errors', 'error', findJob),
+  ];
+}
+
+export const querySchema = v.object({
+  order: v.optional(v.picklist(['input', 'committed'], 'input or committed'), 'input'),
+});
+
+interface Asked {
+  kind: PartialWish['kind'];
+  find: FindJob;
+  /** Partial results that this process is merging. */
+  open: { count: number };
+}
+
+async function results(c: ApiContext, deps: PartialDeps, asked: Asked): Promise<Response> {
+  const job = await asked.find(deps.store.jobs, pathId(c));
+  const { order } = parse(querySchema, c.req.query());
+  const { kind } = asked;
+  if (isFinal(job.state)) return finished(c, deps, job, kind);
+  const headers = { ...headersOf(job, kind), [INCOMPLETE]: 'true' };
+  if (c.req.method === 'HEAD') return c.body(null, 200, headers);
+  const { open } = asked;
+  if (order === 'committed') return send(c, deps.openPartial(job, { kind, order }), headers);
+  if (open.count >= MOST_MERGED) {
+    const message =
+      `This server is merging the results of ${MOST_MERGED} unfinished jobs already: ` +
+      'try again later, or read them with order=committed.';
+    throw transient('too_many_readers', message, { retryAfterMs: AGAIN_MS });
+  }
+  open.count += 1;
+  const stream = deps.openPartial(job, { kind, order });
+  stream.once('close', () => (open.count -= 1));
+  return send(c, stream, headers);
+}
+
+async function finished(
+  c: ApiContext,
+  deps: PartialDeps,
+  job: JobRecord,
+  kind: PartialWish['kind'],
+): Promise<Response> {
+  const id = jobFiles(job)[kind];
+  const file = id === null ? null : await deps.store.files.get(id);
+  if (id !== null && file === null) {
+    throw notFound('file_not_found', `The file '${id}' of this job was deleted.`, { param: 'id' });
+  }
+  c.header(INCOMPLETE, 'false');
+  if (file !== null) return sendContent(c, file, deps.storage);
+  // No line went there, and so no file was made.
+  return c.body(null, 200, { ...headersOf(job, kind), 'Content-Length': '0' });
+}
+
+function headersOf(job: JobRecord, kind: PartialWish['kind']): Record<string, string> {
+  return {
+    'Content-Type': 'application/jsonl',
+    'Content-Disposition': contentDisposition(`${batchIdOf(job.id)}_${kind}.jsonl`),
+  };
+}
+
+function send(c: ApiContext, source: Readable, headers: Record<string, string>): Response {
+  const { outgoing } = c.env;
+  outgoing.once('close', () => source.destroy());
+  outgoing.setTimeout(STALLED_MS);
+  const stream = Readable.from(chunksOf(source, c), { objectMode: false });
+  return c.body(Readable.toWeb(stream), 200, headers);
+}
+
+/** A source that fails cuts the connection: an answer that just ended would seem to be whole. */
+async function* chunksOf(source: Readable, c: ApiContext): AsyncGenerator<Buffer> {
+  try {
+    yield* source;
+  } catch (err) {
+    const { outgoing } = c.env;
+    // Who hung up has made it fail.
+    if (!outgoing.destroyed) c.var.log.error({ err }, 'reading the results of a job failed');
+    outgoing.destroy();
+  }
+}

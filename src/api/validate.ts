@@ -1,0 +1,115 @@
+import { SluiceError } from '../domain/errors.ts';
+import type { Estimate } from '../domain/estimate.ts';
+import type { JobError, JobOptions } from '../domain/job.ts';
+import type { LineRules } from '../domain/plan.ts';
+import { clientClosed } from './body.ts';
+import { readWish as readJobWish } from './console/jobs.ts';
+import type { JobsDeps } from './console/jobs.ts';
+import { readWish as readBatchWish } from './openai/batches.ts';
+import type { BatchesDeps } from './openai/batches.ts';
+import type { ApiContext, Route } from './routes.ts';
+import { checkWish } from './submit.ts';
+import type { JobWish } from './submit.ts';
+
+/** Each reads a whole input, so that more at once would only make each other and every other request late. */
+const MOST_AT_ONCE = 2;
+const COME_BACK_MS = 2_000;
+
+export interface ValidateDeps extends BatchesDeps, JobsDeps {
+  store: BatchesDeps['store'] & JobsDeps['store'];
+  /** Reads an input as planning would and records nothing. Rejects with the signal's reason once that is aborted. */
+  inspectInput(fileId: string, rules: LineRules, signal: AbortSignal): Promise<Inspection>;
+}
+
+/** What one pass over an input found. */
+export interface Inspection {
+  lines: number;
+  bad: number;
+  models: string[];
+  problems: JobError[];
+  total: number;
+  unfit: JobError | null;
+  estimate: Estimate;
+}
+
+/** Dry runs: the same bodies as for creating, and an answer that says what would come of it; nothing is created. */
+export function validateRoutes(deps: ValidateDeps): Route[] {
+  let running = 0;
+
+  async function validate(c: ApiContext, wish: JobWish, param: string): Promise<Response> {
+    const { rules, file } = await checkWish(deps, wish, param);
+    if (running >= MOST_AT_ONCE) throw tooMany();
+    running += 1;
+    try {
+      const found = await whileConnected(c, (signal) => deps.inspectInput(file.id, rules, signal));
+      return c.json(validationView(wish, file.bytes, found));
+    } finally {
+      running -= 1;
+    }
+  }
+
+  return [
+    {
+      path: '/v1/batches/validate',
+      post: async (c) => validate(c, await readBatchWish(c, deps), 'input_file_id'),
+    },
+    {
+      path: '/api/v1/jobs/validate',
+      post: async (c) => validate(c, await readJobWish(c, deps), 'input_dataset'),
+    },
+  ];
+}
+
+function tooMany(): SluiceError {
+  return new SluiceError(
+    'NoCapacity',
+    'too_many_validations',
+    `This server validates ${MOST_AT_ONCE} inputs at once, and is at it: try again in a moment.`,
+    { retryAfterMs: COME_BACK_MS },
+  );
+}
+
+/** Works for a client that waits; one that hangs up ends the work. */
+async function whileConnected<T>(
+  c: ApiContext,
+  work: (signal: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const hungUp = new AbortController();
+  const { outgoing } = c.env;
+  function stop(): void {
+    hungUp.abort(clientClosed());
+  }
+  outgoing.once('close', stop);
+  if (outgoing.closed) stop();
+  try {
+    return await work(hungUp.signal);
+  } finally {
+    outgoing.off('close', stop);
+  }
+}
+
+/** What would become of a batch over this input. */
+export function validationView(
+  { input, endpoint, options }: Pick<JobWish, 'input' | 'endpoint' | 'options'>,
+  bytes: number,
+  found: Inspection,
+) {
+  const validation: JobOptions['validation'] = options.validation ?? 'strict';
+  const { inputTokens, maxOutputTokens, unlimited } = found.estimate;
+  return {
+    object: 'batch.validation',
+    valid: validation === 'strict' ? found.total === 0 : found.unfit === null,
+    validation,
+    input_file_id: input,
+    endpoint,
+    bytes,
+    total_lines: found.lines,
+    bad_lines: found.bad,
+    problems: { object: 'list', data: found.problems, total: found.total },
+    models: found.models,
+    estimated_input_tokens: inputTokens,
+    estimate_basis: 'bytes of text / 4',
+    max_output_tokens: maxOutputTokens,
+    lines_without_output_limit: unlimited,
+  };
+}
