@@ -86,8 +86,10 @@ function findConflicts(settings: Settings): string[] {
       'MAX_LINE_BYTES must not exceed half of MEMORY_BUDGET: line and answer have to fit.',
     );
   }
-  if (settings.maxBatchFileBytes > settings.maxFileBytes) {
-    conflicts.push('MAX_BATCH_FILE_BYTES must not exceed MAX_FILE_BYTES.');
+  if (settings.maxBatchFileBytes > Math.max(settings.maxFileBytes, settings.maxUploadBytes)) {
+    conflicts.push(
+      'MAX_BATCH_FILE_BYTES must not exceed both MAX_FILE_BYTES and MAX_UPLOAD_BYTES: no file could be so large.',
+    );
   }
   if (settings.provisioner === 'static' && settings.engineUrls.length === 0) {
     conflicts.push('PROVISIONER=static needs ENGINE_URLS, such as http://localhost:8000.');

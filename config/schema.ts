@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { engineBaseUrl } from '../src/domain/engine-url.ts';
+import { webhookKey } from '../src/domain/webhook.ts';
 import { PROVIDERS } from '../src/domain/provision.ts';
 import { QUEUE_NAMES } from '../src/domain/job.ts';
 
@@ -201,6 +202,12 @@ export const SETTINGS = {
     default: '512MiB',
     schema: bytes(1),
   },
+  maxUploadBytes: {
+    doc: 'Largest file that may come in parts through /v1/uploads.',
+    env: 'MAX_UPLOAD_BYTES',
+    default: '8GiB',
+    schema: bytes(1),
+  },
   maxBatchFileBytes: {
     doc: 'Largest input file of a batch.',
     env: 'MAX_BATCH_FILE_BYTES',
@@ -242,6 +249,42 @@ export const SETTINGS = {
     env: 'REQUEST_TIMEOUT',
     default: '15m',
     schema: duration(100),
+  },
+  liveStreams: {
+    doc: 'Event streams that an API process keeps open at once; over it the answer is 503 with Retry-After.',
+    env: 'LIVE_STREAMS',
+    default: '1000',
+    schema: whole(1, 100_000),
+  },
+  webhookSecret: {
+    doc: "Signs the events of jobs' own webhooks (aibrix.webhook, webhook): whsec_ and 24 to 64 random bytes in base64.",
+    env: 'WEBHOOK_SECRET',
+    default: undefined,
+    schema: v.optional(
+      v.pipe(
+        text,
+        v.check(
+          (value) => webhookKey(value) !== null,
+          'must be whsec_ and 24 to 64 bytes in base64, such as echo whsec_$(openssl rand -base64 32) prints',
+        ),
+      ),
+    ),
+    secret: true,
+  },
+  webhookAllowPrivate: {
+    doc: 'Whether webhooks may go to loopback and private addresses, which users of the API could otherwise not reach.',
+    env: 'WEBHOOK_ALLOW_PRIVATE',
+    default: 'false',
+    schema: v.pipe(
+      oneOf(['true', 'false']),
+      v.transform((value) => value === 'true'),
+    ),
+  },
+  webhookGiveUp: {
+    doc: 'How long an event is tried again, ever more rarely, while its webhook does not take it.',
+    env: 'WEBHOOK_GIVE_UP',
+    default: '24h',
+    schema: duration(0),
   },
   shutdownGrace: {
     doc: 'How long lines in flight may still be answered after SIGTERM or Ctrl-C.',

@@ -2,10 +2,18 @@ import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { createAdaptorServer } from '@hono/node-server';
 import { createJob } from '../../processors/create.ts';
+import { extendJob, pauseJob, resumeJob } from '../../processors/pause.ts';
+import { openPartial } from '../../processors/partial.ts';
+import type { PartialDeps } from '../../processors/partial.ts';
+import { releaseByHand } from '../../processors/release-by-hand.ts';
 import { stopJob } from '../../processors/settle.ts';
 import { createApp } from '../api/app.ts';
+import { assemble } from '../dispatcher/assemble.ts';
+import { readEntries } from '../dispatcher/segments.ts';
 import { describeError, errorCode, notFound, permanent } from '../domain/errors.ts';
+import { inspectInput } from './plan-input.ts';
 import type { System } from './system.ts';
+import { CATALOGS } from '../resources/index.ts';
 import { settleDeps } from './worker.ts';
 
 export interface RunningApi {
@@ -22,14 +30,28 @@ const LONGEST_REQUEST_MS = 6 * 3_600_000;
 export async function startApi(system: System): Promise<RunningApi> {
   const { settings, log, metrics, storage, impatient } = system;
   const settling = settleDeps(system, impatient, () => 2);
+  const stopping = new AbortController();
   const app = createApp({
     store: impatient.store,
     storage,
     queues: impatient.queues.all,
     limits: settings,
+    inspectInput: inspectInput.bind(null, { ...settings, storage }),
+    live: { liveStreams: settings.liveStreams, stopping: stopping.signal },
+    openPartial: (job, wish) => openPartial(job, wish, partialDeps(system)),
     defaults: settings,
+    webhooks: {
+      signsJobs: settings.webhookSecret !== undefined,
+      allowPrivate: settings.webhookAllowPrivate,
+    },
     log,
+    provider: settling.manager.provider,
+    catalog: CATALOGS[settling.manager.provider](settings),
+    releaseProvision: (id, choice) => releaseByHand(id, choice, settling),
     createJob: (job) => createJob(job, settling),
+    pauseJob: (id, by) => pauseJob(id, by, settling),
+    resumeJob: (id) => resumeJob(id, settling),
+    extendJob: (job, window, windowMs) => extendJob(job, window, windowMs, settling),
     async stopJob(id, outcome) {
       const job = await stopJob(id, { outcome, event: 'Cancelled on request.' }, settling);
       if (job === null) throw notFound('not_found', `There is no job '${id}'.`);
@@ -52,12 +74,23 @@ export async function startApi(system: System): Promise<RunningApi> {
   return {
     url: `http://${shown}:${bound}`,
     async close(graceMs) {
+      stopping.abort();
       const closed = new Promise((resolve) => server.close(resolve));
       server.closeIdleConnections();
       const cut = setTimeout(() => server.closeAllConnections(), graceMs);
       await closed;
       clearTimeout(cut);
     },
+  };
+}
+
+function partialDeps({ impatient, settings, storage }: System): PartialDeps {
+  const { maxLineBytes } = settings;
+  return {
+    store: impatient.store,
+    storage,
+    assemble: (source, sinks, options) => assemble(source, sinks, { ...options, maxLineBytes }),
+    readEntries,
   };
 }
 

@@ -50,6 +50,7 @@ const EXIT_INTERRUPTED = 130;
 const NO_LIMIT = {
   maxBatchLines: 1_000_000_000,
   maxFileBytes: 2 ** 50,
+  maxUploadBytes: 2 ** 50,
   maxBatchFileBytes: 2 ** 50,
 };
 const WINDOW = '365d';

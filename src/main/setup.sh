@@ -20,7 +20,9 @@ held_locks=
 # program, package of apt, formula of Homebrew, service that its package would start
 test_programs='sshd openssh-server openssh ssh
 chromium chromium chromium -
-kubectl kubernetes-client kubernetes-cli -'
+kubectl kubernetes-client kubernetes-cli -
+jq jq jq -
+curl curl curl -'
 
 say() { echo "setup: $*" >&2; }
 
@@ -230,7 +232,7 @@ $test_programs
 END
 }
 
-lacks_test_programs() { ! { has sshd && has chromium && has kubectl; }; }
+lacks_test_programs() { ! { has sshd && has chromium && has kubectl && has jq && has curl; }; }
 
 # ---------------------------------------------------------------------------------------------
 

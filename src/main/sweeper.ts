@@ -1,15 +1,21 @@
 import { randomBytes } from 'node:crypto';
+import { createExpiry } from '../../processors/expiry.ts';
 import { createSweeper } from '../../processors/sweep.ts';
+import { createCourier } from '../../processors/webhooks.ts';
+import { batchView } from '../api/views.ts';
 import { clock } from './clock.ts';
 import { soon } from './soon.ts';
+import { createWebhookSender } from './webhook-sender.ts';
 import { settleDeps } from './worker.ts';
 import type { System } from './system.ts';
 
 const SWEEP_EVERY_MS = 2_000;
 const EXPIRE_EVERY_MS = 1_000;
+const CLEAR_EVERY_MS = 2_000;
+const TELL_EVERY_MS = 500;
 const CLOSE_MS = 2_000;
 
-/** Mends lost deliveries and ends overdue jobs; of all processes that do, one at a time sweeps. */
+/** Mends lost deliveries, ends overdue jobs, removes what has expired and tells webhooks of ends; of all processes that do, one at a time sweeps. */
 export function startSweeper(system: System): { close(): Promise<void> } {
   const { log, patient } = system;
   const stop = new AbortController();
@@ -19,6 +25,18 @@ export function startSweeper(system: System): { close(): Promise<void> } {
     store: patient.store,
     isLive: patient.queues.isLive.bind(patient.queues),
     now: clock.now,
+  });
+  const { store } = patient;
+  const expiry = createExpiry(holder, { store, storage: system.storage, now: clock.now, log });
+  const courier = createCourier(holder, {
+    store: patient.store,
+    send: createWebhookSender({ allowPrivate: system.settings.webhookAllowPrivate }),
+    view: batchView,
+    jobSecret: system.settings.webhookSecret,
+    giveUpMs: system.settings.webhookGiveUp,
+    now: clock.now,
+    random: clock.random,
+    log,
   });
 
   async function repeat(
@@ -40,12 +58,14 @@ export function startSweeper(system: System): { close(): Promise<void> } {
   const loops = [
     repeat(SWEEP_EVERY_MS, 'sweep', () => sweeper.sweep(stop.signal)),
     repeat(EXPIRE_EVERY_MS, 'deadlines', () => sweeper.expire()),
+    repeat(CLEAR_EVERY_MS, 'expiry', () => expiry.round()),
+    repeat(TELL_EVERY_MS, 'webhooks', () => courier.round()),
   ];
   return {
     async close() {
       stop.abort();
       await soon(
-        Promise.all(loops).then(() => sweeper.close()),
+        Promise.all([...loops, courier.close()]).then(() => sweeper.close()),
         CLOSE_MS,
       );
     },

@@ -1,6 +1,5 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
-import { join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { createAdvance } from '../../queues/advance.ts';
 import { startWorker } from '../../queues/worker.ts';
@@ -15,9 +14,7 @@ import { Watches } from '../../processors/watch.ts';
 import { assemble } from '../dispatcher/assemble.ts';
 import { Dispatcher } from '../dispatcher/dispatcher.ts';
 import type { Load } from '../dispatcher/dispatcher.ts';
-import { readPlan } from '../dispatcher/read-plan.ts';
-import type { ReadPlan } from '../dispatcher/read-plan.ts';
-import { createUniqueIds } from '../dispatcher/unique-ids.ts';
+import { selectLines } from '../dispatcher/select-lines.ts';
 import { describeError, SluiceError, transient } from '../domain/errors.ts';
 import { segmentKey } from '../domain/file.ts';
 import { isFinal, JOB } from '../domain/job.ts';
@@ -29,13 +26,13 @@ import type { Runtime } from '../runtimes/contract.ts';
 import { createEndpointRuntime } from '../runtimes/index.ts';
 import type { JobChange } from '../store/jobs.ts';
 import { clock } from './clock.ts';
+import { planInput } from './plan-input.ts';
 import { soon } from './soon.ts';
 import type { Connected, System } from './system.ts';
 
 const BEAT_MS = 2_000;
 /** To commit and give back; with Redis away, nothing of that can be done. */
 const AFTER_GRACE_MS = 2_000;
-const MEMORY_IDS = 262_144;
 
 /** What moves and settles records; every role that writes them shares it. */
 export function settleDeps(
@@ -147,7 +144,9 @@ function processorParts(system: System, runtime: Runtime) {
     store: system.patient.store,
     storage: system.storage,
     runtime,
-    readPlan: planInput.bind(null, system),
+    selectLines: (input: Readable, errors: Readable) =>
+      selectLines(input, errors, { maxLineBytes }),
+    readPlan: planInput.bind(null, system.settings),
     assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>
       assemble(source, sinks, { ...options, maxLineBytes }),
     newToken: () => randomBytes(16).toString('hex'),
@@ -264,22 +263,6 @@ async function openInput(
   } catch (error) {
     const isMissing = error instanceof SluiceError && error.kind === 'NotFound';
     throw isMissing ? transient('input.missing', 'The input file is not in storage.') : error;
-  }
-}
-
-async function planInput(
-  { settings }: System,
-  ...[source, options]: Parameters<Deps['readPlan']>
-): Promise<ReadPlan> {
-  const uniqueIds = createUniqueIds({
-    directory: join(settings.dataDir, 'tmp'),
-    memoryEntries: MEMORY_IDS,
-  });
-  try {
-    const { maxBatchLines: maxLines, maxLineBytes } = settings;
-    return await readPlan(source, { ...options, maxLines, maxLineBytes, uniqueIds });
-  } finally {
-    await uniqueIds.close();
   }
 }
 

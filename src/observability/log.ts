@@ -4,7 +4,15 @@ import type { DestinationStream, Logger } from 'pino';
 export type { Logger } from 'pino';
 
 /** What never reaches a log, wherever it is nested. */
-const SECRETS = ['authorization', 'apiKey', 'engineApiKey', 'password', 'redisUrl', 'storeUri'];
+const SECRETS = [
+  'authorization',
+  'apiKey',
+  'engineApiKey',
+  'password',
+  'redisUrl',
+  'storeUri',
+  'webhookSecret',
+];
 
 /** JSON lines on stderr (stdout belongs to results); messages are static, what varies stands in fields beside them. */
 export function createLogger(options: { level: string; destination?: DestinationStream }): Logger {

@@ -4,29 +4,41 @@ import type { FileHandle } from 'node:fs/promises';
 import { dirname, relative, sep } from 'node:path';
 import type { PutResult } from './contract.ts';
 
-/** Chunks are joined to writes of this size: many small ones would each cost a trip to the thread pool. */
+/** Chunks are gathered to writes of this size: many small ones would each cost a trip to the thread pool. */
 const BATCH_BYTES = 1024 * 1024;
+/** So many chunks are written as they are; more of them cost less as one copy. */
+const MOST_CHUNKS = 64;
 
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
-  for (let done = 0; done < bytes.length;) {
-    const { bytesWritten } = await file.write(bytes, done, bytes.length - done, null);
-    done += bytesWritten;
+interface Batch {
+  chunks: Uint8Array[];
+  bytes: number;
+}
+
+async function writeAll(file: FileHandle, { chunks, bytes }: Batch): Promise<void> {
+  // Not joined first, since the copies would be garbage as large as all that is written.
+  const isFew = chunks.length <= MOST_CHUNKS;
+  let done = isFew ? (await file.writev(chunks)).bytesWritten : 0;
+  if (done === bytes) return;
+  // What is left when the disk took a part, which is mostly its last: the next write says why.
+  const whole = Buffer.concat(chunks, bytes);
+  while (done < bytes) {
+    done += (await file.write(whole, done, bytes - done, null)).bytesWritten;
   }
 }
 
-/** Joins chunks to batches of about a mebibyte. */
-async function* batches(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+/** Gathers chunks to batches of about a mebibyte. */
+async function* batches(source: AsyncIterable<Uint8Array>): AsyncGenerator<Batch> {
   let chunks: Uint8Array[] = [];
   let bytes = 0;
   for await (const chunk of source) {
     chunks.push(chunk);
     bytes += chunk.length;
     if (bytes < BATCH_BYTES) continue;
-    yield chunks.length === 1 ? chunk : Buffer.concat(chunks, bytes);
+    yield { chunks, bytes };
     chunks = [];
     bytes = 0;
   }
-  if (bytes > 0) yield Buffer.concat(chunks, bytes);
+  if (bytes > 0) yield { chunks, bytes };
 }
 
 /**
@@ -50,9 +62,9 @@ export async function writeSource(
   for await (const batch of batches(source)) {
     const written = orFail(writeAll(file, batch));
     // the thread pool writes meanwhile
-    digest.update(batch);
+    for (const chunk of batch.chunks) digest.update(chunk);
     await written;
-    bytes += batch.length;
+    bytes += batch.bytes;
   }
   await orFail(file.sync());
   return { bytes, sha256: digest.digest('hex') };
