@@ -1,3 +1,5 @@
+import { createHash } from 'node:crypto';
+import { BadRequestError, NotFoundError } from 'openai';
 import { afterAll, expect, test } from 'vitest';
 import {
   createBatch,
@@ -5,11 +7,15 @@ import {
   expectExact,
   makeInput,
   requestLine,
+  parseLines,
   say,
   submit,
+  untilBatch,
   untilFinal,
   upload,
 } from '../support/batch.ts';
+import { goldenClient } from '../support/golden-client.ts';
+import type { GoldenClient } from '../support/golden-client.ts';
 import { requireNothingLeft, makeFolder, startSluice } from '../support/server.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
 
@@ -69,4 +75,168 @@ test('the engine gets the bytes of the body, and the output file those of the an
     expect(output[n], `line ${n}`).toContain(`"body":${await direct.text()}`);
     expect(output[n]).toContain(`"custom_id":"raw-${n}"`);
   }
+});
+
+/** The input file of a new batch, and the batch. */
+async function begin({ openai }: GoldenClient, text: string) {
+  const file = await openai.files.create({ file: new File([text], 'in.jsonl'), purpose: 'batch' });
+  const batch = await openai.batches.create({
+    input_file_id: file.id,
+    endpoint: '/v1/chat/completions',
+    completion_window: '24h',
+    metadata: { team: 'search' },
+  });
+  return { file, batch };
+}
+
+async function readAll(body: AsyncIterable<Uint8Array> | null): Promise<string> {
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of body ?? []) chunks.push(chunk);
+  return Buffer.concat(chunks).toString();
+}
+
+test('every call of a batch is answered as OpenAI would: files, content, errors, headers', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const golden = goldenClient(sluice.url);
+  const { openai } = golden;
+  const input = makeInput(30);
+
+  const { file, batch } = await begin(golden, input.text);
+  expect(file).toMatchObject({ filename: 'in.jsonl', bytes: input.text.length });
+  expect(batch).toMatchObject({ status: 'validating', metadata: { team: 'search' } });
+  await untilFinal(sluice.url, batch.id);
+  const done = await openai.batches.retrieve(batch.id);
+  expect(done).toMatchObject({ status: 'completed', error_file_id: null });
+  expect(done.usage?.total_tokens).toBeGreaterThan(0);
+
+  const output = await openai.files.content(done.output_file_id ?? '');
+  expect(output.headers.get('x-request-id')).toMatch(/^req_/);
+  const streamed = await readAll(output.body);
+  expect(parseLines(streamed).map(({ custom_id: id }) => id)).toEqual(input.customIds);
+  expect(await (await openai.files.content(file.id)).text()).toBe(input.text);
+
+  const {
+    data,
+    response,
+    request_id: requestId,
+  } = await openai.batches.retrieve(batch.id).withResponse();
+  expect(data.id).toBe(batch.id);
+  expect(requestId).toMatch(/^req_/);
+  expect(response.headers.get('x-request-id')).toBe(requestId);
+
+  const files = await openai.files.list({ purpose: 'batch_output', order: 'asc' });
+  expect(files.data.map(({ id }) => id)).toEqual([done.output_file_id]);
+  const seen: string[] = [];
+  for await (const each of openai.files.list({ limit: 1 })) seen.push(each.id);
+  expect(seen).toEqual([done.output_file_id, file.id]);
+  expect(await openai.files.retrieve(file.id)).toEqual(file);
+  expect(await openai.files.delete(file.id)).toMatchObject({ id: file.id, deleted: true });
+  await expect(openai.files.retrieve(file.id)).rejects.toThrow(NotFoundError);
+
+  await expect(openai.batches.retrieve('batch_none')).rejects.toMatchObject({
+    status: 404,
+    code: 'batch_not_found',
+    requestID: expect.stringMatching(/^req_/),
+  });
+  await expect(openai.batches.cancel(batch.id)).rejects.toThrow(BadRequestError);
+  await expect(openai.batches.list({ limit: 1_000 })).rejects.toThrow(/1 to 100/);
+  const bad = await begin(golden, '{"custom_id":"a"}\n');
+  await untilFinal(sluice.url, bad.batch.id);
+  const { status, errors } = await openai.batches.retrieve(bad.batch.id);
+  expect([status, errors?.data?.[0]?.line]).toEqual(['failed', 1]);
+  expect(golden.faults).toEqual([]);
+  expect(golden.seen).toMatchObject({ file: 3, batch: 5, deletion: 1, 'file list': 3, error: 4 });
+});
+
+test('a batch that is cancelled keeps what was answered', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 300 });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const golden = goldenClient(sluice.url);
+  const { openai } = golden;
+  const input = makeInput(2_000);
+  const { batch } = await begin(golden, input.text);
+  await untilBatch(sluice.url, batch.id, (now) => (now.request_counts?.completed ?? 0) > 0);
+  await expect(openai.files.delete(batch.input_file_id)).rejects.toThrow(BadRequestError);
+
+  expect(await openai.batches.cancel(batch.id)).toMatchObject({ status: 'cancelling' });
+
+  await untilFinal(sluice.url, batch.id);
+  const over = await openai.batches.retrieve(batch.id);
+  expect(over).toMatchObject({ status: 'cancelled', metadata: { team: 'search' } });
+  const { error } = await expectExact(sluice.url, over, input);
+  expect(new Set(error.map((line) => line.error?.code))).toEqual(new Set(['batch_cancelled']));
+  expect(golden.faults).toEqual([]);
+});
+
+test('250 batches are paged through, newest first, each once', async () => {
+  await using folder = await makeFolder();
+  // Without a worker they stay as they are.
+  const options = { dataDir: folder.path, roles: ['api'], engines: ['http://127.0.0.1:9'] };
+  await using sluice = await startSluice(options);
+  const golden = goldenClient(sluice.url);
+  const { openai } = golden;
+  const { file, batch } = await begin(golden, makeInput(1).text);
+  const made = [batch.id];
+  while (made.length < 250) {
+    const created = await openai.batches.create({
+      input_file_id: file.id,
+      endpoint: '/v1/chat/completions',
+      completion_window: '24h',
+    });
+    made.push(created.id);
+  }
+
+  for (const limit of [100, 7]) {
+    const walked: string[] = [];
+    for await (const each of openai.batches.list({ limit })) walked.push(each.id);
+    expect(walked).toEqual(made.toReversed());
+  }
+  const first = await openai.batches.list({ limit: 100 });
+  expect(first.hasNextPage()).toBe(true);
+  expect((await first.getNextPage()).data[0]?.id).toBe(made[149]);
+  expect(golden.faults).toEqual([]);
+  expect(golden.seen).toMatchObject({ batch: 250, 'batch list': 3 + 36 + 2 });
+});
+
+test('an input comes in parts through Uploads, in the order that is asked', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const golden = goldenClient(sluice.url);
+  const { openai } = golden;
+  const input = makeInput(20);
+  const bytes = input.text.length;
+  const wish = {
+    filename: 'parts.jsonl',
+    purpose: 'batch' as const,
+    bytes,
+    mime_type: 'application/jsonl',
+  };
+  const upload = await openai.uploads.create(wish);
+  const halves = [input.text.slice(bytes / 2), input.text.slice(0, bytes / 2)];
+  const parts: string[] = [];
+  for (const half of halves) {
+    const part = await openai.uploads.parts.create(upload.id, { data: new File([half], 'part') });
+    parts.push(part.id);
+  }
+  const md5 = createHash('md5').update(input.text).digest('hex');
+  const order = { part_ids: parts.toReversed(), md5 };
+  const whole = await openai.uploads.complete(upload.id, order);
+  expect(whole).toMatchObject({ status: 'completed', file: { bytes, filename: 'parts.jsonl' } });
+
+  const { id } = await createBatch(sluice.url, whole.file?.id ?? '');
+  await expectExact(sluice.url, await untilFinal(sluice.url, id), input);
+
+  const dropped = await openai.uploads.create(wish);
+  expect((await openai.uploads.cancel(dropped.id)).status).toBe('cancelled');
+  const late = openai.uploads.parts.create(dropped.id, { data: new File(['x'], 'part') });
+  await expect(late).rejects.toThrow(BadRequestError);
+  await expect(openai.uploads.complete('upload_none', { part_ids: [] })).rejects.toThrow(
+    NotFoundError,
+  );
+  expect(golden.faults).toEqual([]);
 });

@@ -19,6 +19,7 @@ const batchEntries = {
   id: v.pipe(v.string(), v.regex(/^batch_[A-Za-z0-9]{24}$/)),
   object: v.literal('batch'),
   endpoint: v.string(),
+  model: v.nullable(v.string()),
   errors: v.nullable(
     v.strictObject({
       object: v.literal('list'),
@@ -59,7 +60,7 @@ const batchEntries = {
   usage: v.nullable(usageSchema),
   metadata: v.nullable(v.record(v.string(), v.string())),
 };
-const batchSchema = v.strictObject({ ...batchEntries, model: v.optional(v.string()) });
+const batchSchema = v.strictObject(batchEntries);
 const listSchema = v.strictObject({
   object: v.literal('list'),
   data: v.array(batchSchema),
@@ -131,6 +132,7 @@ describe('creation', () => {
       id: batch.id,
       object: 'batch',
       endpoint: '/v1/chat/completions',
+      model: null,
       errors: null,
       input_file_id: input,
       completion_window: '24h',
@@ -244,14 +246,14 @@ describe('creation', () => {
     ],
     [
       'unknown wishes',
-      { aibrix: { profile: {}, job_id: 'x' } },
+      { aibrix: { profile: {}, planner: 'x' } },
       'aibrix.profile',
-      /'aibrix.job_id'/,
+      /'aibrix.planner'/,
     ],
     [
       'an unknown wish deep inside',
-      { aibrix: { client: { retry_policy: {} } } },
-      'aibrix.client.retry_policy',
+      { aibrix: { client: { retry_policy: { tries: 1 } } } },
+      'aibrix.client.retry_policy.tries',
       /Unknown parameter/,
     ],
     [
@@ -433,7 +435,7 @@ describe('the Batch object', () => {
     await using api = await start();
     const { id } = await create(api);
     await move(api, id, 'resource_preparing', { set: { models: ['a', 'b'] } });
-    expect(await get(api, id)).not.toHaveProperty('model');
+    expect((await get(api, id)).model).toBeNull();
   });
 
   test('says why it failed', async () => {

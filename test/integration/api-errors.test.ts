@@ -29,7 +29,7 @@ function failing(failure: unknown): Promise<TestApi> {
   return start((deps) => ({
     store: {
       ...deps.store,
-      jobs: { ...deps.store.jobs, get: () => Promise.reject(failure) },
+      jobs: { ...deps.store.jobs, get: (): Promise<never> => Promise.reject(failure) },
     },
   }));
 }
@@ -43,7 +43,7 @@ describe('routes', () => {
       const answer = await rawRequest(api.url + path);
       expect([path, answer.status]).toStrictEqual([path, 404]);
       expect(errorOf(answer.text)).toMatchObject({ type: 'not_found_error', code: 'unknown_url' });
-      expect(errorOf(answer.text).message).toContain('/v1/batches');
+      expect(errorOf(answer.text).message).toContain('/openapi.json');
       expect(answer.headers['x-request-id']).toMatch(/^req_/);
     }
   });

@@ -32,6 +32,7 @@ const fileSchema = v.strictObject({
   filename: v.string(),
   purpose: v.picklist(['assistants', 'batch', 'fine-tune', 'vision', 'user_data', 'evals']),
   status: v.literal('uploaded'),
+  expires_at: v.optional(v.pipe(v.number(), v.integer())),
 });
 const listSchema = v.strictObject({
   object: v.literal('list'),
@@ -64,6 +65,13 @@ function batchForm(value: string, filename = 'in.jsonl'): FormPart[] {
   ];
 }
 
+function expiresAfter(anchor: string, seconds: string): FormPart[] {
+  return [
+    { name: 'expires_after[anchor]', value: anchor },
+    { name: 'expires_after[seconds]', value: seconds },
+  ];
+}
+
 function purposeLast(value: string): FormPart[] {
   return batchForm(value).toReversed();
 }
@@ -93,7 +101,7 @@ describe('uploads', () => {
 
   test('fields come in any order, with and without Content-Length, and unknown ones are ignored', async () => {
     await using api = await start();
-    const extra = { name: 'expires_after[anchor]', value: 'created_at' };
+    const extra = { name: 'note', value: 'created_at' };
     const orders = [batchForm('abc'), purposeLast('abc'), [extra, ...purposeLast('abc'), extra]];
     for (const parts of orders) {
       const chunked = await postForm(api, parts);
@@ -118,7 +126,69 @@ describe('uploads', () => {
     expect(Buffer.from(await content.arrayBuffer()).equals(Buffer.from(tricky))).toBe(true);
   });
 
+  test('expires_after is kept as expires_at, wherever its fields stand', async () => {
+    await using api = await start();
+    const expiry = expiresAfter('created_at', '3600');
+    for (const parts of [
+      [...expiry, ...batchForm('abc')],
+      [...purposeLast('abc'), ...expiry],
+    ]) {
+      const file = v.parse(fileSchema, JSON.parse((await postForm(api, parts)).text));
+      expect(file.expires_at).toBe(file.created_at + 3_600);
+    }
+    const created = await api.openai.files.create({
+      file: await toFile(Buffer.from('{}'), 'a.jsonl'),
+      purpose: 'batch',
+      expires_after: { anchor: 'created_at', seconds: 2_592_000 },
+    });
+    expect(created.expires_at).toBe(created.created_at + 2_592_000);
+    expect(await api.openai.files.retrieve(created.id)).toStrictEqual(created);
+    const { data } = await api.openai.files.list({ limit: 1 });
+    expect(data).toStrictEqual([created]);
+    expect(await api.openai.files.retrieve(await uploadInput(api))).not.toHaveProperty(
+      'expires_at',
+    );
+  });
+
+  const ANCHOR = 'expires_after[anchor]';
+  const SECONDS = 'expires_after[seconds]';
   const wrong: [string, FormPart[], string, string][] = [
+    ...['3599', '2592001', '-1', '3600.5', 'soon', ''].map(
+      (seconds): [string, FormPart[], string, string] => [
+        `an expiry after '${seconds}' seconds`,
+        [...batchForm('x'), ...expiresAfter('created_at', seconds)],
+        SECONDS,
+        'invalid_value',
+      ],
+    ),
+    [
+      'an unknown anchor',
+      [...expiresAfter('last_active_at', '3600'), ...batchForm('x')],
+      ANCHOR,
+      'invalid_value',
+    ],
+    [
+      'an anchor alone',
+      [...expiresAfter('created_at', '3600').slice(0, 1), ...batchForm('x')],
+      SECONDS,
+      'missing_required_parameter',
+    ],
+    [
+      'seconds alone',
+      [...batchForm('x'), ...expiresAfter('created_at', '3600').slice(1)],
+      ANCHOR,
+      'missing_required_parameter',
+    ],
+    [
+      'an expiry given twice',
+      [
+        ...batchForm('x'),
+        ...expiresAfter('created_at', '3600'),
+        ...expiresAfter('created_at', '3600'),
+      ],
+      ANCHOR,
+      'invalid_value',
+    ],
     ['no file', [{ name: 'purpose', value: 'batch' }], 'file', 'missing_required_parameter'],
     ['no purpose', batchForm('x').slice(1), 'purpose', 'missing_required_parameter'],
     ['nothing at all', [], 'file', 'missing_required_parameter'],
@@ -226,7 +296,7 @@ describe('uploads', () => {
 
 describe('limits', () => {
   test('a file of exactly the limit is taken, one byte more is refused', async () => {
-    await using api = await start(() => ({ limits: SMALL_LIMITS }));
+    await using api = await start((deps) => ({ limits: { ...deps.limits, ...SMALL_LIMITS } }));
     const other = { name: 'purpose', value: 'user_data' };
     const cases: [FormPart[], number][] = [
       [batchForm('x'.repeat(MiB)), 200],
@@ -243,7 +313,7 @@ describe('limits', () => {
   });
 
   test('a client that writes its whole body first reads the 413', async () => {
-    await using api = await start(() => ({ limits: SMALL_LIMITS }));
+    await using api = await start((deps) => ({ limits: { ...deps.limits, ...SMALL_LIMITS } }));
     const large = 'x'.repeat(48 * MiB);
     for (const parts of [batchForm(large), purposeLast(large)]) {
       const body = Buffer.from(formBody(parts));
@@ -263,7 +333,7 @@ describe('limits', () => {
   });
 
   test('the SDK and curl read the 413 of a body that is refused while they send', async () => {
-    await using api = await start(() => ({ limits: SMALL_LIMITS }));
+    await using api = await start((deps) => ({ limits: { ...deps.limits, ...SMALL_LIMITS } }));
     const bytes = Buffer.alloc(32 * MiB, 'x');
     const upload = api.openai.files.create({
       file: await toFile(bytes, 'large.jsonl'),

@@ -25,6 +25,7 @@ const eventSchema = v.strictObject({
   source: v.picklist(['planner', 'mds']),
   at: seconds,
   message: v.string(),
+  duration_seconds: seconds,
 });
 /** The Console's Job message: no field is ever left out. */
 const jobSchema = v.strictObject({
@@ -71,12 +72,18 @@ const jobSchema = v.strictObject({
     }),
   ),
   resource_allocation: nothing,
-  model_template_ref: nothing,
+  model_template_ref: v.nullable(
+    v.strictObject({ name: v.string(), version: v.string(), raw_json: v.string() }),
+  ),
   profile: nothing,
   name: v.string(),
   created_by: v.string(),
   model_template_name: v.string(),
   model_template_version: v.string(),
+  retry_of: v.string(),
+  paused_at: seconds,
+  paused_by: v.string(),
+  error_code: v.string(),
   batch_id: v.pipe(v.string(), v.regex(/^batch_[A-Za-z0-9]{24}$/)),
   provision_id: v.string(),
   error_message: v.string(),
@@ -163,6 +170,7 @@ describe('creation', () => {
         source: 'planner',
         at: job.created_at,
         message: 'Job accepted.',
+        duration_seconds: 0,
       },
     ]);
     expect(await get(api, job.id)).toStrictEqual(job);

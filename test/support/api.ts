@@ -11,13 +11,24 @@ import { Queue } from 'bullmq';
 import { Redis } from 'ioredis';
 import OpenAI from 'openai';
 import { pino } from 'pino';
+import { openPartial } from '../../processors/partial.ts';
+import { releaseByHand } from '../../processors/release-by-hand.ts';
+import type { SettleDeps } from '../../processors/deps.ts';
+import { createAdvance } from '../../queues/advance.ts';
 import { createApp } from '../../src/api/app.ts';
 import type { ApiDeps } from '../../src/api/app.ts';
+import { assemble } from '../../src/dispatcher/assemble.ts';
+import { readEntries } from '../../src/dispatcher/segments.ts';
 import { notFound } from '../../src/domain/errors.ts';
-import { stopTarget } from '../../src/domain/job.ts';
-import type { JobRecord } from '../../src/domain/job.ts';
+import { JOB, stopTarget } from '../../src/domain/job.ts';
+import type { JobRecord, JobState } from '../../src/domain/job.ts';
+import { PROVISION } from '../../src/domain/provision.ts';
+import type { ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
+import { createStaticManager } from '../../src/resources/static/index.ts';
+import { inspectInput } from '../../src/main/plan-input.ts';
 import type { Storage } from '../../src/storage/contract.ts';
 import { createLocalStorage } from '../../src/storage/local.ts';
+import type { JobChange } from '../../src/store/jobs.ts';
 import { createStore } from '../../src/store/store.ts';
 import type { Store } from '../../src/store/store.ts';
 
@@ -27,6 +38,8 @@ export interface TestApi {
   store: Store;
   storage: Storage;
   openai: OpenAI;
+  /** What the app answers, as its router knows it. */
+  routes: readonly { method: string; path: string }[];
   /** Every line that was logged, parsed. */
   logs: Record<string, unknown>[];
   /** What `observe` was called with. */
@@ -59,8 +72,36 @@ export async function startApi(
     storage,
     createJob: (job) => store.jobs.create(job),
     stopJob: (id) => stopJob(store, id),
-    limits: { maxFileBytes: 512 * 1024 ** 2, maxBatchFileBytes: 200 * 1024 ** 2 },
+    pauseJob: (id, by) => store.jobs.pause(id, by),
+    resumeJob: (id) => store.jobs.resume(id),
+    extendJob: (job, window, windowMs) => store.jobs.extend(job, window, windowMs),
+    limits: {
+      maxFileBytes: 512 * 1024 ** 2,
+      maxBatchFileBytes: 200 * 1024 ** 2,
+      maxUploadBytes: 8 * 1024 ** 3,
+      maxBatchLines: 50_000,
+      maxLineBytes: 1024 ** 2,
+    },
     defaults: { maxConcurrency: 256, engineUrls: ['http://engine:8000'] },
+    provider: 'static',
+    catalog: { offers: async () => [] },
+    releaseProvision: (id, choice) => releaseByHand(id, choice, settling(store)),
+    live: { liveStreams: 1_000, stopping: new AbortController().signal },
+    openPartial: (job, wish) =>
+      openPartial(job, wish, {
+        store,
+        storage,
+        assemble: (source, sinks, options) =>
+          assemble(source, sinks, { ...options, maxLineBytes: 1024 ** 2 }),
+        readEntries,
+      }),
+    inspectInput: inspectInput.bind(null, {
+      storage,
+      dataDir: folder,
+      maxBatchLines: 50_000,
+      maxLineBytes: 1024 ** 2,
+    }),
+    webhooks: { signsJobs: true, allowPrivate: false },
     queues: [queue],
     ready: () => Promise.resolve({ redis: 'ok', storage: 'ok' }),
     metrics: () => Promise.resolve({ contentType: 'text/plain; version=0.0.4', body: 'up 1\n' }),
@@ -87,6 +128,7 @@ export async function startApi(
     store,
     storage,
     openai: new OpenAI({ apiKey: 'unused', baseURL: `${url}/v1`, maxRetries: 0 }),
+    routes: app.routes,
     logs,
     observed,
     stored: async () => (await collect(storage.list('files/'))).toSorted(),
@@ -94,6 +136,25 @@ export async function startApi(
     [Symbol.asyncDispose]: stop,
   };
 }
+
+/** Moves records as a server does whose queues nobody serves. */
+function settling(store: Store): SettleDeps {
+  return {
+    store,
+    advanceJob: createAdvance<JobRecord, JobState, JobChange>(JOB, store.jobs.move, nobodyServes),
+    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, { reason?: string }>(
+      PROVISION,
+      store.provisions.move,
+      nobodyServes,
+    ),
+    add: nobodyServes,
+    manager: createStaticManager({ engineUrls: ['http://engine:8000'] }),
+    ahead: () => 2,
+    log: pino({ level: 'silent' }),
+  };
+}
+
+async function nobodyServes(): Promise<void> {}
 
 /** As a server without workers stops a job: one move on the record. */
 async function stopJob(store: Store, id: string): Promise<JobRecord> {

@@ -66,7 +66,7 @@ export function makeJob(lines: readonly MadeLine[], shardLines: number): MadeJob
     const plan = { n: shards.length, first, lines: count, offset, bytes: end - offset };
     const done = Buffer.alloc(Math.ceil(count / 8));
     const own: PartRange[] = [];
-    shards.push({ plan, done, parts: own });
+    shards.push({ plan, done, bad: null, parts: own });
     parts.push(own);
   }
   const segments = new Map<string, Buffer>();

@@ -9,6 +9,8 @@ import { readEntries } from '../../src/dispatcher/segments.ts';
 import type { Part, PartRange, PartResult, SegmentInfo } from '../../src/domain/segment.ts';
 import { createUniqueIds } from '../../src/dispatcher/unique-ids.ts';
 import type { ShardPlan } from '../../src/domain/plan.ts';
+import { DEFAULT_RETRY } from '../../src/domain/retry.ts';
+import type { RetryPolicy } from '../../src/domain/retry.ts';
 import { createEndpointRuntime } from '../../src/runtimes/endpoint.ts';
 import { clock } from '../../src/main/clock.ts';
 
@@ -17,6 +19,7 @@ export interface LedgerShard {
   plan: ShardPlan;
   token: string;
   done: Buffer;
+  bad: Buffer | null;
   left: number;
   parts: PartRange[];
   ok: number;
@@ -65,7 +68,10 @@ function commitPart(shard: LedgerShard, segment: SegmentInfo, part: Part): PartR
 }
 
 /** `keepBytes: false` forgets what is stored, for inputs that are larger than a test's memory. */
-function createLedger(plans: readonly ShardPlan[], { keepBytes = true } = {}): Ledger {
+function createLedger(
+  plans: readonly { plan: ShardPlan; bad: Buffer | null }[],
+  { keepBytes = true } = {},
+): Ledger {
   const segments = new Map<string, Buffer>();
   const ledger: Ledger = {
     shards: new Map(),
@@ -78,8 +84,8 @@ function createLedger(plans: readonly ShardPlan[], { keepBytes = true } = {}): L
       const shard = ledger.shards.get(n);
       if (shard === undefined) throw new Error(`there is no shard ${n}`);
       shard.token = randomUUID();
-      const { plan, token, done, left } = shard;
-      return { plan, token, done: Buffer.from(done), left };
+      const { plan, token, done, bad, left } = shard;
+      return { plan, token, done: Buffer.from(done), bad, left };
     },
     async answers() {
       const found = new Map<number, Answer>();
@@ -127,9 +133,9 @@ function createLedger(plans: readonly ShardPlan[], { keepBytes = true } = {}): L
       return results;
     },
   };
-  for (const plan of plans) {
+  for (const { plan, bad } of plans) {
     const done = Buffer.alloc(Math.ceil(plan.lines / 8));
-    const shard = { plan, token: '', done, left: plan.lines, parts: [], ok: 0, failed: 0 };
+    const shard = { plan, token: '', done, bad, left: plan.lines, parts: [], ok: 0, failed: 0 };
     ledger.shards.set(plan.n, shard);
   }
   return ledger;
@@ -154,7 +160,10 @@ export interface DispatchWorldOptions {
   engines: string[];
   input: string;
   cutLines?: number;
+  /** Takes bad lines, too. */
+  lenient?: boolean;
   maxConcurrency?: number;
+  retry?: RetryPolicy;
   requestTimeout?: number;
   /** How long a pause of the dispatcher lasts here, as a share of what it asked for. */
   sleepScale?: number;
@@ -181,28 +190,41 @@ export interface DispatchWorld extends AsyncDisposable {
   runAll(): Promise<string[]>;
 }
 
-async function planOf(input: Buffer, lines: number): Promise<ShardPlan[]> {
+async function planOf(
+  input: Buffer,
+  lines: number,
+  lenient: boolean,
+): Promise<{ plan: ShardPlan; bad: Buffer | null }[]> {
   const plans: ShardPlan[] = [];
+  const bad = new Map<number, Buffer>();
   const uniqueIds = createUniqueIds({ directory: tmpdir() });
-  const { errors } = await readPlan(Readable.from([input]), {
+  const { problems } = await readPlan(Readable.from([input]), {
     endpoint: '/v1/chat/completions',
+    pinnedModel: null,
     cut: { lines, bytes: 8 * 1024 * 1024 },
     maxLines: 1_000_000,
     maxLineBytes: 10 * 1024 * 1024,
     uniqueIds,
     onShards: async (shards) => void plans.push(...shards),
+    onBadLines: lenient
+      ? async (shards) => {
+          for (const shard of shards) bad.set(shard.n, shard.bad);
+        }
+      : null,
     signal: new AbortController().signal,
   });
   await uniqueIds.close();
-  if (errors.length > 0) throw new Error(`the test's input is bad: ${JSON.stringify(errors[0])}`);
-  return plans;
+  if (problems.length > 0 && !lenient) {
+    throw new Error(`the test's input is bad: ${JSON.stringify(problems[0])}`);
+  }
+  return plans.map((plan) => ({ plan, bad: bad.get(plan.n) ?? null }));
 }
 
 /** Plans the input and opens a dispatcher over an in-memory ledger; closing it cuts what is left. */
 export async function openDispatchWorld(options: DispatchWorldOptions): Promise<DispatchWorld> {
   const { engines, requestTimeout = 10_000, sleepScale = 1, timerScale = 1 } = options;
   const input = Buffer.from(options.input);
-  const plans = await planOf(input, options.cutLines ?? 1_000);
+  const plans = await planOf(input, options.cutLines ?? 1_000, options.lenient ?? false);
   const ledger = createLedger(plans, { keepBytes: options.keepBytes ?? true });
   const runtime = createEndpointRuntime({
     engineApiKey: undefined,
@@ -234,8 +256,11 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
   const job: DispatchJob = {
     id: 'job_test',
     endpoint: '/v1/chat/completions',
+    pinnedModel: null,
+    models: ['sim-model'],
     inputKey: 'files/test',
     maxConcurrency: options.maxConcurrency ?? 64,
+    retry: options.retry ?? DEFAULT_RETRY,
     addresses: () => engines,
   };
   const signals = { stop: AbortSignal.any([stop.signal, abort.signal]), abort: abort.signal };

@@ -4,7 +4,7 @@ import type { Deps } from '../../processors/deps.ts';
 import { createAdvance } from '../../queues/advance.ts';
 import type { Delivery } from '../../queues/catalog.ts';
 import { queueAction } from '../../src/domain/errors.ts';
-import { isFinal, JOB } from '../../src/domain/job.ts';
+import { isFinal, isOpen, JOB } from '../../src/domain/job.ts';
 import type { JobRecord, JobState, QueueName } from '../../src/domain/job.ts';
 import { PROVISION } from '../../src/domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
@@ -61,6 +61,8 @@ function newJob(state: JobState): JobRecord {
     errorFile: null,
     errors: [],
     reason: '',
+    pausedAt: null,
+    pausedBy: '',
     createdAt: 0,
     enteredAt: {},
   };
@@ -117,6 +119,17 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
         get: async () => ({ ...job }),
         note: async () => undefined,
         publishStop: async () => undefined,
+        async pause(_id, by) {
+          if (!isOpen(job.state)) return false;
+          job.pausedAt = 1;
+          job.pausedBy = by;
+          return true;
+        },
+        async resume() {
+          if (!isOpen(job.state)) return false;
+          job.pausedAt = null;
+          return true;
+        },
       }),
       shards: only<Store['shards']>({
         open: async () => [],
@@ -128,6 +141,11 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
         ofJob: async () => (provisionState === null ? [] : [{ ...provision }]),
         create: async () => 'created' as const,
         note: async () => undefined,
+        async wake(_id, wake) {
+          if (provision.wake !== wake) return 'stale';
+          provision.wake += 1;
+          return provision.wake;
+        },
       }),
       files: only<Store['files']>({ create: async (file) => ({ ...file, createdAt: 0 }) }),
     },
@@ -142,7 +160,15 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
       look: async () => (healthy ? { is: 'healthy' } : { is: 'down', reason: 'gone' }),
     },
     manager: { provider: 'static', slots: () => [{ slot: 0, address: ADDRESS }] },
-    readPlan: async () => ({ lines: 20, shards: 1, models: ['m'], errors: [] }),
+    readPlan: async () => ({
+      lines: 20,
+      shards: 1,
+      models: ['m'],
+      bad: 0,
+      problems: [],
+      total: 0,
+      unfit: null,
+    }),
     async assemble(_source, sinks) {
       sinks.output.end();
       sinks.error.end();

@@ -6,6 +6,8 @@ const PACKAGES = {
   sshd: 'openssh-server',
   chromium: 'chromium',
   kubectl: 'kubernetes-client',
+  jq: 'jq',
+  curl: 'curl',
 } as const;
 
 /**

@@ -51,6 +51,7 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
     values: ['0', '-1', '1MB', '1.5GiB', '512 MiB', '9007199254740993'],
     allowed: 'MiB',
   },
+  maxUploadBytes: { values: ['0', '8GB'], allowed: 'GiB' },
   maxBatchFileBytes: { values: ['0', 'much'], allowed: 'MiB' },
   maxBatchLines: { values: ['0', '1000000001', '1e3', '1.5'], allowed: 'from 1 to 1000000000' },
   maxLineBytes: { values: ['1023', '10 MiB'], allowed: 'at least 1024' },
@@ -58,6 +59,18 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
   memoryBudget: { values: ['15MiB', '16M'], allowed: 'at least 16777216' },
   maxResponseBytes: { values: ['1000', '64MB'], allowed: 'at least 1024' },
   requestTimeout: { values: ['99ms', '15', '1d', '600h', '-1s'], allowed: '500ms, 10s, 15m or 2h' },
+  liveStreams: { values: ['0', '-1', 'many', '100001'], allowed: 'from 1 to 100000' },
+  webhookSecret: {
+    values: [
+      'hush',
+      'whsec_c2hvcnQ=',
+      'whsec_not-base64-but-of-that-length',
+      `whsec_${'QUJD'.repeat(22)}`,
+    ],
+    allowed: '24 to 64 bytes in base64',
+  },
+  webhookAllowPrivate: { values: ['yes', '1', 'TRUE'], allowed: 'true, false' },
+  webhookGiveUp: { values: ['1d', 'never'], allowed: '500ms, 10s, 15m or 2h' },
   shutdownGrace: { values: ['5', 'soon'], allowed: '500ms, 10s, 15m or 2h' },
 };
 
@@ -100,6 +113,7 @@ describe('values', () => {
     ['ENGINE_URLS', 'http://a:1/v1/, https://b/x/v1', 'engineUrls', ['http://a:1', 'https://b/x']],
     ['MAX_FILE_BYTES', '2GiB', 'maxFileBytes', 2 ** 31],
     ['MAX_FILE_BYTES', '1073741824', 'maxFileBytes', 2 ** 30],
+    ['MAX_UPLOAD_BYTES', '20GiB', 'maxUploadBytes', 20 * 2 ** 30],
     ['SHUTDOWN_GRACE', '0ms', 'shutdownGrace', 0],
     ['REQUEST_TIMEOUT', '2h', 'requestTimeout', 7_200_000],
   ];
@@ -169,7 +183,7 @@ describe('conflicts', () => {
       { MAX_LINE_BYTES: '9MiB', MEMORY_BUDGET: '16MiB', MAX_RESPONSE_BYTES: '1MiB' },
       'MAX_LINE_BYTES',
     ],
-    [{ MAX_BATCH_FILE_BYTES: '2GiB' }, 'MAX_BATCH_FILE_BYTES'],
+    [{ MAX_BATCH_FILE_BYTES: '9GiB' }, 'MAX_BATCH_FILE_BYTES'],
   ];
   test.for(CONFLICTS)('%o', ([environment, variable]) => {
     const { message } = refusal(environment);
@@ -178,7 +192,7 @@ describe('conflicts', () => {
   });
 
   test('all of them are told at once', () => {
-    const { message } = refusal({ MEMORY_BUDGET: '16MiB', MAX_BATCH_FILE_BYTES: '2GiB' });
+    const { message } = refusal({ MEMORY_BUDGET: '16MiB', MAX_BATCH_FILE_BYTES: '9GiB' });
     expect(message).toContain('3 settings are wrong');
   });
 });

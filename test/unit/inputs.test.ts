@@ -4,6 +4,7 @@ import type { Deps } from '../../processors/deps.ts';
 import { awaitInputs } from '../../processors/inputs.ts';
 import type { Verdict } from '../../queues/worker.ts';
 import { transient } from '../../src/domain/errors.ts';
+import { DEFAULT_RETRY } from '../../src/domain/retry.ts';
 import { openJobWorld } from '../support/job-world.ts';
 
 const NEVER = new AbortController().signal;
@@ -20,10 +21,11 @@ function openInputs() {
     if (input.bytes === 0) throw transient('input.missing', 'The input file is not in storage.');
     return Readable.from(input.bytes >= end ? [Buffer.from('}')] : []);
   }
-  const shard = { plan: PLAN, token: 't', done: Buffer.alloc(2), left: 10 };
+  const shard = { plan: PLAN, token: 't', done: Buffer.alloc(2), bad: null, left: 10 };
   const guarded = awaitInputs(async ({ id, signal }, { dispatcher }) => {
     const jobId = id.split('-')[0] ?? '';
-    const dispatch = { ...job, id: jobId, inputKey: 'files/x', addresses: () => [] };
+    const more = { pinnedModel: null, retry: DEFAULT_RETRY, addresses: () => [] };
+    const dispatch = { ...job, ...more, id: jobId, inputKey: 'files/x' };
     await dispatcher.run(shard, dispatch, { stop: signal, abort: signal });
     return 'done';
   });

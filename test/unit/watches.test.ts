@@ -50,6 +50,52 @@ describe('a deadline', () => {
   });
 });
 
+describe('a pause', () => {
+  test('ends the sending, not what is in flight; a later watch is another one', async () => {
+    const { job, watches, open } = openWatches();
+    const watch = await open();
+    job.pausedAt = 1;
+    watches.poke(job.id);
+    await until(() => watch.paused.aborted, { timeoutMs: 1_000, what: 'the pause' });
+    expect(watch.signal.aborted).toBe(false);
+    expect(await watches.open(job.id), 'nothing of it is sent').toBeNull();
+
+    job.pausedAt = null;
+    const after = await open();
+    expect(after.paused.aborted).toBe(false);
+    watch.close();
+    expect(watch.signal.aborted).toBe(true);
+    expect(after.signal.aborted, 'the end of the old one is not that of the new one').toBe(false);
+    after.close();
+  });
+
+  test('leaves it possible to cut what is in flight', async () => {
+    const { job, watches, open } = openWatches();
+    const watch = await open();
+    job.pausedAt = 1;
+    watches.poke(job.id);
+    await until(() => watch.paused.aborted, { timeoutMs: 1_000, what: 'the pause' });
+    job.state = 'cancelling';
+    watches.poke(job.id);
+    await until(() => watch.signal.aborted, { timeoutMs: 1_000, what: 'the end' });
+    expect(watch.signal.reason).toMatchObject({ message: expect.stringContaining('in progress') });
+    watch.close();
+  });
+});
+
+test('a deadline that is moved while lines are sent is the one that counts', async () => {
+  const { job, watches, open } = openWatches({ deadline: Date.now() + 150 });
+  const watch = await open();
+  job.deadline += 60_000;
+  watches.poke(job.id);
+  await sleep(300);
+  expect(watch.signal.aborted).toBe(false);
+  job.deadline = Date.now() + 20;
+  watches.poke(job.id);
+  await until(() => watch.signal.aborted, { timeoutMs: 1_000, what: 'the deadline' });
+  watch.close();
+});
+
 test('a stop that is heard while the job cannot be read does no harm', async () => {
   const { watches, job, open, replaceRead } = openWatches();
   const unhandled: unknown[] = [];

@@ -1,0 +1,123 @@
+import { afterAll, expect, test } from 'vitest';
+import {
+  download,
+  expectExact,
+  expectExactLines,
+  makeInput,
+  openaiClient,
+  parseLines,
+  submit,
+  untilFinal,
+  upload,
+} from '../support/batch.ts';
+import type { Input } from '../support/batch.ts';
+import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { until } from '../support/until.ts';
+import { startVllmProcess } from '../support/vllm-process.ts';
+
+afterAll(requireNothingLeft);
+
+interface Job {
+  id: string;
+  batch_id: string;
+  input_dataset: string;
+  retry_of: string;
+}
+
+async function retry(url: string, batchId: string): Promise<Job> {
+  const path = `/api/v1/jobs/${batchId.replace('batch_', 'job_')}/retry`;
+  const answer = await fetch(`${url}${path}`, { method: 'POST' });
+  expect(answer.status).toBe(200);
+  return (await answer.json()) as Job;
+}
+
+/** The part of an input whose lines are at these places. */
+function partOf(input: Input, places: readonly number[]): Input {
+  const lines = input.text.split('\n');
+  const customIds = places.map((place) => input.customIds[place] ?? '');
+  return {
+    text: places.map((place) => `${lines[place]}\n`).join(''),
+    customIds,
+    marks: new Map(customIds.map((id) => [id, input.marks.get(id) ?? ''])),
+  };
+}
+
+test('retry asks the failed lines again, byte by byte and in input order', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const input = makeInput(3_000);
+  await engine.setFaults([{ kind: 'status', status: 400, match: '7 of line' }]);
+  const id = await submit(sluice.url, input);
+  const batch = await untilFinal(sluice.url, id);
+  const { error } = await expectExact(sluice.url, batch, input);
+  expect(error).toHaveLength(300);
+
+  await engine.setFaults([]);
+  const job = await retry(sluice.url, id);
+  expect(job.retry_of).toBe(id.replace('batch_', 'job_'));
+  const again = await untilFinal(sluice.url, job.batch_id);
+  const failed = partOf(
+    input,
+    input.customIds.flatMap((_id, place) => (place % 10 === 7 ? [place] : [])),
+  );
+  expect(await download(sluice.url, job.input_dataset), 'the new input').toBe(failed.text);
+  expect(again).toMatchObject({ status: 'completed', error_file_id: null });
+  await expectExact(sluice.url, again, failed);
+  expect((await openaiClient(sluice.url).files.retrieve(job.input_dataset)).purpose).toBe('batch');
+});
+
+test('retry of a cancelled job asks what was not reached, and both together are whole', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 20 });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const input = makeInput(2_500);
+  const id = await submit(sluice.url, input, { maxConcurrency: 20 });
+  await until(async () => ((await engine.counts()).by_outcome['answered'] ?? 0) > 200, {
+    what: 'some answers',
+  });
+  await openaiClient(sluice.url).batches.cancel(id);
+  const first = await untilFinal(sluice.url, id);
+  await engine.setConfig({ latency_ms: 0 });
+  const second = await untilFinal(sluice.url, (await retry(sluice.url, id)).batch_id);
+  expect(second.status).toBe('completed');
+  const outputs = await Promise.all(
+    [first, second].map((batch) => download(sluice.url, batch.output_file_id)),
+  );
+  const [before, after] = outputs.map(parseLines);
+  expect(before?.length).toBe(first.request_counts?.completed);
+  const place = new Map(input.customIds.map((customId, index) => [customId, index]));
+  const whole = [...(before ?? []), ...(after ?? [])].toSorted(
+    (a, b) => (place.get(a.custom_id) ?? 0) - (place.get(b.custom_id) ?? 0),
+  );
+  expectExactLines({ output: whole, error: [] }, input);
+});
+
+test('client.retry_policy says how often a line is asked again', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  await engine.setFaults([{ kind: 'status', status: 500, match: 'of line' }]);
+  for (const [retries, asked] of [
+    [0, 3],
+    [2, 9],
+  ] as const) {
+    const before = (await engine.faults())[0]?.hits ?? 0;
+    const client = { retry_policy: { max_retries: retries, base_delay_seconds: 0.01 } };
+    const batch = {
+      input_file_id: await upload(sluice.url, makeInput(3).text),
+      endpoint: '/v1/chat/completions' as const,
+      completion_window: '24h' as const,
+      aibrix: { client },
+    };
+    const { id } = await openaiClient(sluice.url).batches.create(batch);
+    const final = await untilFinal(sluice.url, id);
+    expect(final).toMatchObject({
+      status: 'completed',
+      output_file_id: null,
+      request_counts: { total: 3, completed: 0, failed: 3 },
+    });
+    expect(((await engine.faults())[0]?.hits ?? 0) - before).toBe(asked);
+  }
+});

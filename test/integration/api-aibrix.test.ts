@@ -1,0 +1,175 @@
+import * as v from 'valibot';
+import { expect, inject, test } from 'vitest';
+import { postJson, startApi, uploadInput } from '../support/api.ts';
+import type { TestApi } from '../support/api.ts';
+
+const errorSchema = v.object({
+  error: v.object({ message: v.string(), param: v.nullable(v.string()), code: v.string() }),
+});
+const created = v.object({ id: v.string(), model: v.nullable(v.string()) });
+
+function start(): Promise<TestApi> {
+  return startApi(inject('redisUrl'));
+}
+
+function batch(input: string, more: object = {}) {
+  const endpoint = '/v1/chat/completions';
+  return { input_file_id: input, endpoint, completion_window: '24h', ...more };
+}
+
+async function recordOf(api: TestApi, answer: { status: number; body: unknown }) {
+  expect(answer).toMatchObject({ status: 200 });
+  const { id } = v.parse(created, answer.body);
+  const record = await api.store.jobs.get(id.replace('batch_', 'job_'));
+  if (record === null) throw new Error(`no record of ${id}`);
+  return record;
+}
+
+test('output_expires_after is kept as seconds, within the limits of OpenAI', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  for (const seconds of [3_600, 2_592_000]) {
+    const more = { output_expires_after: { anchor: 'created_at', seconds } };
+    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    expect(record.options.outputExpiresAfter).toBe(seconds);
+  }
+  const plain = await recordOf(api, await postJson(api, '/v1/batches', batch(input)));
+  expect(plain.options.outputExpiresAfter).toBeNull();
+  const wrong: [object, string][] = [
+    [{ anchor: 'created_at', seconds: 3_599 }, 'output_expires_after.seconds'],
+    [{ anchor: 'created_at', seconds: 2_592_001 }, 'output_expires_after.seconds'],
+    [{ anchor: 'created_at', seconds: 3_600.5 }, 'output_expires_after.seconds'],
+    [{ anchor: 'created_at' }, 'output_expires_after.seconds'],
+    [{ anchor: 'last_active_at', seconds: 3_600 }, 'output_expires_after.anchor'],
+    [{ anchor: 'created_at', seconds: 3_600, days: 1 }, 'output_expires_after.days'],
+  ];
+  for (const [expiry, param] of wrong) {
+    const answer = await postJson(
+      api,
+      '/v1/batches',
+      batch(input, { output_expires_after: expiry }),
+    );
+    expect([answer.status, v.parse(errorSchema, answer.body).error.param]).toEqual([400, param]);
+  }
+});
+
+test('aibrix.job_id names the job, once', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const jobId = `job_${crypto.randomUUID().replaceAll('-', '')}`;
+  const body = batch(input, { aibrix: { job_id: jobId } });
+  const first = await postJson(api, '/v1/batches', body);
+  expect((await recordOf(api, first)).id).toBe(jobId);
+  const again = await postJson(api, '/v1/batches', body);
+  expect(again.body, 'the same request finds what it made').toEqual(first.body);
+
+  const other = await postJson(api, '/v1/batches', { ...body, metadata: { other: 'yes' } });
+  const { error } = v.parse(errorSchema, other.body);
+  expect([other.status, error.code, error.param]).toEqual([400, 'job_id_taken', 'aibrix.job_id']);
+  for (const wrong of ['x', 'job_', 'job_a-b', 'job_a}{b', `job_${'a'.repeat(101)}`]) {
+    const answer = await postJson(api, '/v1/batches', batch(input, { aibrix: { job_id: wrong } }));
+    const refusal = v.parse(errorSchema, answer.body).error;
+    expect([answer.status, refusal.param]).toEqual([400, 'aibrix.job_id']);
+    expect(refusal.message).toMatch(/letters and digits/);
+  }
+});
+
+test('aibrix.model is the model that every line must name', async () => {
+  await using api = await start();
+  const more = { aibrix: { model: 'only-this' } };
+  const answer = await postJson(api, '/v1/batches', batch(await uploadInput(api), more));
+  expect((await recordOf(api, answer)).options.pinnedModel).toBe('only-this');
+  expect(v.parse(created, answer.body).model).toBe('only-this');
+});
+
+test('aibrix.client.retry_policy changes what it names and leaves the rest', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const policies: [object, object][] = [
+    [{ max_retries: 0 }, { maxRetries: 0, baseMs: 250, capMs: 30_000 }],
+    [
+      { base_delay_seconds: 0.5, max_delay_seconds: 2 },
+      { maxRetries: 10, baseMs: 500, capMs: 2_000 },
+    ],
+  ];
+  for (const [policy, kept] of policies) {
+    const more = { aibrix: { client: { retry_policy: policy } } };
+    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    expect(record.options.retry).toEqual(kept);
+    const job = await postJson(api, '/api/v1/jobs', {
+      input_dataset: input,
+      endpoint: '/v1/embeddings',
+      client: { retryPolicy: policy },
+    });
+    expect((await recordOf(api, job)).options.retry).toEqual(kept);
+  }
+});
+
+test('what has no effect on this server is refused with a reason and the mend', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const wrong: [object, string, RegExp][] = [
+    [{ client: { adaptive_concurrency: true } }, 'client.adaptive_concurrency', /max_concurrency/],
+    [{ client: { adaptive_max_factor: 2 } }, 'client.adaptive_max_factor', /max_concurrency/],
+    [{ client: { adaptive_healthy_window: 8 } }, 'client.adaptive_healthy_window', /adapts/],
+    [{ client: { adaptive_additive_increase: 1 } }, 'client.adaptive_additive_increase', /adapts/],
+    [
+      { client: { retry_policy: { no_endpoint_max_retries: 3 } } },
+      'client.retry_policy.no_endpoint_max_retries',
+      /waits for one until the deadline/,
+    ],
+    [{ client: { retry_policy: { max_retries: 101 } } }, 'client.retry_policy.max_retries', /100/],
+    [
+      { client: { retry_policy: { base_delay_seconds: -1 } } },
+      'client.retry_policy.base_delay_seconds',
+      /3600/,
+    ],
+    [{ resource_allocation: { provision_id: 'p' } }, 'resource_allocation', /aibrix\.runtime/],
+    [{ model_template: {} }, 'model_template.name', /Missing/],
+    [{ model_template: { name: 'none' } }, 'model_template', /none/],
+    [{ model: '' }, 'model', /1 to 512/],
+  ];
+  for (const [aibrix, param, message] of wrong) {
+    const answer = await postJson(api, '/v1/batches', batch(input, { aibrix }));
+    const { error } = v.parse(errorSchema, answer.body);
+    expect([answer.status, error.param]).toEqual([400, `aibrix.${param}`]);
+    expect(error.message).toMatch(message);
+  }
+  const same = { aibrix: { client: { adaptive_concurrency: false, max_concurrency: 3 } } };
+  const fine = await postJson(api, '/v1/batches', batch(input, same));
+  expect((await recordOf(api, fine)).maxConcurrency).toBe(3);
+});
+
+test('the Console refuses what it cannot give a job', async () => {
+  await using api = await start();
+  const job = { input_dataset: await uploadInput(api), endpoint: '/v1/embeddings' };
+  const wrong: [object, string, RegExp][] = [
+    [{ resource_request: { replicas: 2 } }, 'resource_request.replicas', /ENGINE_URLS/],
+    [{ resource_request: { replicas: 1_025 } }, 'resource_request.replicas', /1024/],
+    [
+      { resourceRequest: { providerConfig: { region: 'x' } } },
+      'resource_request.provider_config',
+      /static/,
+    ],
+    [{ injection_config: { enabled: true } }, 'injection_config', /injects no errors/],
+    [{ request_count_total: -1 }, 'request_count_total', /0 or more/],
+    [{ model_template_version: 'v1' }, 'model_template_name', /needs/],
+    [{ model_id: 'model-none' }, 'model_id', /\/api\/v1\/models/],
+    [{ model_template_name: 'none' }, 'model_template_name', /none/],
+  ];
+  for (const [more, param, message] of wrong) {
+    const answer = await postJson(api, '/api/v1/jobs', { ...job, ...more });
+    const { error } = v.parse(errorSchema, answer.body);
+    expect([answer.status, error.param, error.message]).toEqual([
+      400,
+      param,
+      expect.stringMatching(message),
+    ]);
+  }
+  const fine = await postJson(api, '/api/v1/jobs', {
+    ...job,
+    resource_request: { replicas: 1, provider_config: {} },
+    injection_config: { enabled: false },
+  });
+  expect(fine.status, 'one engine is what there is').toBe(200);
+});

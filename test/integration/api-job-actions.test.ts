@@ -1,0 +1,257 @@
+import * as v from 'valibot';
+import { expect, inject, test } from 'vitest';
+import type { JobState } from '../../src/domain/job.ts';
+import { outputFileId } from '../../src/domain/file.ts';
+import { provisionId } from '../../src/domain/provision.ts';
+import { postJson, startApi, uploadInput } from '../support/api.ts';
+import type { TestApi } from '../support/api.ts';
+
+const PATH = '/api/v1/jobs';
+const jobSchema = v.looseObject({
+  id: v.string(),
+  status: v.string(),
+  name: v.string(),
+  retry_of: v.string(),
+  input_dataset: v.string(),
+  completion_window: v.string(),
+  expires_at: v.number(),
+  created_at: v.number(),
+  paused_at: v.number(),
+  paused_by: v.string(),
+  metadata: v.record(v.string(), v.string()),
+  events: v.array(
+    v.looseObject({ label: v.string(), message: v.string(), duration_seconds: v.number() }),
+  ),
+});
+const errorSchema = v.object({ error: v.object({ code: v.string(), message: v.string() }) });
+
+function start(): Promise<TestApi> {
+  return startApi(inject('redisUrl'));
+}
+
+async function create(api: TestApi, more: object = {}) {
+  const input = await uploadInput(api);
+  const body = { input_dataset: input, endpoint: '/v1/embeddings', ...more };
+  const answer = await postJson(api, PATH, body);
+  expect(answer).toMatchObject({ status: 200 });
+  return v.parse(jobSchema, answer.body);
+}
+
+async function act(api: TestApi, id: string, action: string, body: unknown = {}, headers = {}) {
+  const answer = await postJson(api, `${PATH}/${id}/${action}`, body, headers);
+  expect([action, answer.status, answer.body]).toEqual([action, 200, expect.anything()]);
+  return v.parse(jobSchema, answer.body);
+}
+
+async function refusal(api: TestApi, id: string, action: string, body: unknown = {}) {
+  const answer = await postJson(api, `${PATH}/${id}/${action}`, body);
+  expect(answer).toMatchObject({ status: 400 });
+  return v.parse(errorSchema, answer.body).error;
+}
+
+async function recordOf(api: TestApi, id: string) {
+  const record = await api.store.jobs.get(id);
+  if (record === null) throw new Error(`no record of ${id}`);
+  return record;
+}
+
+async function move(
+  api: TestApi,
+  id: string,
+  to: JobState,
+  change: Parameters<TestApi['store']['jobs']['move']>[2] = {},
+): Promise<void> {
+  expect(await api.store.jobs.move(await recordOf(api, id), to, change)).not.toBe('stale');
+}
+
+async function explain(api: TestApi, id: string) {
+  const answer = await fetch(`${api.url}${PATH}/${id}/explain`);
+  return v.parse(v.object({ code: v.string(), explanation: v.string() }), await answer.json());
+}
+
+test('a pause says who and since when, is shown once, and ends with resume', async () => {
+  await using api = await start();
+  const { id } = await create(api);
+  const by = { 'x-user-id': 'ann' };
+  const paused = await act(api, id, 'pause', '', by);
+  expect(paused).toMatchObject({ status: 'queued', paused_by: 'ann' });
+  expect(paused.paused_at).toBeGreaterThan(0);
+  const again = await act(api, id, 'pause', '', { 'x-user-id': 'bob' });
+  expect(again, 'the first one holds it').toMatchObject({ paused_by: 'ann' });
+  const resumed = await act(api, id, 'resume');
+  expect(resumed).toMatchObject({ paused_at: 0, paused_by: '' });
+  await act(api, id, 'resume');
+  expect((await act(api, id, 'resume')).events.map(({ message }) => message)).toEqual([
+    'Job accepted.',
+    'Paused by ann.',
+    'Resumed.',
+  ]);
+  for (const [action, code] of [
+    ['pause', 'job_is_over'],
+    ['resume', 'job_is_over'],
+    ['extend', 'job_is_over'],
+  ] as const) {
+    const { id: over } = await create(api);
+    await act(api, over, 'cancel');
+    expect(await refusal(api, over, action, { completion_window: '48h' })).toMatchObject({ code });
+  }
+  const batch = await create(api);
+  await move(api, batch.id, 'resource_preparing');
+  await move(api, batch.id, 'submitting');
+  await move(api, batch.id, 'in_progress');
+  await act(api, batch.id, 'pause');
+  const { status } = await api.openai.batches.retrieve(batch.id.replace('job_', 'batch_'));
+  expect(status).toBe('in_progress');
+});
+
+test('extend moves the deadline, and only to a later one', async () => {
+  await using api = await start();
+  const { id, created_at: created } = await create(api);
+  const extended = await act(api, id, 'extend', { completionWindow: '48h' });
+  expect(extended).toMatchObject({ completion_window: '48h', expires_at: created + 2 * 86_400 });
+  const record = await recordOf(api, id);
+  expect(await api.store.jobs.mendDeadline(record), 'the index has it, too').toBe(false);
+  for (const window of ['48h', '1h', 'soon']) {
+    const { code } = await refusal(api, id, 'extend', { completion_window: window });
+    expect(code).toBe('invalid_completion_window');
+  }
+  expect((await refusal(api, id, 'extend', {})).code).toBe('missing_required_parameter');
+});
+
+test('a clone asks the same again, but for what the request says', async () => {
+  await using api = await start();
+  const job = await create(api, {
+    name: 'first',
+    metadata: { a: '1' },
+    client: { max_concurrency: 7, retry_policy: { max_retries: 2 } },
+  });
+  const same = await act(api, job.id, 'clone');
+  expect(same.id).not.toBe(job.id);
+  expect(same).toMatchObject({
+    name: 'first',
+    metadata: { a: '1' },
+    input_dataset: job.input_dataset,
+    completion_window: '24h',
+    status: 'queued',
+    retry_of: '',
+  });
+  const kept = await recordOf(api, same.id);
+  expect(kept).toMatchObject({ maxConcurrency: 7, options: { retry: { maxRetries: 2 } } });
+
+  const other = await act(api, job.id, 'clone', {
+    name: 'second',
+    completionWindow: '2h',
+    metadata: { b: '2' },
+    client: { max_concurrency: 9 },
+  });
+  expect(other).toMatchObject({ name: 'second', completion_window: '2h', metadata: { b: '2' } });
+  expect((await recordOf(api, other.id)).maxConcurrency).toBe(9);
+
+  await api.store.files.delete(job.input_dataset);
+  expect((await refusal(api, job.id, 'clone')).code).toBe('invalid_input_file');
+});
+
+test('retry is refused while a job runs, where nothing failed, and where its files are gone', async () => {
+  await using api = await start();
+  const { id, input_dataset: input } = await create(api);
+  expect(await refusal(api, id, 'retry')).toMatchObject({ code: 'job_not_over' });
+  await move(api, id, 'resource_preparing', { set: { lines: 2 } });
+  await move(api, id, 'cancelling', { outcome: 'cancelled' });
+  await move(api, id, 'finalizing');
+  const errorFile = outputFileId(id, 'error');
+  await move(api, id, 'cancelled', { set: { failed: 2, errorFile } });
+  expect(await refusal(api, id, 'retry')).toMatchObject({
+    code: 'retry_source_gone',
+    message: expect.stringContaining(errorFile),
+  });
+  const file = { bytes: 1, sha256: '', filename: 'e', purpose: 'batch_output' } as const;
+  await api.store.files.create({ id: errorFile, ...file });
+  const retried = await act(api, id, 'retry', { name: 'again' });
+  expect(retried).toMatchObject({ retry_of: id, name: 'again', status: 'queued' });
+  expect(retried.input_dataset).not.toBe(input);
+  await api.store.files.delete(input);
+  expect((await refusal(api, id, 'retry')).code).toBe('retry_source_gone');
+
+  const { id: fine } = await create(api);
+  await act(api, fine, 'cancel');
+  const nothing = await refusal(api, fine, 'retry');
+  expect(nothing).toMatchObject({ code: 'nothing_to_retry' });
+  expect(nothing.message).toMatch(/clone/);
+});
+
+test('paths end with a slash or without, and a GET may ask for the deployment', async () => {
+  await using api = await start();
+  const { id } = await create(api);
+  expect((await fetch(`${api.url}${PATH}/${id}/?include_deployment=true`)).status).toBe(200);
+  const batch = `/v1/batches/${id.replace('job_', 'batch_')}/`;
+  expect((await fetch(`${api.url}${batch}?include_deployment=true`)).status).toBe(200);
+  expect((await fetch(`${api.url}/v1/batches/`)).status).toBe(200);
+  expect((await postJson(api, `${PATH}/${id}/pause/`, {})).status).toBe(200);
+  expect((await postJson(api, `${batch}cancel/`, {})).status).toBe(200);
+});
+
+test('request_count_total is the total until planning has counted', async () => {
+  await using api = await start();
+  const { id } = await create(api, { request_count_total: 5 });
+  async function counts(): Promise<unknown> {
+    const job = await (await fetch(`${api.url}${PATH}/${id}`)).json();
+    return v.parse(jobSchema, job)['request_counts'];
+  }
+  expect(await counts()).toEqual({ total: 5, completed: 0, failed: 0 });
+  await move(api, id, 'resource_preparing', { set: { lines: 4 } });
+  expect(await counts()).toEqual({ total: 4, completed: 0, failed: 0 });
+});
+
+test('explain says in one sentence why a job does not run', async () => {
+  await using api = await start();
+  const { id } = await create(api);
+  expect(await explain(api, id)).toMatchObject({
+    code: 'no_worker',
+    explanation: expect.stringContaining('ROLES=worker'),
+  });
+  const queues = ['planning', 'provisioning', 'submission', 'dispatch', 'release'];
+  await api.store.nodes.beat({ id: 'n', roles: ['worker'], queues, pid: 1, host: 'h' });
+  expect((await explain(api, id)).code).toBe('queued');
+  const second = await create(api);
+  expect((await explain(api, second.id)).explanation).toMatch(/behind one other job/);
+
+  await act(api, id, 'pause', {}, { 'x-user-id': 'ann' });
+  expect((await explain(api, id)).explanation).toMatch(/paused by ann at .*\/resume/);
+  await act(api, id, 'resume');
+
+  await move(api, id, 'resource_preparing');
+  expect((await explain(api, id)).code).toBe('engine_starting');
+  const provision = provisionId(id, 0, 0);
+  const fields = { job: id, slot: 0, provider: 'static', owner: 'sluice' } as const;
+  await api.store.provisions.create({ id: provision, ...fields, address: 'http://engine:8000' });
+  await api.store.provisions.note(provision, 'connect ECONNREFUSED');
+  expect((await explain(api, id)).explanation).toMatch(
+    /waits for the engine http:\/\/engine:8000, which does not serve it since \d{4}-.*: connect ECONNREFUSED\.$/,
+  );
+
+  await move(api, id, 'submitting');
+  await move(api, id, 'in_progress');
+  expect((await explain(api, id)).code).toBe('starting');
+  await api.store.jobs.note(id, 'The input file is not in storage.');
+  expect((await explain(api, id)).explanation).toBe(
+    'It is held up: The input file is not in storage.',
+  );
+  await act(api, id, 'cancel');
+  expect((await explain(api, id)).code).toBe('stopping');
+  await act(api, second.id, 'cancel');
+  expect((await explain(api, second.id)).explanation).toMatch(/^It is over: cancelled since/);
+  expect((await fetch(`${api.url}${PATH}/job_none/explain`)).status).toBe(404);
+});
+
+test('the history says how long each state lasted, and why it was left', async () => {
+  await using api = await start();
+  const { id } = await create(api);
+  await move(api, id, 'resource_preparing', { event: 'The input is valid.' });
+  const at = Date.now();
+  await api.store.jobs.pause(id, '');
+  const { events } = await act(api, id, 'resume');
+  expect(events.map(({ label }) => label)).toEqual(['Queued', 'Provisioning', 'Paused', 'Resumed']);
+  for (const { duration_seconds: seconds } of events) {
+    expect(seconds).toBeLessThanOrEqual((Date.now() - at) / 1_000 + 2);
+  }
+});
