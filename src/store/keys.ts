@@ -7,7 +7,7 @@
  *                                 metadata max_concurrency engines options cut models lines shards next done_shards completed failed
  *                                 tokens_in tokens_cached tokens_out tokens_reasoning output_file error_file errors
  *                                 reason paused_at paused_by created_at told_at body_hash, and <state>_at
- *     {job_x}:s:<n>       hash    first lines offset bytes · wake op token takes done left parts
+ *     {job_x}:s:<n>       hash    first lines offset bytes bad · wake op token takes done left parts
  *     {job_x}:todo        list    shards given back; those never opened are `next` to `shards` - 1
  *     {job_x}:queued      zset    shard → since when it waits for a worker
  *     {job_x}:held        zset    shard → when it was taken
@@ -27,7 +27,7 @@
  *     …:versions          hash    "[name,version]" → template
  *
  * `op`, `wake_op` and `amend_op` are the ids of the last changes, by which a command that ioredis sent again knows itself.
- * Of a shard, `done` is a bitmap (line i is bit `1 << (i & 7)` of byte `i >> 3`), `takes` counts takes since the last
+ * Of a shard, `done` and `bad` are bitmaps (line i is bit `1 << (i & 7)` of byte `i >> 3`), `takes` counts takes since the last
  * commit, and `parts` is ";segment offset length crc" in order of commit; what is not written yet means all lines
  * left, no bit, 0. Times are Redis time in ms.
  */
@@ -54,7 +54,8 @@ export const SUFFIXES = {
  * and its host's are written together:
  *
  *     …:endpoints   zset  id → when it was registered        …:e:<id>      hash  url events secret disabled created_at
- *     …:hosts       zset  host → when its next is due        …:h:<host>    zset  delivery id → when it is due
+ *     …:hosts       zset  host → when it is its turn         …:h:<host>    zset  delivery id → when it is due
+ *     …:fresh       zset  those of the hosts whose next delivery was not tried yet
  *     …:d:<id>      hash  event type target url body attempts op created_at; a while longer than it is needed
  *     …:a:<target>  list  "at attempt next_at JSON", newest first      …:lease  string  who sends
  */
@@ -62,6 +63,7 @@ export const WEBHOOK_PARTS = {
   ENDPOINTS: ':endpoints',
   ENDPOINT: ':e:',
   HOSTS: ':hosts',
+  FRESH: ':fresh',
   HOST: ':h:',
   DELIVERY: ':d:',
   ATTEMPTS: ':a:',

@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { invalidInput } from '../../domain/errors.ts';
+import { EXPIRES_AFTER_SECONDS } from '../../domain/file.ts';
 import { batchIdOf, batchStatus, isFinal, jobIdOf } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import type { Jobs } from '../../store/jobs.ts';
@@ -37,14 +38,14 @@ export function batchRoutes(deps: BatchesDeps): Route[] {
 
 const ID_RULE = 'the id of an uploaded file';
 /** OpenAI's limits of `output_expires_after`: an hour to thirty days. */
-const EXPIRY_RULE = 'an integer of seconds from 3600 to 2592000';
+const EXPIRY_RULE = `an integer of seconds from ${EXPIRES_AFTER_SECONDS.min} to ${EXPIRES_AFTER_SECONDS.max}`;
 const expirySchema = exactObject({
   anchor: v.literal('created_at', "'created_at', when the file is created"),
   seconds: v.pipe(
     v.number(EXPIRY_RULE),
     v.integer(EXPIRY_RULE),
-    v.minValue(3_600, EXPIRY_RULE),
-    v.maxValue(2_592_000, EXPIRY_RULE),
+    v.minValue(EXPIRES_AFTER_SECONDS.min, EXPIRY_RULE),
+    v.maxValue(EXPIRES_AFTER_SECONDS.max, EXPIRY_RULE),
   ),
 });
 export const createSchema = v.object({
