@@ -1,6 +1,6 @@
 /**
  * Which addresses belong to the public internet: everything that the registries of special-purpose addresses (RFC 6890
- * and IANA's lists) leave. A server that sends to URLs of its users must not reach what only its own network reaches:
+ * and IANA's lists) leave, but for one address of Azure. A server that sends to URLs of its users must not reach what only its own network reaches:
  * databases, metadata services of clouds, itself.
  */
 
@@ -10,6 +10,8 @@ const PRIVATE_V4: readonly (readonly [octets: readonly number[], bits: number])[
   [[10], 8],
   [[100, 64], 10],
   [[127], 8],
+  // Azure's wire server, public by its number only: from within a machine there it answers for the host.
+  [[168, 63, 129, 16], 32],
   [[169, 254], 16],
   [[172, 16], 12],
   [[192, 0, 0], 24],

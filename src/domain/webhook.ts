@@ -47,7 +47,6 @@ export interface WebhookDelivery {
   type: string;
   /** Id of the endpoint, or of the job whose own webhook it is. */
   target: string;
-  /** Where to; the place by which deliveries wait for each other is its host. */
   url: string;
   body: string;
   /** Attempts so far. */
@@ -96,17 +95,23 @@ const JITTER = 0.2;
 
 /**
  * Ms until the next attempt after so many failed ones, or null when it would come later than `giveUpMs` after the
- * event was recorded. `random` is from 0 to 1.
+ * event was recorded. `random` is from 0 to 1. `askedMs` is what the target asked for (`Retry-After`): it makes a wait
+ * longer, but neither longer than the longest wait nor than there is time.
  */
 export function nextAttemptMs(
-  { attempts, ageMs }: Pick<WebhookDelivery, 'attempts' | 'ageMs'>,
+  {
+    attempts,
+    ageMs,
+    askedMs = 0,
+  }: Pick<WebhookDelivery, 'attempts' | 'ageMs'> & { askedMs?: number },
   giveUpMs: number,
   random: number,
   waits: readonly number[] = RETRY_AFTER_MS,
 ): number | null {
   const wait = waits[Math.min(attempts, waits.length) - 1] ?? 0;
   const ms = Math.round(wait * (1 - JITTER + 2 * JITTER * random));
-  return ageMs + ms > giveUpMs ? null : ms;
+  if (ageMs + ms > giveUpMs) return null;
+  return Math.max(ms, Math.min(askedMs, giveUpMs - ageMs, waits.at(-1) ?? 0));
 }
 
 /** What a signature covers, as Standard Webhooks says. `timestamp` is in seconds. */

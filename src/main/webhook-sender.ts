@@ -1,11 +1,15 @@
-import { lookup as lookupName } from 'node:dns/promises';
 import type { LookupAddress } from 'node:dns';
 import type { LookupFunction } from 'node:net';
 import { Client } from 'undici';
 import type { CourierDeps, WebhookAnswer } from '../../processors/webhooks.ts';
 import { describeError, permanent, toError } from '../domain/errors.ts';
+import type { SluiceError } from '../domain/errors.ts';
 import { isPublicAddress } from '../domain/net-guard.ts';
+import { parseRetryAfter } from '../domain/retry.ts';
 import { hostOf } from '../domain/webhook.ts';
+import { clock } from './clock.ts';
+import { boundResolve, resolveName } from './resolve-name.ts';
+import type { Resolve } from './resolve-name.ts';
 
 /** What a receiver has for an answer; one that works longer should answer first. */
 const ATTEMPT_MS = 10_000;
@@ -18,7 +22,7 @@ type IsPublic = (address: string) => boolean | null;
 interface SenderOptions {
   /** Whether targets may lie in this machine's own networks. */
   allowPrivate: boolean;
-  resolve?: (name: string) => Promise<LookupAddress[]>;
+  resolve?: Resolve;
   /** Which addresses are public; null for what is none. */
   isPublic?: IsPublic;
   timeoutMs?: number;
@@ -32,14 +36,16 @@ interface SenderOptions {
 export function createWebhookSender(options: SenderOptions): CourierDeps['send'] {
   const { resolve = resolveName, timeoutMs = ATTEMPT_MS } = options;
   const isPublic = options.allowPrivate ? () => true : (options.isPublic ?? isPublicAddress);
-  const lookup = checkedLookup(resolve, isPublic);
+  const bounded = boundResolve(resolve);
   return async function send(url, headers, body, signal) {
     const begun = performance.now();
     const ended = AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]);
-    const answer = { code: null, error: '', response: '' };
+    const answer = { code: null, error: '', response: '', retryAfterMs: null };
     try {
-      // A socket to a literal address asks no lookup.
-      refusePrivate([hostOf(url)], isPublic);
+      // A socket to a literal address asks no lookup. A name is neither public nor private.
+      if (isPublic(hostOf(url)) === false) throw refusal();
+      // Aborted with the attempt, since a connection is not let go of before its look-up ends.
+      const lookup = checkedLookup((name) => bounded(name, ended), isPublic);
       return finish({ ...answer, ...(await post(url, headers, body, ended, lookup)) }, begun);
     } catch (error) {
       signal.throwIfAborted();
@@ -53,31 +59,21 @@ function finish(answer: Omit<WebhookAnswer, 'ms'>, begun: number): WebhookAnswer
   return { ...answer, ms: performance.now() - begun };
 }
 
-function resolveName(name: string): Promise<LookupAddress[]> {
-  return lookupName(name, { all: true });
-}
-
-/** One private address among several refuses the name: which of them a connection takes is a race. */
-function refusePrivate(addresses: readonly string[], isPublic: IsPublic): void {
-  if (!addresses.some((address) => isPublic(address) === false)) return;
-  throw permanent(
+function refusal(): SluiceError {
+  return permanent(
     'webhook.private_address',
     'The target leads to a private network, where this server sends nothing unless WEBHOOK_ALLOW_PRIVATE=true.',
   );
 }
 
-function checkedLookup(
-  resolve: (name: string) => Promise<LookupAddress[]>,
-  isPublic: IsPublic,
-): LookupFunction {
+function checkedLookup(resolve: Resolve, isPublic: IsPublic): LookupFunction {
   async function find(name: string): Promise<[LookupAddress, ...LookupAddress[]]> {
     const [first, ...rest] = await resolve(name);
     if (first === undefined) throw permanent('webhook.no_address', 'The target has no address.');
-    refusePrivate(
-      [first, ...rest].map(({ address }) => address),
-      isPublic,
-    );
-    return [first, ...rest];
+    const found: [LookupAddress, ...LookupAddress[]] = [first, ...rest];
+    // One that is not known to be public refuses the name: which of several a connection takes is a race.
+    if (found.some(({ address }) => isPublic(address) !== true)) throw refusal();
+    return found;
   }
   async function answer(
     name: string,
@@ -105,13 +101,18 @@ async function post(
   body: string,
   signal: AbortSignal,
   lookup: LookupFunction,
-): Promise<Pick<WebhookAnswer, 'code' | 'response'>> {
+): Promise<Pick<WebhookAnswer, 'code' | 'response' | 'retryAfterMs'>> {
   const { origin, pathname, search } = new URL(url);
   const client = new Client(origin, { connect: { lookup, timeout: ATTEMPT_MS }, allowH2: false });
   try {
     const path = `${pathname}${search}`;
     const answer = await client.request({ method: 'POST', path, headers, body, signal });
-    return { code: answer.statusCode, response: await readStart(answer.body) };
+    const asked = [answer.headers['retry-after']].flat()[0];
+    return {
+      code: answer.statusCode,
+      response: await readStart(answer.body),
+      retryAfterMs: parseRetryAfter(asked, clock.now()),
+    };
   } finally {
     await client.destroy();
   }

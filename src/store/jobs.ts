@@ -291,9 +291,10 @@ function renderChange(set: Partial<Pick<JobRecord, Settable>>): Record<string, s
   return fields;
 }
 
-async function leave({ redis, keys }: Context, id: string): Promise<void> {
+async function leave(context: Context, id: string): Promise<void> {
+  const { redis, keys } = context;
   // Before the last index that knows of it forgets it: a crash between leaves one in which the sweeper finds it.
-  await redis.zadd(keys.telling, 'NX', Date.now(), id);
+  await enterIndex(context, keys.telling, id, false);
   await Promise.all([redis.zrem(keys.active, id), redis.zrem(keys.deadlines, id)]);
 }
 

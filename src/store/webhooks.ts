@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { WEBHOOK_EVENTS } from '../domain/webhook.ts';
+import { hostOf, WEBHOOK_EVENTS, webhookKey } from '../domain/webhook.ts';
 import type {
   WebhookAttempt,
   WebhookDelivery,
@@ -7,7 +7,7 @@ import type {
   WebhookResult,
 } from '../domain/webhook.ts';
 import { recordKey, WEBHOOK_PARTS } from './keys.ts';
-import { count, integer, jsonText, parseRecord } from './parse.ts';
+import { count, integer, jsonText, parseRecord, textOrNull } from './parse.ts';
 import type { Fields } from './parse.ts';
 import { orReport } from './records.ts';
 import type { Context } from './records.ts';
@@ -22,15 +22,22 @@ const KEPT_SECONDS = 7 * 86_400;
 export type NewEndpoint = Omit<WebhookEndpoint, 'disabled' | 'createdAt'>;
 export type NewDelivery = Omit<WebhookDelivery, 'attempts' | 'ageMs'>;
 
+export interface DueDelivery {
+  /** The place by which deliveries wait for each other: a name or an address, whatever the port. */
+  host: string;
+  id: string;
+  isFresh: boolean;
+}
+
 /** Targets of events, events on their way to them, and what became of each attempt. */
 export interface Webhooks {
-  /** Registers an endpoint; false when there are 100 already. */
+  /** Registers an endpoint; false when there are 100 already. The id decides: a repeat changes nothing. */
   register(endpoint: NewEndpoint): Promise<boolean>;
   get(id: string): Promise<WebhookEndpoint | null>;
   /** Oldest first; damaged ones are left out and reported. */
   list(): Promise<WebhookEndpoint[]>;
-  /** Forgets an endpoint and its attempts; what is on its way to it is dropped when it is due. */
-  remove(id: string): Promise<void>;
+  /** Forgets an endpoint, damaged or not, and its attempts; what is on its way to it is dropped when it is due. False when there is none. */
+  remove(id: string): Promise<boolean>;
   /** Keeps an endpoint, but sends nothing to it any more. */
   disable(id: string, reason: string): Promise<void>;
   /** The last 50 attempts at an endpoint, or at a job's own webhook, newest first. */
@@ -41,22 +48,27 @@ export interface Webhooks {
   isTold(jobId: string): Promise<boolean>;
   /** To be called once the end is recorded for every target. May be repeated. */
   told(jobId: string): Promise<void>;
+  /** Keeps a job from among the untold for so long: others come first. */
+  putOff(jobId: string, ms: number): Promise<void>;
 
   /** Records an event for one target, due at once. The id decides: a repeat changes nothing. */
   add(delivery: NewDelivery): Promise<void>;
-  /** What is due, one delivery a host. */
-  due(limit: number): Promise<{ host: string; id: string }[]>;
-  /** A damaged record is `store.damaged_record` (Permanent). */
+  /** What is due, one delivery a host, at so many hosts and at as many more whose delivery was not tried yet. */
+  due(limit: number): Promise<DueDelivery[]>;
+  /** Null when it is over. A damaged record is `store.damaged_record` (Permanent). */
   delivery(id: string): Promise<WebhookDelivery | null>;
-  /** Notes an attempt; `againInMs` null: there is none after it. */
+  /**
+   * Notes an attempt; `againInMs` null: there is none after it. A delivery that is over stays over. Returns the id of
+   * the host's next one that is due, or null.
+   */
   note(
     delivery: Pick<WebhookDelivery, 'id' | 'target'>,
     host: string,
     result: WebhookResult,
     againInMs: number | null,
-  ): Promise<void>;
-  /** Takes a delivery out without an attempt: its target is gone. */
-  drop(id: string, host: string): Promise<void>;
+  ): Promise<string | null>;
+  /** Takes a delivery out without an attempt: it is over, or its target is gone. Returns as `note`. */
+  drop(id: string, host: string): Promise<string | null>;
 
   /** The lease under which one process at a time sends: as the sweeper's. */
   lease(holder: string, ms: number): Promise<boolean>;
@@ -111,8 +123,7 @@ function createEndpoints(
       return found.filter((endpoint) => endpoint !== null);
     },
     async remove(id) {
-      await redis.del(endpointKey(id), attemptsKey(id));
-      await redis.zrem(index, id);
+      return (await scripts.run('webhook-remove', base, newOp(), id)) === 1;
     },
     async disable(id, reason) {
       await scripts.run('webhook-disable', base, id, reason);
@@ -125,17 +136,18 @@ function createEndpoints(
   };
 }
 
-function createTelling({
-  redis,
-  scripts,
-  keys,
-}: Context): Pick<Webhooks, 'untold' | 'isTold' | 'told'> {
+function createTelling(context: Context): Pick<Webhooks, 'untold' | 'isTold' | 'told' | 'putOff'> {
+  const { redis, scripts, keys } = context;
   return {
-    untold: (limit) => redis.zrange(keys.telling, '0', String(limit - 1)),
+    untold: async (limit) =>
+      v.parse(v.array(v.string()), await scripts.run('due', keys.telling, limit)),
     isTold: async (jobId) => (await redis.hexists(recordKey(jobId), 'told_at')) === 1,
     async told(jobId) {
       await scripts.run('told', recordKey(jobId));
       await redis.zrem(keys.telling, jobId);
+    },
+    async putOff(jobId, ms) {
+      await redis.zadd(keys.telling, 'XX', (await redisTime(context)) + ms, jobId);
     },
   };
 }
@@ -145,37 +157,46 @@ function createDeliveries(
 ): Pick<Webhooks, 'add' | 'due' | 'delivery' | 'note' | 'drop'> {
   const { redis, scripts, keys } = context;
   const base = keys.webhooks;
-  async function settle(
+  async function noteAttempt(
     { id, target }: Pick<WebhookDelivery, 'id' | 'target'>,
     host: string,
     attempt: string,
     again: number | '',
-  ): Promise<void> {
+  ): Promise<string | null> {
+    const made = [id, host, target, attempt, again];
     const kept = [ATTEMPTS_KEPT, KEPT_SECONDS];
-    await scripts.run('webhook-attempt', base, newOp(), id, host, target, attempt, again, ...kept);
+    const next = await scripts.run('webhook-attempt', base, newOp(), ...made, ...kept);
+    return v.parse(textOrNull, next);
   }
   return {
     async add({ id, ...delivery }) {
-      const { host } = new URL(delivery.url);
-      await scripts.run('webhook-add', base, id, host, ...Object.entries(delivery).flat());
+      const fields = Object.entries(delivery).flat();
+      await scripts.run('webhook-add', base, id, placeOf(delivery.url), ...fields);
     },
     async due(limit) {
       const reply = v.parse(v.array(v.string()), await scripts.run('webhook-due', base, limit));
-      const pairs = reply.length / 2;
-      return Array.from({ length: pairs }, (_, i) => ({
-        host: reply[2 * i] ?? '',
-        id: reply[2 * i + 1] ?? '',
-      }));
+      const due = new Map<string, DueDelivery>();
+      for (let i = 0; i < reply.length; i += 3) {
+        const [host = '', id = '', fresh] = reply.slice(i, i + 3);
+        due.set(host, { host, id, isFresh: fresh === '1' });
+      }
+      return [...due.values()];
     },
     async delivery(id) {
       const fields = await redis.hgetall(`${base}${WEBHOOK_PARTS.DELIVERY}${id}`);
-      if (Object.keys(fields).length === 0) return null;
+      // What is over has no body any more.
+      if (fields['body'] === undefined) return null;
       return parseDelivery(id, fields, await redisTime(context));
     },
     note: (delivery, host, result, againInMs) =>
-      settle(delivery, host, JSON.stringify(result), againInMs ?? ''),
-    drop: (id, host) => settle({ id, target: '' }, host, '', ''),
+      noteAttempt(delivery, host, JSON.stringify(result), againInMs ?? ''),
+    drop: (id, host) => noteAttempt({ id, target: '' }, host, '', ''),
   };
+}
+
+/** Ports of one machine share a place, as do a name and the same name with its last dot. */
+function placeOf(url: string): string {
+  return hostOf(url).replace(/\.$/, '');
 }
 
 /** What a record's times are compared with, ms. Not in a script: whether a wait is some ms longer matters to nobody. */
@@ -187,7 +208,10 @@ async function redisTime({ redis }: Context): Promise<number> {
 const endpointFields = v.object({
   url: v.string(),
   events: v.pipe(jsonText, v.array(v.picklist(WEBHOOK_EVENTS))),
-  secret: v.string(),
+  secret: v.pipe(
+    v.string(),
+    v.check((secret) => webhookKey(secret) !== null),
+  ),
   disabled: v.optional(v.string(), ''),
   created_at: integer,
 });
@@ -202,7 +226,7 @@ const deliveryFields = v.object({
   type: v.string(),
   target: v.string(),
   url: v.string(),
-  body: v.optional(v.string(), ''),
+  body: v.string(),
   attempts: count,
   created_at: integer,
 });

@@ -13,6 +13,7 @@ import { newJob, partOf, SEGMENT } from '../support/store-back-ends.ts';
 import { startSwallowingProxy } from '../support/swallowing-proxy.ts';
 import type { SwallowingProxy } from '../support/swallowing-proxy.ts';
 import { until } from '../support/until.ts';
+import { JOB_SECRET } from '../support/webhooks.ts';
 
 /** Calls a method and notes its answer, and what it answers when its replies are lost. */
 type Call = (name: string, method: () => unknown) => Promise<void>;
@@ -123,10 +124,11 @@ async function callAll(
 
   await call('untold', () => webhooks.untold(5));
   await call('told', () => webhooks.told(id));
+  await call('putOff', () => webhooks.putOff(id, 60_000));
   await call('isTold', () => webhooks.isTold(id));
   await call('untold', () => webhooks.untold(5));
   const hook = { id: 'we_lost', url: 'http://hook/', events: ['batch.failed' as const] };
-  await call('register', () => webhooks.register({ ...hook, secret: 'whsec_' }));
+  await call('register', () => webhooks.register({ ...hook, secret: JOB_SECRET }));
   await call('list', () => webhooks.list());
   const event = { event: 'evt_lost', type: 'batch.failed', target: hook.id, url: hook.url };
   await call('add', () => webhooks.add({ id: 'd1', ...event, body: '{}' }));
@@ -138,9 +140,12 @@ async function callAll(
   await call('webhooks due', () => webhooks.due(5));
   await call('note', () => webhooks.note({ id: 'd2', target: hook.id }, 'hook', missed, null));
   await call('webhooks due', () => webhooks.due(5));
+  await call('late note', () => webhooks.note({ id: 'd2', target: hook.id }, 'hook', missed, 1));
+  await call('add', () => webhooks.add({ id: 'd3', ...event, body: '{}' }));
   await call('drop', () => webhooks.drop('d1', 'hook'));
   await call('attempts', () => webhooks.attempts(hook.id));
-  await call('delivery', async () => ({ ...(await webhooks.delivery('d2')), ageMs: 0 }));
+  await call('delivery', async () => ({ ...(await webhooks.delivery('d3')), ageMs: 0 }));
+  await call('delivery that is over', () => webhooks.delivery('d2'));
   await call('disable', () => webhooks.disable(hook.id, 'gone'));
   await call('webhook', () => webhooks.get(hook.id));
   await call('webhook remove', () => webhooks.remove(hook.id));

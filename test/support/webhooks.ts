@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import * as v from 'valibot';
 import { expect } from 'vitest';
 import { createCourier } from '../../processors/webhooks.ts';
-import type { CourierDeps } from '../../processors/webhooks.ts';
+import type { Courier, CourierDeps } from '../../processors/webhooks.ts';
 import { batchView } from '../../src/api/views.ts';
 import { webhookKey } from '../../src/domain/webhook.ts';
 import type { WebhookEvent } from '../../src/domain/webhook.ts';
@@ -119,21 +119,27 @@ export interface RunningCourier extends AsyncDisposable {
   close(): Promise<void>;
 }
 
-/** What the sweeper's process runs, with short waits. */
-export function startCourier(api: TestApi, own: Partial<CourierDeps> = {}): RunningCourier {
-  let stopped = false;
-  const courier = createCourier(randomUUID(), {
-    store: api.store,
+/** A courier with short waits that goes its rounds only when it is told to. */
+export function makeCourier(store: CourierDeps['store'], own: Partial<CourierDeps> = {}): Courier {
+  return createCourier(randomUUID(), {
+    store,
     send: createWebhookSender({ allowPrivate: true }),
     view: batchView,
     jobSecret: JOB_SECRET,
     giveUpMs: 60_000,
     waits: [30],
+    tellAgainMs: 30,
     now: () => Date.now(),
     random: () => 0.5,
     log: { debug() {}, info() {}, warn() {}, error() {} },
     ...own,
   });
+}
+
+/** What the sweeper's process runs, with short waits. */
+export function startCourier(api: TestApi, own: Partial<CourierDeps> = {}): RunningCourier {
+  let stopped = false;
+  const courier = makeCourier(api.store, own);
   async function run(): Promise<void> {
     while (!stopped) {
       await courier.round().catch(() => false); // as the sweeper goes on after a round that failed

@@ -18,7 +18,9 @@ import {
   webhookKey,
   webhookUrl,
 } from '../../src/domain/webhook.ts';
+import { boundResolve } from '../../src/main/resolve-name.ts';
 import { createWebhookSender } from '../../src/main/webhook-sender.ts';
+import { until } from '../support/until.ts';
 
 const SECRET = `whsec_${Buffer.from('a key of twenty-four byt').toString('base64')}`;
 const NEVER = new AbortController().signal;
@@ -34,6 +36,17 @@ describe('when an event is tried again', () => {
     }
     expect(nextAttemptMs({ attempts: 1, ageMs: giveUp - 4_000 }, giveUp, 0)).toBe(4_000);
     expect(nextAttemptMs({ attempts: 1, ageMs: giveUp - 3_999 }, giveUp, 0)).toBe(null);
+  });
+
+  test('not before a target wants it, but neither after the longest wait nor after the end', () => {
+    const ask = (askedMs: number, ageMs = 0) =>
+      nextAttemptMs({ attempts: 1, ageMs, askedMs }, 24 * 3_600_000, 0.5);
+    expect(ask(0)).toBe(5_000);
+    expect(ask(4_000)).toBe(5_000);
+    expect(ask(120_000)).toBe(120_000);
+    expect(ask(10 * 24 * 3_600_000)).toBe(6 * 3_600_000);
+    expect(ask(120_000, 24 * 3_600_000 - 60_000), 'what is left').toBe(60_000);
+    expect(ask(120_000, 24 * 3_600_000)).toBe(null);
   });
 
   test('each outcome has its event', () => {
@@ -75,6 +88,13 @@ describe('signatures', () => {
       'signature',
     );
   });
+
+  test.for(['', 'whsec_', 'whsec_short', SECRET.slice('whsec_'.length)])(
+    'nothing is signed with %j',
+    (secret) => {
+      expect(() => signWebhook(secret, 'i', 1, 'b')).toThrow('damaged');
+    },
+  );
 
   test('a secret is whsec_ and 24 to 64 bytes', () => {
     for (let bytes = 0; bytes <= 80; bytes += 1) {
@@ -166,6 +186,7 @@ describe('sending', () => {
     ['a private address', ['127.0.0.1']],
     ['one private address among public ones', ['8.8.8.8', '127.0.0.1']],
     ['an IPv4 address in the clothes of IPv6', ['::ffff:127.0.0.1']],
+    ['an address that is not understood', ['127.1']],
   ] as const)('a name with %s gets nothing', async ([, addresses]) => {
     const target = await listen((_request, response) => response.end());
     const resolve = async () => addresses.map(address);
@@ -174,6 +195,54 @@ describe('sending', () => {
     expect(answer).toMatchObject({ code: null });
     expect(answer.error).toContain('private network');
     expect(target.hits).toEqual([]);
+  });
+
+  test('look-ups are four at once, in time, and keep their place until the system ends them', async () => {
+    const asked: ReturnType<typeof Promise.withResolvers<LookupAddress[]>>[] = [];
+    const resolve = boundResolve(
+      () => {
+        asked.push(Promise.withResolvers());
+        return asked.at(-1)?.promise ?? Promise.reject(new Error('none'));
+      },
+      { timeoutMs: 100 },
+    );
+    const late = Array.from({ length: 6 }, () => resolve('slow.test', NEVER));
+    for (const each of late) await expect(each).rejects.toThrow('looked up within 0.1 s');
+    expect(asked).toHaveLength(4);
+    const next = resolve('next.test', NEVER);
+    expect(asked).toHaveLength(4);
+    asked[0]?.reject(new Error('no such name'));
+    await until(() => asked.length === 5);
+    asked[4]?.resolve([address('8.8.8.8')]);
+    expect(await next).toEqual([address('8.8.8.8')]);
+    asked[1]?.resolve([]);
+    const failing = resolve('none.test', NEVER);
+    await until(() => asked.length === 6);
+    asked[5]?.reject(new Error('ENOTFOUND'));
+    await expect(failing).rejects.toThrow('ENOTFOUND');
+    const stop = new AbortController();
+    const cut = resolve('cut.test', stop.signal);
+    stop.abort();
+    await expect(cut).rejects.toThrow('looked up');
+  });
+
+  test('Retry-After is read, in seconds', async () => {
+    const target = await listen((_request, response) => {
+      response.writeHead(429, { 'retry-after': '120' }).end();
+    });
+    const send = createWebhookSender({ allowPrivate: true });
+    const answer = await send(`http://127.0.0.1:${target.port}/`, {}, '{}', NEVER);
+    expect(answer).toMatchObject({ code: 429, retryAfterMs: 120_000 });
+  });
+
+  test('a look-up that never ends is an attempt without a code', async () => {
+    const send = createWebhookSender({
+      allowPrivate: true,
+      timeoutMs: 100,
+      resolve: () => Promise.withResolvers<LookupAddress[]>().promise,
+    });
+    const answer = await send('http://hook.test/', {}, '{}', NEVER);
+    expect(answer).toMatchObject({ code: null, error: 'No answer within 0.1 s.' });
   });
 
   test('a name that leads elsewhere a moment later leads nowhere', async () => {

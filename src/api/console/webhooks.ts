@@ -1,12 +1,13 @@
 import { randomBytes } from 'node:crypto';
 import * as v from 'valibot';
 import { invalidInput, notFound } from '../../domain/errors.ts';
+import type { SluiceError } from '../../domain/errors.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import { TEST_EVENT, WEBHOOK_EVENTS } from '../../domain/webhook.ts';
 import type { WebhookAttempt, WebhookEndpoint } from '../../domain/webhook.ts';
 import type { Webhooks } from '../../store/webhooks.ts';
 import { parse, readJson } from '../body.ts';
-import { isJobId, randomText } from '../ids.ts';
+import { derivedText, isJobId, randomText } from '../ids.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
 import { unixSeconds } from '../views.ts';
@@ -64,21 +65,37 @@ const KEY_BYTES = 32;
 async function create(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
   const { url, events } = parse(createSchema, snakeKeys(await readJson(c.env.incoming), []));
   requireReachable(deps.webhooks, url, 'url');
-  const id = `we_${randomText()}`;
-  const secret = `whsec_${randomBytes(KEY_BYTES).toString('base64')}`;
-  const isNew = await deps.store.webhooks.register({
+  const id = `we_${freshText(c, 'webhook')}`;
+  const wish = { url, events: [...new Set(events)] };
+  const isThere = await deps.store.webhooks.register({
     id,
-    url,
-    events: [...new Set(events)],
-    secret,
+    ...wish,
+    secret: `whsec_${randomBytes(KEY_BYTES).toString('base64')}`,
   });
-  if (!isNew) {
+  if (!isThere) {
     throw invalidInput(
       'too_many_webhooks',
       'There are 100 webhooks already: delete one with DELETE /api/v1/webhooks/{id} first.',
     );
   }
-  return c.json({ ...webhookView(await findWebhook(deps, id)), secret });
+  // The same request may have registered it before, and died before its answer was kept.
+  const made = await findWebhook(deps, id);
+  if (made.url !== url || made.events.join() !== wish.events.join()) throw keyReused();
+  return c.json({ ...webhookView(made), secret: made.secret });
+}
+
+/** The end of a new id. Under one key it is always the same, but another one for each thing that is made. */
+function freshText(c: ApiContext, what: string): string {
+  const { creationKey } = c.var;
+  return creationKey === undefined ? randomText() : derivedText(`${creationKey} ${what}`);
+}
+
+function keyReused(): SluiceError {
+  return invalidInput(
+    'idempotency_key_reused',
+    'This Idempotency-Key was used before with another request body: send a new key with a new request.',
+    { param: 'Idempotency-Key' },
+  );
 }
 
 async function list(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
@@ -87,8 +104,9 @@ async function list(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
 }
 
 async function remove(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
-  const { id } = await findWebhook(deps, pathId(c));
-  await deps.store.webhooks.remove(id);
+  const id = pathId(c);
+  // Without reading it, so that a damaged one can be deleted, too.
+  if (!isWebhookId(id) || !(await deps.store.webhooks.remove(id))) throw webhookNotFound(id);
   return c.json({ id, object: 'webhook', deleted: true });
 }
 
@@ -102,7 +120,7 @@ async function test(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
       { param: 'id' },
     );
   }
-  const event = `evt_${randomText()}`;
+  const event = `evt_${freshText(c, 'test')}`;
   const at = unixSeconds(Date.now());
   const sent = {
     id: event,
@@ -134,10 +152,18 @@ async function ofJob(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
 }
 
 async function findWebhook(deps: WebhooksDeps, id: string): Promise<WebhookEndpoint> {
-  // Only such ids become part of a key in the store.
-  const found = /^we_[A-Za-z0-9]{1,100}$/.test(id) ? await deps.store.webhooks.get(id) : null;
-  if (found !== null) return found;
-  throw notFound('webhook_not_found', `There is no webhook '${id.slice(0, 100)}'.`, {
+  const found = isWebhookId(id) ? await deps.store.webhooks.get(id) : null;
+  if (found === null) throw webhookNotFound(id);
+  return found;
+}
+
+/** Only such ids become part of a key in the store. */
+function isWebhookId(text: string): boolean {
+  return /^we_[A-Za-z0-9]{1,100}$/.test(text);
+}
+
+function webhookNotFound(id: string): SluiceError {
+  return notFound('webhook_not_found', `There is no webhook '${id.slice(0, 100)}'.`, {
     param: 'id',
   });
 }

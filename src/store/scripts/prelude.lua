@@ -33,8 +33,12 @@ local function open(job, ahead)
   return waiting
 end
 
--- Puts a host among those that have a webhook to be sent at its earliest one's time, or takes it out.
-local function place_host(base, host)
+-- Puts a host among those that have a webhook to be sent, at its earliest one's time but not before `from`, or takes
+-- it out. A host whose earliest one was not tried yet is among the fresh ones, too.
+local function place_host(base, host, from)
   local first = redis.call('ZRANGE', base .. HOST .. host, 0, 0, 'WITHSCORES')
-  if first[2] then redis.call('ZADD', base .. HOSTS, first[2], host) else redis.call('ZREM', base .. HOSTS, host) end
+  local fresh = first[1] and redis.call('HEXISTS', base .. DELIVERY .. first[1], 'attempts') == 0
+  local at = first[2] and math.max(first[2], from)
+  if first[1] then redis.call('ZADD', base .. HOSTS, at, host) else redis.call('ZREM', base .. HOSTS, host) end
+  if fresh then redis.call('ZADD', base .. FRESH, at, host) else redis.call('ZREM', base .. FRESH, host) end
 end

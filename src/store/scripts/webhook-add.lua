@@ -8,5 +8,6 @@ local record = base .. DELIVERY .. id
 if redis.call('EXISTS', record) == 1 then return 0 end
 redis.call('HSET', record, 'created_at', now(), unpack(ARGV, 3))
 redis.call('ZADD', base .. HOST .. host, now(), id)
-place_host(base, host)
+-- A host that waits for its turn already neither loses nor wins by what comes on top.
+place_host(base, host, math.min(now(), redis.call('ZSCORE', base .. HOSTS, host) or now()))
 return 1
