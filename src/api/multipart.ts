@@ -157,7 +157,7 @@ function readForm(incoming: IncomingMessage, rules: FormRules): Form {
 function openParser(incoming: IncomingMessage, rules: FormRules): BusboyInstance {
   const type = incoming.headers['content-type'] ?? '';
   if (!/^multipart\/form-data\s*;/i.test(type)) {
-    const message = `${rules.usage}; got the content type '${type.slice(0, 100)}'.`;
+    const message = `${rules.usage}, and a boundary in its content type, which clients write by themselves; got '${type.slice(0, 100)}'.`;
     throw invalidInput('invalid_content_type', message, { param: rules.file });
   }
   try {

@@ -66,6 +66,7 @@ export async function main(argv: readonly string[]): Promise<void> {
       'give up when no engine was healthy for so long, such as 90s or 15m (default: wait)',
       duration,
     )
+    .option('-f, --force', 'write over an output that has content already')
     .option('--json', 'print the summary as one JSON object, the last line of stdout')
     .addOption(new Option('--note <text>', 'shown beside the engine').hideHelp())
     .action(async (options: RunOptions) => {

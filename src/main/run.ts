@@ -26,6 +26,8 @@ export interface RunOptions {
   maxConcurrency?: number;
   /** Gives up when no engine was healthy for so many ms. */
   wait?: number;
+  /** Writes over an output that is there already. */
+  force?: true;
   json?: true;
   note?: string;
 }
@@ -77,6 +79,11 @@ export async function run(options: RunOptions, settings: Settings): Promise<numb
   const folder = await openRunFolder(settings.dataDir, { ...options, output });
   let done = false;
   try {
+    if (folder.batchId === null && options.force !== true && (await hasContent(output))) {
+      done = true;
+      const mend = 'name another file, or write over it with --force';
+      throw invalidInput('run.output', `--output ${options.output} has content already: ${mend}.`);
+    }
     const server = await startServer({
       settings: {
         ...settings,
@@ -313,6 +320,12 @@ async function checkPaths({ input, output }: RunOptions): Promise<void> {
     const message = `--output ${output} cannot be written: ${describeError(error)}`;
     throw invalidInput('run.output', message);
   }
+}
+
+/** Answers of an earlier run were paid for. One that cannot be looked at is missing: checkPaths has tried to write it. */
+async function hasContent(output: string): Promise<boolean> {
+  const there = await stat(output).catch(() => null);
+  return there !== null && there.size > 0;
 }
 
 /** Where a file is written before it is whole; a later run writes over what a killed one left. */

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
@@ -6,7 +7,7 @@ import { makeFolder, requireNothingLeft, runCli } from '../support/server.ts';
 
 afterAll(requireNothingLeft);
 
-test('a run whose input is refused leaves the answers of an earlier one as they were', async () => {
+test('answers of an earlier run are written over only with --force, and not by a run whose input is refused', async () => {
   await using folder = await makeFolder();
   const [input, output] = [join(folder.path, 'in.jsonl'), join(folder.path, 'out.jsonl')];
   const body = '{"model":"sim-model","messages":[]}';
@@ -14,7 +15,13 @@ test('a run whose input is refused leaves the answers of an earlier one as they 
   await writeFile(output, 'answers that were paid for\n');
 
   const args = ['run', '-i', input, '-o', output, '-e', 'http://127.0.0.1:1'];
-  const { code, stderr } = await runCli(args, { DATA_DIR: folder.path });
+  const env = { DATA_DIR: join(folder.path, 'data') };
+  const unforced = await runCli(args, env);
+  expect(unforced.code).toBe(1);
+  expect(unforced.stderr).toContain(`--output ${output} has content already`);
+  expect(existsSync(join(env.DATA_DIR, 'runs'))).toBe(false);
+
+  const { code, stderr } = await runCli([...args, '--force'], env);
   expect(code).toBe(1);
   expect(stderr).toContain('duplicate_custom_id');
   expect(await readFile(output, 'utf8')).toBe('answers that were paid for\n');

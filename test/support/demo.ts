@@ -15,13 +15,14 @@ const { values } = parseArgs({
     input: { type: 'string', short: 'i' },
     output: { type: 'string', short: 'o' },
     engine: { type: 'string', short: 'e' },
+    force: { type: 'boolean', short: 'f' },
     json: { type: 'boolean' },
     help: { type: 'boolean', short: 'h' },
   },
 });
 
 if (values.help === true) {
-  console.log('npm run demo -- [--input FILE] [--output FILE] [--engine URL] [--json]');
+  console.log('npm run demo -- [--input FILE] [--output FILE] [--engine URL] [--force] [--json]');
 } else {
   await demo();
 }
@@ -55,9 +56,11 @@ async function demo(): Promise<void> {
 /** Runs into `--output`, or into the first default name that no other demo is writing at this moment. */
 async function runTo(args: string[]): Promise<void> {
   const json = values.json === true ? ['--json'] : [];
+  // The default names are the demo's own.
+  const force = values.force === true || values.output === undefined ? ['--force'] : [];
   for (let n = 1; n < 100; n += 1) {
     const output = values.output ?? defaultOutput(n);
-    await main(['node', 'sluice', 'run', ...args, '--output', output, ...json]);
+    await main(['node', 'sluice', 'run', ...args, '--output', output, ...json, ...force]);
     if (process.exitCode !== EXIT_BUSY || values.output !== undefined) return;
     process.exitCode = 0;
   }
