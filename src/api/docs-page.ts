@@ -2,10 +2,10 @@ import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
-import { Readable } from 'node:stream';
 import { notFound } from '../domain/errors.ts';
-import { isKnown } from './openapi.ts';
+import { isKnown } from './etag.ts';
 import type { ApiContext, Route } from './routes.ts';
+import { streamBody } from './stream-body.ts';
 
 const require = createRequire(import.meta.url);
 const PACKAGE = dirname(require.resolve('swagger-ui-dist/package.json'));
@@ -93,5 +93,8 @@ async function asset(c: ApiContext): Promise<Response> {
   const whole = { ...headers, 'Content-Type': type, 'Content-Length': String(size) };
   // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
   if (c.req.method === 'HEAD') return c.body(null, 200, whole);
-  return c.body(Readable.toWeb(createReadStream(path)), 200, whole);
+  const body = streamBody(c, createReadStream(path), (err) =>
+    c.var.log.error({ err, path }, 'reading a part of the page failed'),
+  );
+  return c.body(body, 200, whole);
 }

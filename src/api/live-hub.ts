@@ -18,7 +18,10 @@ const BUFFER_BYTES = 64 * 1024;
 const AGAIN_MS = 5_000;
 const SAY_AGAIN_MS = 10_000;
 
-export interface LiveDeps {
+/** Ends the id of the last message of a stream, so that who comes back with it is known to have had everything. */
+export const DONE_MARK = '-done';
+
+export interface LiveHubDeps {
   store: { jobs: Pick<Jobs, 'get'>; events: Events };
   log: Logger;
   /** How many streams this process keeps open at once. */
@@ -72,8 +75,8 @@ interface Watcher extends Omit<Subscription, 'job'> {
   controller: ReadableStreamDefaultController<Uint8Array>;
   /** The last progress that it was told, as text. */
   progress: string;
-  /** It has not got all that there is, because it reads slowly. */
-  isBehind: boolean;
+  /** The end was said; it still counts until it has taken all that waits for it. */
+  isOver: boolean;
   /** When it was last written to, and when it last had room. */
   toldAt: number;
   roomAt: number;
@@ -84,14 +87,15 @@ interface Watch {
   jobId: string;
   watchers: Set<Watcher>;
   isLooking: boolean;
-  /** Somebody came, or caught up, while it was being looked at. */
+  /** Somebody came while it was being looked at. */
   again: boolean;
   progressAt: number;
 }
 
-interface Hub extends LiveDeps {
+interface Hub extends LiveHubDeps {
   watches: Map<string, Watch>;
-  open: number;
+  /** How many streams are open. */
+  count: number;
   timer: NodeJS.Timeout | null;
   /** When it was last said that Redis cannot be read. */
   saidAt: number;
@@ -103,32 +107,32 @@ interface Hub extends LiveDeps {
  * whenever a job more is watched. Nothing is kept but how far each reader is, so that a slow reader costs no memory
  * and a Redis that was away is read on where it stopped.
  */
-export function createLiveHub(deps: LiveDeps): LiveHub {
-  const hub: Hub = { ...deps, watches: new Map(), open: 0, timer: null, saidAt: -Infinity };
+export function createLiveHub(deps: LiveHubDeps): LiveHub {
+  const hub: Hub = { ...deps, watches: new Map(), count: 0, timer: null, saidAt: -Infinity };
   deps.stopping.addEventListener('abort', () => endAll(hub), { once: true });
   return { open: (subscription) => openStream(hub, subscription) };
 }
 
 function openStream(hub: Hub, subscription: Subscription): ReadableStream<Uint8Array> {
   if (hub.stopping.aborted) throw transient('stopping', 'This server is stopping.');
-  if (hub.open >= hub.liveStreams) {
+  if (hub.count >= hub.liveStreams) {
     const message = `This server has ${hub.liveStreams} event streams open and takes no more (LIVE_STREAMS).`;
     throw transient('too_many_streams', message, { retryAfterMs: AGAIN_MS });
   }
-  let leave: () => void = () => undefined;
-  let onRoom: () => void = () => undefined;
+  let quit: () => void = () => undefined;
+  let onTaken: () => void = () => undefined;
   return new ReadableStream<Uint8Array>(
     {
       start(controller) {
         const watcher = newWatcher(subscription, controller);
         const watch = join(hub, subscription.job.id, watcher);
-        leave = () => part(hub, watch, watcher);
-        onRoom = () => catchUp(hub, watch, watcher);
+        quit = () => leave(hub, watch, watcher);
+        onTaken = () => endWhenTaken(hub, watch, watcher);
         write(watcher, subscription.opening);
         void look(hub, watch);
       },
-      pull: () => onRoom(),
-      cancel: () => leave(),
+      pull: () => onTaken(),
+      cancel: () => quit(),
     },
     new ByteLengthQueuingStrategy({ highWaterMark: BUFFER_BYTES }),
   );
@@ -140,7 +144,7 @@ function newWatcher(
 ): Watcher {
   const now = performance.now();
   const progress = JSON.stringify(subscription.wording.progress(job));
-  return { ...subscription, controller, progress, isBehind: false, toldAt: now, roomAt: now };
+  return { ...subscription, controller, progress, isOver: false, toldAt: now, roomAt: now };
 }
 
 function join(hub: Hub, jobId: string, watcher: Watcher): Watch {
@@ -153,16 +157,16 @@ function join(hub: Hub, jobId: string, watcher: Watcher): Watch {
   };
   hub.watches.set(jobId, watch);
   watch.watchers.add(watcher);
-  hub.open += 1;
+  hub.count += 1;
   hub.timer ??= setInterval(() => tick(hub), LOOK_MS).unref();
   return watch;
 }
 
-function part(hub: Hub, watch: Watch, watcher: Watcher): void {
+function leave(hub: Hub, watch: Watch, watcher: Watcher): void {
   if (!watch.watchers.delete(watcher)) return;
-  hub.open -= 1;
+  hub.count -= 1;
   if (watch.watchers.size === 0) hub.watches.delete(watch.jobId);
-  if (hub.open > 0 || hub.timer === null) return;
+  if (hub.count > 0 || hub.timer === null) return;
   clearInterval(hub.timer);
   hub.timer = null;
 }
@@ -176,14 +180,6 @@ function write(watcher: Watcher, text: string): void {
   watcher.toldAt = performance.now();
 }
 
-/** Its reader has taken what waited for it. */
-function catchUp(hub: Hub, watch: Watch, watcher: Watcher): void {
-  watcher.roomAt = performance.now();
-  if (!watcher.isBehind) return;
-  watcher.isBehind = false;
-  void look(hub, watch);
-}
-
 function tick(hub: Hub): void {
   const now = performance.now();
   for (const watch of hub.watches.values()) {
@@ -193,7 +189,7 @@ function tick(hub: Hub): void {
 }
 
 function attend(hub: Hub, watch: Watch, watcher: Watcher, now: number): void {
-  if (hasRoom(watcher)) {
+  if (hasRoom(watcher) && !watcher.isOver) {
     watcher.roomAt = now;
     if (now - watcher.toldAt >= KEEP_ALIVE_MS) write(watcher, ': keep-alive\n\n');
   } else if (now - watcher.roomAt >= STALLED_MS) {
@@ -235,14 +231,14 @@ function cutAll(hub: Hub, watch: Watch): void {
 }
 
 function cut(hub: Hub, watch: Watch, watcher: Watcher): void {
-  part(hub, watch, watcher);
+  leave(hub, watch, watcher);
   watcher.cut();
 }
 
 async function lookOnce(hub: Hub, watch: Watch): Promise<void> {
   const { jobs, events: histories } = hub.store;
   const { jobId } = watch;
-  const watchers = [...watch.watchers].filter((watcher) => hasRoom(watcher));
+  const watchers = [...watch.watchers].filter((watcher) => hasRoom(watcher) && !watcher.isOver);
   const from = earliest(watchers);
   if (from === null) return;
   let events = await histories.after(jobId, from);
@@ -258,34 +254,38 @@ async function lookOnce(hub: Hub, watch: Watch): Promise<void> {
   if (isDue) watch.progressAt = performance.now();
   for (const watcher of watchers) {
     // It may have left meanwhile.
-    if (watch.watchers.has(watcher)) tell(hub, watch, watcher, { events, job, isDue });
+    if (watch.watchers.has(watcher)) tell(watcher, { events, job, isDue });
   }
 }
 
 function tell(
-  hub: Hub,
-  watch: Watch,
   watcher: Watcher,
   { events, job, isDue }: { events: readonly JobEvent[]; job: JobRecord; isDue: boolean },
 ): void {
   const { wording } = watcher;
   for (const event of events) {
     if (!isAfter(event.id, watcher.after)) continue;
-    if (!hasRoom(watcher)) {
-      watcher.isBehind = true;
-      return;
-    }
+    if (!hasRoom(watcher)) return; // what is left is told at a later look
     const { id } = event;
     write(watcher, renderMessage({ event: 'state', id, data: wording.state(event, job) }));
     watcher.after = id;
   }
-  if (isFinal(job.state)) finish(hub, watch, watcher, wording.done(job));
+  if (isFinal(job.state)) finish(watcher, wording.done(job));
   else if (isDue) tellProgress(watcher, wording.progress(job));
 }
 
-function finish(hub: Hub, watch: Watch, watcher: Watcher, data: object): void {
+function finish(watcher: Watcher, data: object): void {
   const id = `${watcher.after}${DONE_MARK}`;
-  end(hub, watch, watcher, renderMessage({ event: 'done', id, data }));
+  watcher.isOver = true;
+  write(watcher, renderMessage({ event: 'done', id, data }));
+}
+
+/** A stream that was closed sooner would be nobody's, with bytes that its reader never takes. */
+function endWhenTaken(hub: Hub, watch: Watch, watcher: Watcher): void {
+  const { controller, isOver } = watcher;
+  if (!isOver || controller.desiredSize !== BUFFER_BYTES) return;
+  leave(hub, watch, watcher);
+  controller.close();
 }
 
 function tellProgress(watcher: Watcher, data: object): void {
@@ -295,20 +295,15 @@ function tellProgress(watcher: Watcher, data: object): void {
   write(watcher, renderMessage({ event: 'progress', data }));
 }
 
-function end(hub: Hub, watch: Watch, watcher: Watcher, lastWords: string): void {
-  part(hub, watch, watcher);
-  write(watcher, lastWords);
-  watcher.controller.close();
-}
-
 function endAll(hub: Hub): void {
   for (const watch of hub.watches.values()) {
-    for (const watcher of watch.watchers) end(hub, watch, watcher, ': this server is stopping\n\n');
+    for (const watcher of watch.watchers) {
+      leave(hub, watch, watcher);
+      if (!watcher.isOver) write(watcher, ': this server is stopping\n\n');
+      watcher.controller.close();
+    }
   }
 }
-
-/** Ends the id of the last message of a stream, so that who comes back with it is known to have had everything. */
-export const DONE_MARK = '-done';
 
 /** Whether an id of a Redis stream, `<ms>-<number>`, is greater than another one. */
 function isAfter(id: string, other: string): boolean {

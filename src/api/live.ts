@@ -7,17 +7,17 @@ import { jobView } from './console/job-view.ts';
 import { findBatch, findJob } from './find-job.ts';
 import type { FindJob } from './find-job.ts';
 import { createLiveHub, DONE_MARK, renderMessage } from './live-hub.ts';
-import type { LiveDeps as HubDeps, LiveHub, Wording } from './live-hub.ts';
+import type { LiveHub, LiveHubDeps, Wording } from './live-hub.ts';
 import { pathId } from './routes.ts';
 import type { ApiContext, Route } from './routes.ts';
 import { batchView, requestCounts, unixSeconds, usageView } from './views.ts';
 
-export interface LiveDeps extends HubDeps {
-  store: HubDeps['store'] & FullViewDeps['store'];
+export interface LiveDeps extends LiveHubDeps {
+  store: LiveHubDeps['store'] & FullViewDeps['store'];
 }
 
 /** One of the two interfaces in which a job can be followed. */
-interface Interface {
+interface Dialect {
   find: FindJob;
   /** The whole object, as its own path answers it. */
   snapshot(job: JobRecord, deps: LiveDeps): Promise<object>;
@@ -47,11 +47,15 @@ async function follow(
   c: ApiContext,
   deps: LiveDeps,
   hub: LiveHub,
-  { find, snapshot, wording }: Interface,
+  { find, snapshot, wording }: Dialect,
 ): Promise<Response> {
   const job = await find(deps.store.jobs, pathId(c));
   const { after, isDone } = lastEventId(c);
-  if (wantsJson(c)) return c.json(await eventList(deps, job, after, wording));
+  c.header('Vary', 'Accept');
+  if (wantsJson(c)) {
+    const events = await eventList(deps, job, after, wording);
+    return c.json(events, 200, { 'Cache-Control': 'no-store' });
+  }
   // A browser's EventSource comes back after every end, and stops only at this answer.
   if (isDone && isFinal(job.state)) return c.body(null, 204);
   if (c.req.method === 'HEAD') return c.body(null, 200, HEADERS);
@@ -103,7 +107,7 @@ function eventView({ kind, at, message }: JobEvent) {
   return { kind, at: unixSeconds(at), message };
 }
 
-const BATCHES: Interface = {
+const BATCHES: Dialect = {
   find: findBatch,
   snapshot: (job) => Promise.resolve(batchView(job)),
   wording: {
@@ -123,7 +127,7 @@ function statusAt({ state, at }: JobEvent, job: JobRecord): string {
   return batchStatus({ state, outcome: job.outcome, begun: began !== undefined && began <= at });
 }
 
-const JOBS: Interface = {
+const JOBS: Dialect = {
   find: findJob,
   snapshot: (job, deps) => fullView(deps, job),
   wording: {

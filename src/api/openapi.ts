@@ -13,6 +13,7 @@ import { provisionDocs } from './docs/provisions.ts';
 import { webhookDocs } from './docs/webhooks.ts';
 import { uploadDocs } from './docs/uploads.ts';
 import { validateDocs } from './docs/validate.ts';
+import { isKnown } from './etag.ts';
 import { METHODS } from './routes.ts';
 import type { ApiContext, Route } from './routes.ts';
 import * as consoleApi from './schemas/console.ts';
@@ -211,15 +212,13 @@ export function openApiRoute(routes: () => readonly Route[]): Route {
   }
   function get(c: ApiContext): Response {
     const { text, etag } = document();
-    const headers = { ETag: etag, 'Cache-Control': 'no-cache' };
+    const headers = {
+      ETag: etag,
+      'Cache-Control': 'no-cache',
+      'X-Content-Type-Options': 'nosniff',
+    };
     if (isKnown(c, etag)) return c.body(null, 304, headers);
     return c.body(text, 200, { ...headers, 'Content-Type': 'application/json' });
   }
   return { path: '/openapi.json', get };
-}
-
-/** Whether the client has what bears this ETag already. */
-export function isKnown(c: ApiContext, etag: string): boolean {
-  const known = c.req.header('if-none-match')?.split(',') ?? [];
-  return known.some((each) => [etag, `W/${etag}`, '*'].includes(each.trim()));
 }

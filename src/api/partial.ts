@@ -1,4 +1,4 @@
-import { Readable } from 'node:stream';
+import type { Readable } from 'node:stream';
 import * as v from 'valibot';
 import type { PartialWish } from '../../processors/partial.ts';
 import { notFound, transient } from '../domain/errors.ts';
@@ -14,6 +14,7 @@ import type { FindJob } from './find-job.ts';
 import { sendContent } from './openai/file-content.ts';
 import { pathId } from './routes.ts';
 import type { ApiContext, Route } from './routes.ts';
+import { cutWhenUnread, streamBody } from './stream-body.ts';
 import { jobFiles } from './views.ts';
 
 export interface PartialDeps {
@@ -26,7 +27,7 @@ export interface PartialDeps {
 /** Says whether lines may still come. */
 const INCOMPLETE = 'X-Incomplete';
 /** Merging takes some 25 MB where answers are large; reading as it was committed takes next to nothing. */
-const MOST_MERGED = 4;
+export const MOST_MERGED = 4;
 const AGAIN_MS = 2_000;
 /** Whoever takes nothing for so long must not keep others from reading. */
 const STALLED_MS = 60_000;
@@ -61,7 +62,11 @@ async function results(c: ApiContext, deps: PartialDeps, asked: Asked): Promise<
   const { order } = parse(querySchema, c.req.query());
   const { kind } = asked;
   if (isFinal(job.state)) return finished(c, deps, job, kind);
-  const headers = { ...headersOf(job, kind), [INCOMPLETE]: 'true' };
+  const headers = {
+    ...headersOf(job, kind),
+    [INCOMPLETE]: 'true',
+    'Cache-Control': 'no-store',
+  };
   if (c.req.method === 'HEAD') return c.body(null, 200, headers);
   const { open } = asked;
   if (order === 'committed') return send(c, deps.openPartial(job, { kind, order }), headers);
@@ -71,8 +76,8 @@ async function results(c: ApiContext, deps: PartialDeps, asked: Asked): Promise<
       'try again later, or read them with order=committed.';
     throw transient('too_many_readers', message, { retryAfterMs: AGAIN_MS });
   }
-  open.count += 1;
   const stream = deps.openPartial(job, { kind, order });
+  open.count += 1;
   stream.once('close', () => (open.count -= 1));
   return send(c, stream, headers);
 }
@@ -102,21 +107,9 @@ function headersOf(job: JobRecord, kind: PartialWish['kind']): Record<string, st
 }
 
 function send(c: ApiContext, source: Readable, headers: Record<string, string>): Response {
-  const { outgoing } = c.env;
-  outgoing.once('close', () => source.destroy());
-  outgoing.setTimeout(STALLED_MS);
-  const stream = Readable.from(chunksOf(source, c), { objectMode: false });
-  return c.body(Readable.toWeb(stream), 200, headers);
-}
-
-/** A source that fails cuts the connection: an answer that just ended would seem to be whole. */
-async function* chunksOf(source: Readable, c: ApiContext): AsyncGenerator<Buffer> {
-  try {
-    yield* source;
-  } catch (err) {
-    const { outgoing } = c.env;
-    // Who hung up has made it fail.
-    if (!outgoing.destroyed) c.var.log.error({ err }, 'reading the results of a job failed');
-    outgoing.destroy();
-  }
+  cutWhenUnread(c.env.outgoing, STALLED_MS);
+  const body = streamBody(c, source, (err) =>
+    c.var.log.error({ err }, 'reading the results of a job failed'),
+  );
+  return c.body(body, 200, headers);
 }

@@ -1,13 +1,18 @@
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { request } from 'node:http';
+import { Readable } from 'node:stream';
 import { gunzipSync } from 'node:zlib';
-import { describe, expect, inject, test } from 'vitest';
+import { afterEach, describe, expect, inject, test, vi } from 'vitest';
 import { rawRequest, startApi, uploadInput } from '../support/api.ts';
 import type { RawAnswer, TestApi } from '../support/api.ts';
 
 const TEXT = '0123456789';
 const LONG = '{"custom_id":"a","body":{}}\n'.repeat(1_000);
+
+afterEach(() => {
+  vi.restoreAllMocks();
+});
 
 function start(): Promise<TestApi> {
   return startApi(inject('redisUrl'));
@@ -213,3 +218,19 @@ describe('HEAD', () => {
     return Object.fromEntries(Object.entries(headers).filter(([name]) => !own.has(name)));
   }
 });
+
+test.each(['identity', 'gzip'])(
+  'a storage that fails at once cuts a download (%s)',
+  async (accept) => {
+    await using api = await start();
+    const id = await uploadInput(api, LONG);
+    const printed = vi.spyOn(console, 'error');
+    api.storage.get = async () =>
+      new Readable({ read: (): void => undefined }).destroy(new Error('the disk is gone'));
+    const headers = { 'accept-encoding': accept };
+    await expect(ask(api, id, headers)).rejects.toThrow(/aborted|hang up|reset/);
+    const said = api.logs.filter(({ msg }) => msg === 'reading a file failed');
+    expect(said).toMatchObject([{ file: id, err: { message: 'the disk is gone' } }]);
+    expect(printed, 'the framework prints what a body fails with').not.toHaveBeenCalled();
+  },
+);

@@ -3,7 +3,7 @@ import { request } from 'node:http';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { pino } from 'pino';
-import { afterEach, describe, expect, inject, test } from 'vitest';
+import { afterEach, describe, expect, inject, test, vi } from 'vitest';
 import { batchIdOf } from '../../src/domain/job.ts';
 import type { JobEvent, JobState } from '../../src/domain/job.ts';
 import { fileKey, outputFileId, segmentKey } from '../../src/domain/file.ts';
@@ -21,6 +21,7 @@ import { until } from '../support/until.ts';
 const streams: EventStream[] = [];
 afterEach(() => {
   for (const stream of streams.splice(0)) stream[Symbol.dispose]();
+  vi.restoreAllMocks();
 });
 
 function start(overrides?: Parameters<typeof startApi>[1]): Promise<TestApi> {
@@ -137,14 +138,17 @@ describe.each([
     const url = `${api.url}${pathOf(id)}`;
     const json = await rawRequest(url, { headers: { accept: 'application/json' } });
     expect(json.headers['content-type']).toContain('application/json');
+    // A cache between must neither hand a stream to who wants the list nor keep what will grow.
+    expect(json.headers).toMatchObject({ vary: 'Accept', 'cache-control': 'no-store' });
     expect(JSON.parse(json.text)).toMatchObject({
       object: 'list',
       data: history.map((event) => ({ id: event.id, event: 'state', message: event.message })),
     });
     const head = await rawRequest(url, { method: 'HEAD' });
-    expect([head.status, head.headers['content-type']]).toStrictEqual([
+    expect([head.status, head.headers['content-type'], head.headers.vary]).toStrictEqual([
       200,
       'text/event-stream; charset=utf-8',
+      'Accept',
     ]);
     expect((await rawRequest(url, { method: 'POST' })).status).toBe(405);
   });
@@ -368,6 +372,7 @@ describe.each([
     expect(output.headers).toMatchObject({
       'x-incomplete': 'true',
       'content-type': 'application/jsonl',
+      'cache-control': 'no-store',
     });
     expect(output.headers['content-disposition']).toContain(`${batchIdOf(id)}_output.jsonl`);
     expect(idsOf(output.text)).toStrictEqual(['0-0', '0-2', '2-0', '2-1']);
@@ -388,12 +393,14 @@ describe.each([
     await answer('seg-a', [[0, 0]]);
     await answer('seg-b', [[1, 0]]);
     await api.storage.delete(segmentKey(id, 'seg-b'));
+    const printed = vi.spyOn(console, 'error');
     for (const order of ['input', 'committed']) {
       const reading = rawRequest(`${api.url}${pathOf(id)}/output?order=${order}`);
       await expect(reading).rejects.toThrow(/aborted|hang up|reset/);
     }
     const said = api.logs.filter(({ msg }) => msg === 'reading the results of a job failed');
     expect(said).toHaveLength(2);
+    expect(printed).not.toHaveBeenCalled();
   });
 
   test('are its files once it is over', async () => {
@@ -469,4 +476,37 @@ test('only so many half-done results are merged at once, and who hangs up makes 
   api.storage.get = free;
   for (const each of waiting) each.destroy();
   await until(async () => (await rawRequest(url)).status === 200);
+});
+
+test('who hangs up before the job is found leaves no merge behind', async () => {
+  const found = Promise.withResolvers<void>();
+  const seen = { asked: 0, closed: 0 };
+  await using api = await start(({ store }) => ({
+    store: {
+      ...store,
+      jobs: {
+        ...store.jobs,
+        async get(id: string) {
+          seen.asked += 1;
+          await found.promise;
+          return store.jobs.get(id);
+        },
+      },
+    },
+    observe: () => void (seen.closed += 1),
+  }));
+  const { id, answer } = await halfDone(api);
+  await answer('seg-a', [[0, 0]]);
+  const url = `${api.url}/api/v1/jobs/${id}/output`;
+  const waiting = Array.from({ length: 4 }, () => request(url, { agent: false }).end());
+  for (const each of waiting) each.on('error', () => undefined);
+  await until(() => seen.asked === 4);
+  for (const each of waiting) each.destroy();
+  await until(() => seen.closed === 4);
+  found.resolve();
+  const next = await until(async () => {
+    const tried = await rawRequest(url);
+    return tried.status === 200 && tried;
+  });
+  expect(idsOf(next.text)).toStrictEqual(['0-0']);
 });

@@ -39,6 +39,7 @@ test('the document is told unchanged by its ETag', async () => {
   await using api = await start();
   const { headers, status } = await rawRequest(`${api.url}/openapi.json`);
   expect([status, headers['content-type']]).toEqual([200, 'application/json']);
+  expect(headers['x-content-type-options']).toBe('nosniff');
   const known = { 'if-none-match': String(headers.etag) };
   expect(await rawRequest(`${api.url}/openapi.json`, { headers: known })).toMatchObject({
     status: 304,

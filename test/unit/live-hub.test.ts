@@ -2,7 +2,7 @@ import { pino } from 'pino';
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { EXAMPLE_NEW_JOB } from '../../src/api/docs/examples.ts';
 import { createLiveHub } from '../../src/api/live-hub.ts';
-import type { JobEvent } from '../../src/domain/job.ts';
+import type { JobEvent, JobRecord } from '../../src/domain/job.ts';
 
 beforeEach(() => {
   vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
@@ -12,11 +12,11 @@ afterEach(() => {
 });
 
 /** One stream over a job with this history, and how often the history was read. */
-function open(history: readonly JobEvent[] = []) {
+function open(history: readonly JobEvent[] = [], job = EXAMPLE_NEW_JOB) {
   const seen = { looks: 0, cuts: 0 };
   const hub = createLiveHub({
     store: {
-      jobs: { get: () => Promise.resolve(EXAMPLE_NEW_JOB) },
+      jobs: { get: () => Promise.resolve(job) },
       events: {
         after(_job, id) {
           seen.looks += 1;
@@ -71,6 +71,23 @@ test('a reader that takes nothing for a minute is cut, and nobody looks for it a
   const { looks } = seen;
   await vi.advanceTimersByTimeAsync(10_000);
   expect(seen.looks).toBe(looks);
+  expect(vi.getTimerCount()).toBe(0);
+});
+
+test('who was told the end counts until it has taken all, and is cut when it takes nothing', async () => {
+  const over: JobRecord = { ...EXAMPLE_NEW_JOB, state: 'completed', outcome: 'completed' };
+  const { hub, seen } = open([event(1)], over);
+  await vi.advanceTimersByTimeAsync(30_000);
+  const wording = { state: () => ({}), progress: () => ({}), done: () => ({}) };
+  const second = { job: over, after: '0-0', opening: '', wording, cut: () => undefined };
+  expect(() => hub.open(second)).toThrow('LIVE_STREAMS');
+  const { looks } = seen;
+  await vi.advanceTimersByTimeAsync(32_000);
+  expect([seen.cuts, seen.looks, vi.getTimerCount()]).toStrictEqual([1, looks, 0]);
+
+  const read = await new Response(hub.open({ ...second, opening: ': again\n\n' })).text();
+  expect(read).toMatch(/^: again\n\n(?:.*\n)*event: done\n/);
+  expect(read.match(/event: done/g)).toHaveLength(1);
   expect(vi.getTimerCount()).toBe(0);
 });
 

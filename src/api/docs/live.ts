@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { querySchema } from '../partial.ts';
+import { MOST_MERGED, querySchema } from '../partial.ts';
 import { EXAMPLE_IDS } from './examples.ts';
 import type { Docs, Operation, Tag } from './operation.ts';
 
@@ -67,8 +67,8 @@ function results(tag: Tag, what: string): Operation {
     description:
       'The file when all is over, with `X-Incomplete: false`; before that the finished lines so far, with ' +
       '`X-Incomplete: true`: each is in the final file byte for byte. `order=input`, the default, has them in input ' +
-      'order, for four readers of a server at once; `order=committed` as they were stored, for any number. An answer that cannot be ' +
-      'completed is broken off, never just short.',
+      `order, for ${MOST_MERGED} readers of a server at once; \`order=committed\` as they were stored, for any number. ` +
+      'An answer that cannot be completed is broken off, never just short.',
     query: querySchema,
     answer: { description: 'JSON lines.', type: 'application/jsonl', schema: v.string() },
   };

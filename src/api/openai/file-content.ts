@@ -1,11 +1,14 @@
-import { Readable, pipeline } from 'node:stream';
+import { pipeline } from 'node:stream';
+import type { Readable } from 'node:stream';
 import { constants, createGzip } from 'node:zlib';
 import { SluiceError } from '../../domain/errors.ts';
 import { fileKey } from '../../domain/file.ts';
 import type { FileRecord } from '../../domain/file.ts';
 import type { Storage } from '../../storage/contract.ts';
 import { contentDisposition } from '../disposition.ts';
+import { isKnown } from '../etag.ts';
 import type { ApiContext } from '../routes.ts';
+import { streamBody } from '../stream-body.ts';
 
 /** Below this, the head of a gzip stream and a thread's turn cost more than they save. */
 const LEAST_GZIP_BYTES = 1_024;
@@ -31,7 +34,7 @@ export async function sendContent(
     Vary: 'Accept-Encoding',
     'Accept-Ranges': 'bytes',
   };
-  if (matches(c.req.header('if-none-match'), strong)) return c.body(null, 304, shared);
+  if (isKnown(c, strong)) return c.body(null, 304, shared);
   if (range === 'unsatisfiable') throw unsatisfiable(c, file);
   const { start, end } = range ?? { start: 0, end: file.bytes };
   const headers = {
@@ -46,8 +49,9 @@ export async function sendContent(
   // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
   if (c.req.method === 'HEAD') return c.body(null, 200, headers);
   const stream = await storage.get(fileKey(file.id), { start, end });
-  stream.once('error', (err) => c.var.log.error({ err, file: file.id }, 'reading a file failed'));
-  const body = Readable.toWeb(isGzip ? gzipped(stream) : stream);
+  const body = streamBody(c, isGzip ? gzipped(stream) : stream, (err) =>
+    c.var.log.error({ err, file: file.id }, 'reading a file failed'),
+  );
   return c.body(body, range === null ? 200 : 206, headers);
 }
 
@@ -59,7 +63,7 @@ function contentType({ purpose, mimeType }: FileRecord): string {
 function gzipped(stream: Readable): Readable {
   // The fastest level: JSON shrinks to a quarter even so, and downloads are not to wait for it.
   const gzip = createGzip({ level: constants.Z_BEST_SPEED });
-  // Either one's end by an error is the other's; the reader hears of it, and the log has the reason.
+  // Either one's end by an error is the other's.
   pipeline(stream, gzip, () => undefined);
   return gzip;
 }
@@ -97,12 +101,6 @@ function unsatisfiable(c: ApiContext, file: FileRecord): SluiceError {
     `The file '${file.id}' has ${file.bytes} bytes, and the range begins behind them: ask for one within, or leave the header Range out.`,
     { param: 'Range', status: 416 },
   );
-}
-
-/** Whether the client has these bytes; compared as weak tags are, since it may have them compressed. */
-function matches(header: string | undefined, etag: string): boolean {
-  const tags = new Set((header ?? '').split(',').map((tag) => tag.trim().replace(/^W\//, '')));
-  return tags.has('*') || tags.has(etag);
 }
 
 function acceptsGzip(c: ApiContext): boolean {
