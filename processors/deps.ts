@@ -7,6 +7,7 @@ import type { Dispatcher } from '../src/dispatcher/dispatcher.ts';
 import type { ReadPlan, ReadPlanOptions } from '../src/dispatcher/read-plan.ts';
 import type { JobRecord, JobState } from '../src/domain/job.ts';
 import type { Owner, ProvisionRecord, ProvisionState } from '../src/domain/provision.ts';
+import type { AcceptedShard } from '../src/domain/segment.ts';
 import type { ResourceManager } from '../src/resources/contract.ts';
 import type { Runtime } from '../src/runtimes/contract.ts';
 import type { Storage } from '../src/storage/contract.ts';
@@ -45,8 +46,12 @@ export interface Deps extends SettleDeps {
     source: Readable,
     options: Omit<ReadPlanOptions, 'uniqueIds' | 'maxLines' | 'maxLineBytes'>,
   ): Promise<ReadPlan>;
-  /** The lines of an input that an error file names, in input order. */
-  selectLines(input: Readable, errorFile: Readable): AsyncIterable<Uint8Array>;
+  /** The lines of an input that an error file names, in input order, but for those that shards have marked as bad. */
+  selectLines(
+    input: Readable,
+    errorFile: Readable,
+    shards: AsyncIterable<Pick<AcceptedShard, 'plan' | 'bad'>>,
+  ): AsyncIterable<Uint8Array>;
   assemble(
     source: AssemblySource,
     sinks: AssemblySinks,

@@ -73,6 +73,6 @@ function toDispatch(watch: Watch) {
     inputKey: fileKey(input),
     maxConcurrency,
     retry: options.retry ?? DEFAULT_RETRY,
-    addresses: watch.addresses,
+    engines: watch.engines,
   };
 }

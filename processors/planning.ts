@@ -6,7 +6,7 @@ import { JOB } from '../src/domain/job.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
 import { reportProblems } from '../src/domain/plan.ts';
 import type { Deps } from './deps.ts';
-import { writeRetryInput } from './retry.ts';
+import { describeLeftOut, writeRetryInput } from './retry.ts';
 import { FIRST_WAKE, recordProvision, stopJob } from './settle.ts';
 
 /** Validates a job's whole input in one streaming pass, cuts it into shards, and records the engines that it gets. */
@@ -23,7 +23,7 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   if (plan === null) return 'done';
   const { lines, shards, models, bad } = plan;
   const set = { lines, shards, models };
-  const event = describePlan(plan);
+  const event = describePlan(plan) + (await describeLeftOut(job, lines, deps));
   if (bad === lines) {
     // Nothing is leased for lines that no engine can be asked.
     await deps.advanceJob(job, 'finalizing', { outcome: 'completed', event, set });
@@ -70,8 +70,10 @@ async function read(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Re
   } catch (error) {
     if (!(error instanceof SluiceError) || error.kind === 'Transient') throw error;
     const message = describeError(error);
-    const errors = [{ code: error.code, message, line: null, param: 'input_file_id' }];
-    const event = 'The input file cannot be read.';
+    const isEmpty = error.code === 'nothing_to_retry';
+    const param = isEmpty ? null : 'input_file_id';
+    const errors = [{ code: error.code, message, line: null, param }];
+    const event = isEmpty ? 'There is nothing to ask again.' : 'The input file cannot be read.';
     await stopJob(job.id, { outcome: 'failed', event, reason: message, errors }, deps);
     return null;
   }

@@ -159,11 +159,16 @@ export async function stopJob(
   { outcome, event, reason = '', errors, deadline }: Stop,
   deps: SettleDeps,
 ): Promise<JobRecord | null> {
+  let refused: string | null = null;
   for (;;) {
     const job = await deps.store.jobs.get(jobId);
     const target = job === null ? null : stopTarget(job, outcome);
     if (job === null || target === null) return job;
     if (deadline !== undefined && job.deadline !== deadline) return job;
+    // By Redis' clock a deadline may not be over yet: it is found again, while asking on would only spin.
+    const seen = `${job.version} ${job.deadline}`;
+    if (outcome === 'expired' && refused === seen) return job;
+    refused = seen;
     // What was never answered counts as failed, so that total is completed + failed at the end.
     const failed = isFinal(target) ? { failed: job.lines - job.completed } : {};
     const set = { reason, ...failed, ...(errors === undefined ? {} : { errors }) };

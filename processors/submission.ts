@@ -1,8 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
 import type { Processor, Verdict } from '../queues/worker.ts';
 import { isPaused, wantsEngines } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
-import { isReleased, PROVISION } from '../src/domain/provision.ts';
+import { isReleased, missingModels, PROVISION, quoteModels } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Look } from '../src/runtimes/contract.ts';
 import type { Deps, SettleDeps } from './deps.ts';
@@ -13,7 +14,7 @@ const LOOK_WHILE_STARTING_MS = 1_000;
 const LOOK_WHILE_SERVING_MS = 5_000;
 /** One late answer does not make an engine lost: a second look decides. */
 const SECOND_LOOK_MS = 500;
-/** An engine that answers but lacks the model may still be loading an adapter; after this it is another engine. */
+/** An engine that answers but lacks a model may still be loading an adapter; after this it is another engine. */
 const UNFIT_GRACE_MS = 30_000;
 
 /** Looks at an engine until it is healthy, and from then on whether it still is. Nobody else says that it is lost. */
@@ -31,7 +32,7 @@ export const submission: Processor<Deps> = async ({ id, wake, signal }, deps) =>
   const look = await lookAt(provision, job, signal, deps);
   return provision.state === 'starting'
     ? whileStarting(provision, job, look, signal, deps)
-    : whileServing(provision, look, deps);
+    : whileServing(provision, job, look, signal, deps);
 };
 
 async function lookAt(
@@ -54,6 +55,7 @@ async function whileStarting(
   deps: Deps,
 ): Promise<Verdict> {
   if (look.is === 'healthy') {
+    await keepModels(provision, job, look.models, deps);
     const moved = await deps.advanceProvision(provision, 'serving', { reason: '' });
     if (moved !== 'stale') await settle(provision.job, deps);
     return 'done';
@@ -74,10 +76,7 @@ async function whileStarting(
     unfitFor > UNFIT_GRACE_MS &&
     (await isLastHope(provision, job, signal, deps))
   ) {
-    const { reason } = look;
-    const event = 'No engine can serve this batch.';
-    const errors = [{ code: 'engine_unfit', message: reason, line: null, param: null }];
-    await stopJob(job.id, { outcome: 'submit_failed', event, reason, errors }, deps);
+    await stopUnfit(job, 'No engine can serve this batch.', look.reason, deps);
     return 'done';
   }
   return { againInMs: LOOK_WHILE_STARTING_MS };
@@ -98,14 +97,81 @@ async function isLastHope(
 ): Promise<boolean> {
   const all = await deps.store.provisions.ofJob(job.id);
   const others = all.filter((each) => each.id !== id && !isReleased(each.state));
+  return areUnfit(others, job.models, signal, deps);
+}
+
+async function areUnfit(
+  provisions: readonly ProvisionRecord[],
+  models: readonly string[],
+  signal: AbortSignal,
+  { runtime }: Deps,
+): Promise<boolean> {
   const looks = await Promise.all(
-    others.map(({ address }) => deps.runtime.look(address, job.models, signal)),
+    provisions.map(({ address }) => runtime.look(address, models, signal)),
   );
   return looks.every((look) => look.is === 'unfit');
 }
 
-async function whileServing(provision: ProvisionRecord, look: Look, deps: Deps): Promise<Verdict> {
-  if (look.is === 'healthy') return { againInMs: LOOK_WHILE_SERVING_MS };
+async function stopUnfit(job: JobRecord, event: string, reason: string, deps: Deps): Promise<void> {
+  const errors = [{ code: 'engine_unfit', message: reason, line: null, param: null }];
+  await stopJob(job.id, { outcome: 'submit_failed', event, reason, errors }, deps);
+}
+
+/** Writes down which models an engine serves, where that is news: workers send it lines of no others. */
+async function keepModels(
+  { id, models }: ProvisionRecord,
+  job: JobRecord,
+  served: readonly string[],
+  { store }: Deps,
+): Promise<void> {
+  if (!isDeepStrictEqual(models ?? job.models, served)) await store.provisions.serves(id, served);
+}
+
+/**
+ * Ends a job that names a model which none of its engines serves, once each of them answers and has not served it for
+ * a while: its other lines may be answered, but these would wait until the deadline.
+ */
+async function awaitModels(
+  provision: ProvisionRecord,
+  job: JobRecord,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<void> {
+  if (job.models.length <= 1 || isPaused(job)) return;
+  const all = await deps.store.provisions.ofJob(job.id);
+  const live = all.filter(({ state }) => !isReleased(state));
+  const missing = missingModels(job.models, live);
+  const reason = missing.length === 0 ? '' : describeMissing(job.models, missing);
+  if (reason !== provision.reason) {
+    await deps.store.provisions.note(provision.id, reason);
+    await deps.store.jobs.note(job.id, reason);
+    if (reason !== '') deps.log.warn({ jobId: job.id, reason }, 'model waited for');
+    return;
+  }
+  const lackingFor = deps.now() - (provision.reasonAt ?? deps.now());
+  if (missing.length === 0 || lackingFor <= UNFIT_GRACE_MS) return;
+  if (!(await areUnfit(live, missing, signal, deps))) return;
+  await stopUnfit(job, 'No engine serves a model of this batch.', reason, deps);
+}
+
+function describeMissing(models: readonly string[], missing: readonly string[]): string {
+  const served = models.filter((model) => !missing.includes(model));
+  const what = quoteModels(missing);
+  return `No engine serves ${what}, which the input asks for; they serve ${quoteModels(served)}.`;
+}
+
+async function whileServing(
+  provision: ProvisionRecord,
+  job: JobRecord,
+  look: Look,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<Verdict> {
+  if (look.is === 'healthy') {
+    await keepModels(provision, job, look.models, deps);
+    await awaitModels(provision, job, signal, deps);
+    return { againInMs: LOOK_WHILE_SERVING_MS };
+  }
   deps.log.warn(
     { jobId: provision.job, provisionId: provision.id, reason: look.reason },
     'engine lost',

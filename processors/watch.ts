@@ -1,5 +1,7 @@
+import { isDeepStrictEqual } from 'node:util';
 import { isPaused } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
+import type { ServingEngine } from '../src/domain/provision.ts';
 import type { Store } from '../src/store/store.ts';
 import type { Log } from './deps.ts';
 
@@ -7,7 +9,7 @@ import type { Log } from './deps.ts';
 export interface Watch {
   readonly job: JobRecord;
   /** Engines that serve the job now. */
-  addresses(): readonly string[];
+  engines(): readonly ServingEngine[];
   /** Aborted when the job is in progress no longer, or its deadline is over. */
   readonly signal: AbortSignal;
   /** Aborted when the job is paused: no more is sent, and what is in flight may be answered. */
@@ -22,7 +24,7 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 interface Entry {
   job: JobRecord;
-  addresses: readonly string[];
+  engines: readonly ServingEngine[];
   abort: AbortController;
   pause: AbortController;
   users: number;
@@ -113,7 +115,7 @@ export class Watches {
     let open = true;
     return {
       job: entry.job,
-      addresses: () => entry.addresses,
+      engines: () => entry.engines,
       signal: entry.abort.signal,
       paused: entry.pause.signal,
       close: () => {
@@ -125,12 +127,12 @@ export class Watches {
     };
   }
 
-  async #read(jobId: string): Promise<{ job: JobRecord; addresses: string[] } | null> {
+  async #read(jobId: string): Promise<{ job: JobRecord; engines: ServingEngine[] } | null> {
     const job = await this.#deps.store.jobs.get(jobId);
     if (job?.state !== 'in_progress') return null;
     const provisions = await this.#deps.store.provisions.ofJob(jobId);
     const serving = provisions.filter(({ state }) => state === 'serving');
-    return { job, addresses: serving.map(({ address }) => address) };
+    return { job, engines: serving.map(({ address, models }) => ({ address, models })) };
   }
 
   async #refresh(jobId: string, entry: Entry): Promise<void> {
@@ -141,7 +143,7 @@ export class Watches {
         return;
       }
       // The same ones stay the same array: whoever holds it need not look.
-      if (fresh.addresses.join() !== entry.addresses.join()) entry.addresses = fresh.addresses;
+      if (!isDeepStrictEqual(fresh.engines, entry.engines)) entry.engines = fresh.engines;
       this.#deps.onEngines();
       if (entry.abort.signal.aborted) return;
       const { deadline } = entry.job;

@@ -1,4 +1,12 @@
 import * as v from 'valibot';
+import { invalidInput } from '../domain/errors.ts';
+import type { SluiceError } from '../domain/errors.ts';
+
+/** The refusal of a list's `after` that names no `what`, such as a job. */
+export function unknownCursor(what: string, after: string): SluiceError {
+  const message = `There is no ${what} '${after.slice(0, 100)}' to go on after.`;
+  return invalidInput('invalid_cursor', message, { param: 'after' });
+}
 
 /** `limit` of a list: an integer of a query string within 1 and `max`. */
 export function limitSchema(max: number, byDefault: number) {

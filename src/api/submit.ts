@@ -50,20 +50,6 @@ export interface JobWish {
   model?: { name: string; param: string };
 }
 
-/** OpenAI's limits: 16 pairs, keys of 64 and values of 512 characters. */
-const METADATA_RULE =
-  'at most 16 pairs of strings, keys of at most 64 and values of at most 512 characters';
-
-export const metadataSchema = v.pipe(
-  v.record(v.string(), v.string('a string'), METADATA_RULE),
-  v.check((pairs) => Object.keys(pairs).length <= 16, METADATA_RULE),
-  v.check(
-    (pairs) =>
-      Object.entries(pairs).every(([key, value]) => key.length <= 64 && value.length <= 512),
-    METADATA_RULE,
-  ),
-);
-
 /** Whether one bad line fails a batch, or is answered in the error file while the rest runs. */
 export const validationSchema = v.nullish(
   v.picklist(
@@ -94,7 +80,7 @@ export async function submitJob(
 ): Promise<JobRecord> {
   const { jobId, template: _template, model: _model, ...asked } = wish;
   const windowMs = parseCompletionWindow(asked.completionWindow);
-  const id = jobId ?? idOf(idempotencyKey);
+  const id = jobId ?? creationJobId(idempotencyKey);
   // A repeat must be answered as the first time, even if the input file was deleted since.
   const isNamed = jobId !== undefined || idempotencyKey !== undefined;
   const isRepeat = isNamed && (await deps.store.jobs.get(id)) !== null;
@@ -111,8 +97,9 @@ export async function submitJob(
     bodyHash: sha256(canonicalJson(wish)),
   });
   if (outcome !== 'other') return job;
-  if (jobId !== undefined) {
-    const message = `There is a job '${jobId}' already that was asked for otherwise: name another one, or none.`;
+  const isDerived = idempotencyKey !== undefined && id === creationJobId(idempotencyKey);
+  if (!isDerived) {
+    const message = `There is a job '${id}' already that was asked for otherwise: name another one, or none.`;
     throw invalidInput('job_id_taken', message, { param: 'aibrix.job_id' });
   }
   throw invalidInput(
@@ -145,7 +132,8 @@ async function pinModel(
   return { pinnedModel: servingName, template: { name, version } };
 }
 
-function idOf(idempotencyKey: string | undefined): string {
+/** The id of the job that a request makes: the same one for a request that is repeated, else a fresh one. */
+export function creationJobId(idempotencyKey: string | undefined): string {
   return `job_${idempotencyKey === undefined ? randomText() : derivedText(idempotencyKey)}`;
 }
 

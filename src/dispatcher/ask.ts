@@ -38,6 +38,8 @@ interface Place {
   path: string;
   retry: RetryPolicy;
   tenant: Tenant;
+  /** Only engines that serve it are asked; null: any. */
+  model: string | null;
   /** No further attempt begins. */
   stop: AbortSignal;
   /** What is in flight is cut. */
@@ -63,7 +65,7 @@ export async function askLine(
   where: Place,
   deps: AskDeps,
 ): Promise<Answered | null> {
-  const { stop, tenant, retry } = where;
+  const { stop, tenant, model, retry } = where;
   let engine: Engine | null = first;
   let attempt = 0;
   while (engine !== null) {
@@ -84,7 +86,7 @@ export async function askLine(
       deps.onRetry(tried.reason);
       await deps.clock.sleep(retryDelay(retry, line, deps.clock.random()), stop);
     }
-    engine = await deps.room.take(tenant, stop);
+    engine = await deps.room.take(tenant, model, stop);
   }
   return null;
 }

@@ -14,7 +14,11 @@ export function checkInputLine(
   maxLineBytes: number,
 ): CheckedLine | Problem {
   if (bytes === null) {
-    return problem('line_too_long', `This line is longer than ${maxLineBytes} bytes.`, null);
+    return problem(
+      'line_too_long',
+      `This line is longer than ${maxLineBytes} bytes (MAX_LINE_BYTES of the server).`,
+      null,
+    );
   }
   // JSON's syntax is ASCII: latin1 shows a line's form at less cost than UTF-8, and only what is shown or compared
   // has to be read as what it is.
@@ -83,7 +87,9 @@ export function customIdOf({ bytes }: InputLine): Buffer {
 
 function reasonOf(checked: CheckedLine | Problem, rules: PlannedRules): Omit<Refusal, 'customId'> {
   if (isProblem(checked)) return { code: checked.code, message: checked.message };
-  if (checked.model !== null && !rules.models.includes(checked.model)) {
+  // A model that only lines with a custom_id of others name is not among the job's either.
+  const isFull = rules.models.length >= MAX_MODELS;
+  if (isFull && checked.model !== null && !rules.models.includes(checked.model)) {
     const { code, message } = tooManyModels();
     return { code, message };
   }

@@ -1,3 +1,5 @@
+import { servesModel } from '../domain/provision.ts';
+import type { ServingEngine } from '../domain/provision.ts';
 import { createBudget } from './budget.ts';
 import { createChunkPool } from './chunk-pool.ts';
 import { createEngine } from './engine.ts';
@@ -76,7 +78,7 @@ export class Dispatcher {
     if (this.#budget.isOver()) return false;
     let places = 1;
     for (const { tenant } of this.#hands.values()) {
-      places = Math.max(places, tenant.maxConcurrency * tenant.engines().length);
+      places = Math.max(places, tenant.maxConcurrency * tenant.engines(null).length);
     }
     return this.#unsent < places;
   }
@@ -86,7 +88,7 @@ export class Dispatcher {
     const hands = this.#hands.get(jobId);
     if (hands === undefined) return false;
     const { tenant, unsent } = hands;
-    return unsent >= Math.max(1, tenant.maxConcurrency * tenant.engines().length);
+    return unsent >= Math.max(1, tenant.maxConcurrency * tenant.engines(null).length);
   }
 
   /** Calls back whenever `wantsMore` may have become true. */
@@ -160,20 +162,33 @@ export class Dispatcher {
   #open(job: DispatchJob): HandsOfJob {
     const deps = { ...this.#deps, budget: this.#budget, room: this.#room, pool: this.#pool };
     const writer = new SegmentWriter(job.id, deps, this.#giveUp.signal);
-    // Asked for each line: made anew only when the job's addresses are.
-    let addresses: readonly string[] = [];
-    let engines: readonly Engine[] = [];
+    // Asked for each line: made anew only when the job's engines are. Its models are few.
+    let serving: readonly ServingEngine[] = [];
+    const byModel = new Map<string | null, readonly Engine[]>();
     const tenant = {
       maxConcurrency: job.maxConcurrency,
       inHand: 0,
-      engines: () => {
-        const now = hands.job.addresses();
-        if (now !== addresses) engines = now.map((address) => this.#engineAt(address));
-        addresses = now;
+      engines: (model: string | null) => {
+        const now = hands.job.engines();
+        if (now !== serving) byModel.clear();
+        serving = now;
+        const known = byModel.get(model);
+        if (known !== undefined) return known;
+        const fit = now.filter((each) => servesModel(each, model));
+        const engines = fit.map(({ address }) => this.#engineAt(address));
+        byModel.set(model, engines);
         return engines;
       },
     };
-    const hands: HandsOfJob = { job, tenant, writer, unanswered: 0, holders: 0, unsent: 0 };
+    const hands: HandsOfJob = {
+      job,
+      tenant,
+      writer,
+      unanswered: 0,
+      waiting: 0,
+      holders: 0,
+      unsent: 0,
+    };
     this.#hands.set(job.id, hands);
     return hands;
   }
@@ -214,7 +229,9 @@ export class Dispatcher {
     this.#drops.delete(address);
     const engine = this.#engines.get(address);
     if (engine === undefined) return;
-    const used = [...this.#hands.values()].some(({ job }) => job.addresses().includes(address));
+    const used = [...this.#hands.values()].some(({ job }) =>
+      job.engines().some((each) => each.address === address),
+    );
     if (used) return;
     if (engine.inFlight > 0) {
       this.#dropLater(address);

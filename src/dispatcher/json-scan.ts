@@ -2,6 +2,7 @@ const [QUOTE, BACKSLASH, COLON, COMMA] = [0x22, 0x5c, 0x3a, 0x2c] as const;
 const [OPEN_BRACE, CLOSE_BRACE, OPEN_BRACKET, CLOSE_BRACKET] = [0x7b, 0x7d, 0x5b, 0x5d] as const;
 const CUSTOM_ID = Buffer.from('custom_id');
 const BODY = Buffer.from('body');
+const MODEL = Buffer.from('model');
 /** Where a native search for the quote becomes cheaper than looking at each byte. */
 const SHORT_STRING = 32;
 
@@ -90,15 +91,24 @@ function isBytes(line: Buffer, from: number, to: number, name: Buffer): boolean 
 function nameOf(line: Buffer, from: number, to: number): 'customId' | 'body' | null {
   if (isBytes(line, from + 1, to - 1, CUSTOM_ID)) return 'customId';
   if (isBytes(line, from + 1, to - 1, BODY)) return 'body';
+  const key = escapedText(line, from, to);
+  if (key === 'custom_id') return 'customId';
+  return key === 'body' ? 'body' : null;
+}
+
+/** The text of a string that has escapes; null for one that has none, or malformed ones. */
+function escapedText(line: Buffer, from: number, to: number): string | null {
   const escape = line.indexOf(BACKSLASH, from);
-  if (escape === -1 || escape >= to) return null;
+  return escape === -1 || escape >= to ? null : textOf(line, from, to);
+}
+
+/** The text of a string; null for any other value, or where its escapes are malformed. */
+function textOf(line: Buffer, from: number, to: number): string | null {
+  if (line[from] !== QUOTE) return null;
   try {
-    const key: unknown = JSON.parse(line.toString('utf8', from, to));
-    if (key === 'custom_id') return 'customId';
-    return key === 'body' ? 'body' : null;
+    return String(JSON.parse(line.toString('utf8', from, to)));
   } catch {
-    // a key with a malformed escape is none that we look for
-    return null;
+    return null; // neither a key nor a model that anybody looks for
   }
 }
 
@@ -121,6 +131,20 @@ function memberAt(line: Buffer, from: number): Member | null {
   return valueEnd === -1 ? null : { key, keyEnd, value, valueEnd };
 }
 
+/** Visits the members of the top level; false when that is no well-formed object. */
+function eachMember(line: Buffer, visit: (member: Member) => void): boolean {
+  let at = skipSpace(line, 0);
+  let separator = line[at] === OPEN_BRACE ? COMMA : -1;
+  while (separator === COMMA) {
+    const member = memberAt(line, at + 1);
+    if (member === null) return false;
+    visit(member);
+    at = skipSpace(line, member.valueEnd);
+    separator = line[at] ?? -1;
+  }
+  return separator === CLOSE_BRACE && skipSpace(line, at + 1) === line.length;
+}
+
 interface FoundMembers {
   customId: Buffer | null;
   body: Buffer | null;
@@ -129,17 +153,11 @@ interface FoundMembers {
 /** The two members, where they are; null when the top level is no well-formed object. */
 function scanMembers(line: Buffer): FoundMembers | null {
   const found: FoundMembers = { customId: null, body: null };
-  let at = skipSpace(line, 0);
-  let separator = line[at] === OPEN_BRACE ? COMMA : -1;
-  while (separator === COMMA) {
-    const member = memberAt(line, at + 1);
-    if (member === null) return null;
-    const name = nameOf(line, member.key, member.keyEnd);
-    if (name !== null) found[name] = line.subarray(member.value, member.valueEnd);
-    at = skipSpace(line, member.valueEnd);
-    separator = line[at] ?? -1;
-  }
-  return separator === CLOSE_BRACE && skipSpace(line, at + 1) === line.length ? found : null;
+  const isObject = eachMember(line, ({ key, keyEnd, value, valueEnd }) => {
+    const name = nameOf(line, key, keyEnd);
+    if (name !== null) found[name] = line.subarray(value, valueEnd);
+  });
+  return isObject ? found : null;
 }
 
 /**
@@ -157,4 +175,15 @@ export function scanRequest(line: Buffer): ScannedRequest | null {
 export function scanCustomId(line: Buffer): Buffer | null {
   const customId = scanMembers(line)?.customId ?? null;
   return customId?.[0] === QUOTE ? customId : null;
+}
+
+/** The model that a body names at its top level, which the last of duplicate members decides; null where it names none. */
+export function scanModel(body: Buffer): string | null {
+  let model: string | null = null;
+  const isObject = eachMember(body, ({ key, keyEnd, value, valueEnd }) => {
+    const isModel =
+      isBytes(body, key + 1, keyEnd - 1, MODEL) || escapedText(body, key, keyEnd) === 'model';
+    if (isModel) model = textOf(body, value, valueEnd);
+  });
+  return isObject ? model : null;
 }

@@ -1,11 +1,13 @@
 import type { Cut, JobError } from '../domain/job.ts';
-import { isProblem, MAX_MODELS, MAX_REPORTED_ERRORS } from '../domain/plan.ts';
+import { isProblem, MAX_REPORTED_ERRORS } from '../domain/plan.ts';
 import type { BadLines, CheckedLine, LineRules, Problem, ShardPlan } from '../domain/plan.ts';
 import { createBadMarks } from './bad-marks.ts';
 import type { BadMarks } from './bad-marks.ts';
 import { checkInputLine, tooManyModels } from './check-line.ts';
 import { readLines } from './lines.ts';
 import type { InputLine } from './lines.ts';
+import { createModelSeats, lineOf, seatOf, withSeat } from './model-seats.ts';
+import type { ModelSeats } from './model-seats.ts';
 import type { Duplicate, UniqueIds } from './unique-ids.ts';
 
 export interface ReadPlanOptions extends LineRules {
@@ -29,6 +31,7 @@ export interface ReadPlanOptions extends LineRules {
 export interface ReadPlan {
   lines: number;
   shards: number;
+  /** Those that lines name which can be asked, in their order. */
   models: string[];
   /** Lines that cannot be asked. */
   bad: number;
@@ -60,7 +63,7 @@ export async function readPlan(
     for (const line of batch) {
       lines += 1;
       if (lines > maxLines) {
-        const message = `The input file has more than ${maxLines} requests.`;
+        const message = `The input file has more than ${maxLines} requests: split it, or raise MAX_BATCH_LINES of the server.`;
         findings.refuse({ code: 'too_many_tasks', message, line: line.number, param: null });
         break;
       }
@@ -80,14 +83,14 @@ export async function readPlan(
   if (marks !== null && unfit === null) {
     for (const page of marks.pages(lines)) await onBadLines?.(page);
   }
-  const models = [...pass.models];
+  const models = pass.models.asked();
   return { lines, shards: cutter.shards, models, bad, total, unfit, problems: findings.first() };
 }
 
 /** What one pass knows. */
 interface Pass {
   options: ReadPlanOptions;
-  models: Set<string>;
+  models: ModelSeats;
   findings: Findings;
   cutter: Cutter;
   /** Null where one bad line makes the whole input bad. */
@@ -100,43 +103,42 @@ function begin(options: ReadPlanOptions): Pass {
     marks?.cut(shards);
     await options.onShards(shards);
   });
-  return { options, models: new Set(), findings: createFindings(), cutter, marks };
+  return { options, models: createModelSeats(), findings: createFindings(), cutter, marks };
 }
 
 /** Takes one line in; a promise is to be awaited before the next. */
 function takeLine(pass: Pass, line: InputLine): Promise<void> | void {
   const { options, models, findings, cutter, marks } = pass;
   const checked = checkInputLine(line, options, options.maxLineBytes);
-  const problem = isProblem(checked) ? checked : enterModel(checked, models);
+  const seat = isProblem(checked) ? null : models.take(checked.model);
+  const problem = isProblem(checked) ? checked : seat === null ? tooManyModels() : null;
   if (problem !== null) {
     findings.addLine(line.number, problem);
     marks?.add(line.index);
     if (marks === null) cutter.stop();
   }
   cutter.add(line);
-  if (isProblem(checked) || problem !== null) return undefined;
+  if (isProblem(checked) || seat === null) return undefined;
   options.onLine?.(checked);
   // Marks are of lines that are not blank, while a user counts them all.
-  return options.uniqueIds.add(checked.customId, marks === null ? line.number : line.index + 1);
+  const number = marks === null ? line.number : line.index + 1;
+  return options.uniqueIds.add(checked.customId, withSeat(number, seat));
 }
 
-function enterModel({ model }: CheckedLine, models: Set<string>): Problem | null {
-  if (model === null || models.has(model)) return null;
-  if (models.size >= MAX_MODELS) return tooManyModels();
-  models.add(model);
-  return null;
-}
-
-async function findDuplicates({ options, findings, cutter, marks }: Pass): Promise<void> {
-  const { uniqueIds } = options;
-  if (marks !== null) {
-    const { total } = await uniqueIds.duplicates(0, ({ number }) => marks.add(number - 1));
-    findings.addDuplicates([], total);
-    return;
-  }
-  const { lines, total } = await uniqueIds.duplicates(MAX_REPORTED_ERRORS);
-  findings.addDuplicates(lines, total);
-  if (total > 0) cutter.stop();
+async function findDuplicates({ options, models, findings, cutter, marks }: Pass): Promise<void> {
+  const { lines, total } = await options.uniqueIds.duplicates(
+    marks === null ? MAX_REPORTED_ERRORS : 0,
+    ({ number }) => {
+      models.leave(seatOf(number));
+      marks?.add(lineOf(number) - 1);
+    },
+  );
+  const found = lines.map(({ number, first }) => ({
+    number: lineOf(number),
+    first: lineOf(first),
+  }));
+  findings.addDuplicates(found, total);
+  if (marks === null && total > 0) cutter.stop();
 }
 
 function byLine(a: JobError, b: JobError): number {

@@ -5,8 +5,8 @@ import { onAbort } from './on-abort.ts';
 export interface Tenant {
   /** Lines in flight that it may have at one engine. */
   readonly maxConcurrency: number;
-  /** The engines that serve it now. */
-  engines(): readonly Engine[];
+  /** The engines that serve it now and can be asked for a model; null: all of them. */
+  engines(model: string | null): readonly Engine[];
   /** Its lines that are sent or wait to be sent again. */
   inHand: number;
 }
@@ -16,14 +16,17 @@ export interface Tenant {
  * nobody waits behind a job that may not have more.
  */
 export interface Room {
-  /** Waits for a place at the least busy engine, for a line in hand; null when the signal is aborted first. */
-  take(tenant: Tenant, signal: AbortSignal): Promise<Engine | null>;
+  /**
+   * Waits for a place at the least busy engine that serves a line's model, for a line in hand; null when the signal is
+   * aborted first.
+   */
+  take(tenant: Tenant, model: string | null, signal: AbortSignal): Promise<Engine | null>;
   /**
    * The same for a line that is not in hand yet, null at once where there is no place. While many lines wait to be
    * asked again, new ones have to wait too: a sick engine must not draw the whole input into memory.
    */
-  tryTakeFresh(tenant: Tenant): Engine | null;
-  takeFresh(tenant: Tenant, signal: AbortSignal): Promise<Engine | null>;
+  tryTakeFresh(tenant: Tenant, model: string | null): Engine | null;
+  takeFresh(tenant: Tenant, model: string | null, signal: AbortSignal): Promise<Engine | null>;
   give(engine: Engine): void;
   /** Looks again who can be served: an engine came, went, or is healthy again. */
   kick(): void;
@@ -31,22 +34,31 @@ export interface Room {
   setClosed(by: object, closed: boolean): void;
 }
 
-interface Waiter {
+/** What a line needs a place for. */
+interface Wish {
   tenant: Tenant;
+  model: string | null;
   fresh: boolean;
+}
+
+interface Waiter extends Wish {
   resolve: (engine: Engine | null) => void;
+}
+
+function isEqual(a: Wish, b: Wish): boolean {
+  return a.tenant === b.tenant && a.model === b.model && a.fresh === b.fresh;
 }
 
 export function createRoom(): Room {
   const waiters = new Set<Waiter>();
   const closers = new Set<object>();
 
-  function tryTake(tenant: Tenant, fresh: boolean): Engine | null {
+  function tryTake({ tenant, model, fresh }: Wish): Engine | null {
     if (closers.size > 0) return null;
-    const engines = tenant.engines();
-    if (fresh && tenant.inHand >= 2 * tenant.maxConcurrency * engines.length) return null;
+    const most = 2 * tenant.maxConcurrency * tenant.engines(null).length;
+    if (fresh && tenant.inHand >= most) return null;
     let best: Engine | null = null;
-    for (const engine of engines) {
+    for (const engine of tenant.engines(model)) {
       const free = !engine.isOpen && engine.inFlight < tenant.maxConcurrency;
       if (free && (best === null || engine.inFlight < best.inFlight)) best = engine;
     }
@@ -54,12 +66,12 @@ export function createRoom(): Room {
     return best;
   }
 
-  async function take(tenant: Tenant, fresh: boolean, signal: AbortSignal): Promise<Engine | null> {
+  async function take(wish: Wish, signal: AbortSignal): Promise<Engine | null> {
     if (signal.aborted) return null;
-    const engine = tryTake(tenant, fresh);
+    const engine = tryTake(wish);
     if (engine !== null) return engine;
     return new Promise((resolve) => {
-      const waiter: Waiter = { tenant, fresh, resolve: finish };
+      const waiter: Waiter = { ...wish, resolve: finish };
       const forgetSignal = onAbort(signal, () => {
         waiters.delete(waiter);
         resolve(null);
@@ -73,18 +85,24 @@ export function createRoom(): Room {
   }
 
   function kick(): void {
+    // Nothing is given back meanwhile: what one wish did not get, an equal one does not get either.
+    const unserved: Wish[] = [];
     for (const waiter of waiters) {
-      const engine = tryTake(waiter.tenant, waiter.fresh);
-      if (engine === null) continue;
+      if (unserved.some((wish) => isEqual(wish, waiter))) continue;
+      const engine = tryTake(waiter);
+      if (engine === null) {
+        unserved.push(waiter);
+        continue;
+      }
       waiters.delete(waiter);
       waiter.resolve(engine);
     }
   }
 
   return {
-    take: (tenant, signal) => take(tenant, false, signal),
-    tryTakeFresh: (tenant) => tryTake(tenant, true),
-    takeFresh: (tenant, signal) => take(tenant, true, signal),
+    take: (tenant, model, signal) => take({ tenant, model, fresh: false }, signal),
+    tryTakeFresh: (tenant, model) => tryTake({ tenant, model, fresh: true }),
+    takeFresh: (tenant, model, signal) => take({ tenant, model, fresh: true }, signal),
     give(engine) {
       engine.inFlight -= 1;
       kick();

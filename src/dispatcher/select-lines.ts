@@ -1,4 +1,6 @@
 import { permanent } from '../domain/errors.ts';
+import { isSet } from '../domain/segment.ts';
+import type { AcceptedShard } from '../domain/segment.ts';
 import { readLines } from './lines.ts';
 import type { InputLine } from './lines.ts';
 
@@ -9,15 +11,24 @@ const HEAD_BYTES = 256;
 const LINE_INDEX = /^\{"id":"batch_req_[A-Za-z0-9]+_(\d+)"/;
 
 /**
- * The lines of a job's input that its error file names, in input order and byte by byte, each with a newline. Both are
- * read once, side by side: the error file is in input order, so that memory does not grow with either.
+ * The lines of a job's input that its error file names, in input order and byte by byte, each with a newline; but not
+ * those that planning marked as bad, which are so again: a duplicate that stands alone would even be asked. All are read
+ * once, side by side: they are in input order, so that memory does not grow with any.
  * Rejects with `retry.bad_error_file` (Permanent) where the error file is none of this input.
  */
 export async function* selectLines(
   input: AsyncIterable<Uint8Array>,
   errorFile: AsyncIterable<Uint8Array>,
-  { maxLineBytes }: { maxLineBytes: number },
+  {
+    maxLineBytes,
+    shards,
+  }: {
+    maxLineBytes: number;
+    /** The job's shards in order; none where no line is marked. */
+    shards: AsyncIterable<Pick<AcceptedShard, 'plan' | 'bad'>>;
+  },
 ): AsyncGenerator<Buffer> {
+  const marks = badLines(shards);
   const wanted = lineIndexes(errorFile);
   let next = await wanted.next();
   /** Those of the lines that are wanted; ends at the last one that is. */
@@ -26,7 +37,7 @@ export async function* selectLines(
     for (const { index, bytes } of lines) {
       if (index !== next.value) continue;
       // A line that was too long once is so again.
-      if (bytes !== null) pieces.push(bytes, LINE_END);
+      if (bytes !== null && !(await marks.has(index))) pieces.push(bytes, LINE_END);
       next = await wanted.next();
     }
     return pieces;
@@ -40,7 +51,28 @@ export async function* selectLines(
     if (next.done !== true) throw badErrorFile();
   } finally {
     await wanted.return(undefined);
+    await marks.close();
   }
+}
+
+/** Tells of lines, asked in order, whether they are marked as bad. */
+function badLines(shards: AsyncIterable<Pick<AcceptedShard, 'plan' | 'bad'>>) {
+  const iterator = shards[Symbol.asyncIterator]();
+  let shard: Pick<AcceptedShard, 'plan' | 'bad'> | null = null;
+  let isOver = false;
+  return {
+    async has(index: number): Promise<boolean> {
+      while (!isOver && (shard === null || index >= shard.plan.first + shard.plan.lines)) {
+        const next = await iterator.next();
+        isOver = next.done === true;
+        shard = next.done === true ? null : next.value;
+      }
+      return shard !== null && shard.bad !== null && isSet(shard.bad, index - shard.plan.first);
+    },
+    async close(): Promise<void> {
+      await iterator.return?.();
+    },
+  };
 }
 
 /** Which line of the input each line of an error file speaks of. */

@@ -2,6 +2,7 @@ import type { Readable } from 'node:stream';
 import { transient } from '../domain/errors.ts';
 import type { Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
+import type { ServingEngine } from '../domain/provision.ts';
 import type { RetryPolicy } from '../domain/retry.ts';
 import { isSet } from '../domain/segment.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
@@ -9,9 +10,10 @@ import { askLine } from './ask.ts';
 import type { AskDeps, Answered, Question } from './ask.ts';
 import { refusalOf } from './check-line.ts';
 import type { PlannedRules } from './check-line.ts';
+import type { Budget } from './budget.ts';
 import type { Answer, FreshAnswer } from './contract.ts';
 import type { Engine } from './engine.ts';
-import { scanRequest } from './json-scan.ts';
+import { scanModel, scanRequest } from './json-scan.ts';
 import { readLines } from './lines.ts';
 import type { InputLine } from './lines.ts';
 import type { Tenant } from './room.ts';
@@ -25,8 +27,8 @@ export interface DispatchJob extends PlannedRules {
   inputKey: string;
   maxConcurrency: number;
   retry: RetryPolicy;
-  /** Base URLs of the engines that serve it at this moment. */
-  addresses(): readonly string[];
+  /** The engines that serve it at this moment; the same array while they are the same. */
+  engines(): readonly ServingEngine[];
 }
 
 /** A shard that this process has taken. */
@@ -46,6 +48,8 @@ export interface Hands {
   readonly writer: SegmentWriter;
   /** Lines of held shards without an answer: sent, waiting, or not even read. */
   unanswered: number;
+  /** Lines in hand that have not had a place at an engine of their model yet. */
+  waiting: number;
 }
 
 export interface ShardRunDeps extends AskDeps {
@@ -112,11 +116,11 @@ export async function runShard(
 
   try {
     await eachOpenLine(shard, hands, signals.stop, deps, {
-      send(line, engine) {
+      send(line, model, engine) {
         hands.tenant.inHand += 1;
         out += 1;
         deps.onSent();
-        const asking = ask(line, engine, shard.plan, hands, signals, deps);
+        const asking = ask({ line, model, engine }, shard.plan, hands, signals, deps);
         void asking.then(answered, failed);
       },
       refuse(line) {
@@ -137,20 +141,21 @@ export async function runShard(
 
 /** What becomes of a line without an answer. */
 interface Handover {
-  send(line: InputLine, engine: Engine): void;
+  /** Without an engine the line waits in hand for a place at one of its model. */
+  send(line: InputLine, model: string | null, engine: Engine | null): void;
   refuse(line: InputLine): void;
 }
 
-/** Reads the shard's lines and hands over each that has no answer, the good ones with a place at an engine. */
+/** Reads the shard's lines and hands over each that has no answer. */
 async function eachOpenLine(
   { plan, done, bad }: TakenShard,
-  { job, tenant }: Hands,
+  hands: Hands,
   stop: AbortSignal,
   deps: ShardRunDeps,
   to: Handover,
 ): Promise<void> {
   if (stop.aborted) return;
-  const source = await deps.openInput(job.inputKey, {
+  const source = await deps.openInput(hands.job.inputKey, {
     start: plan.offset,
     end: plan.offset + plan.bytes,
   });
@@ -163,7 +168,7 @@ async function eachOpenLine(
     for await (const batch of lines) {
       const open = batch.filter((line) => !isSet(done, line.index - plan.first));
       const isBad = (line: InputLine) => bad !== null && isSet(bad, line.index - plan.first);
-      if (!(await handOver(open, isBad, tenant, stop, deps, to))) return;
+      if (!(await handOver(open, isBad, hands, stop, deps, to))) return;
     }
   } finally {
     source.destroy();
@@ -186,7 +191,7 @@ async function* whole(source: Readable, plan: ShardPlan): AsyncGenerator<Buffer>
 async function handOver(
   lines: readonly InputLine[],
   isBad: (line: InputLine) => boolean,
-  tenant: Tenant,
+  hands: Hands,
   stop: AbortSignal,
   { room, budget }: ShardRunDeps,
   to: Handover,
@@ -198,16 +203,75 @@ async function handOver(
       to.refuse(line);
       continue;
     }
-    const engine = room.tryTakeFresh(tenant) ?? (await room.takeFresh(tenant, stop));
-    if (engine === null) return false;
-    to.send(line, engine);
+    const model = modelOf(line, hands.job);
+    let engine = room.tryTakeFresh(hands.tenant, model);
+    if (engine === null && !mayWait(model, hands, budget)) {
+      engine = await room.takeFresh(hands.tenant, model, stop);
+      if (engine === null) return false;
+    }
+    to.send(line, model, engine);
   }
   return true;
 }
 
+/** The model that decides where a line goes; null where the job names only one, so that any of its engines will do. */
+function modelOf({ bytes }: InputLine, { models }: DispatchJob): string | null {
+  if (models.length <= 1 || bytes === null) return null;
+  const body = scanRequest(bytes)?.body;
+  const model = body === undefined ? null : scanModel(body);
+  return model !== null && models.includes(model) ? model : null;
+}
+
+/**
+ * Whether a line without a place may wait in hand, so that lines of other models behind it go on. Those that wait take
+ * at most half of what the job may have in hand, and of the memory: the other half is for lines that can go.
+ */
+function mayWait(model: string | null, { tenant, waiting }: Hands, budget: Budget): boolean {
+  if (model === null || budget.used * 2 >= budget.limit) return false;
+  return waiting < tenant.maxConcurrency * tenant.engines(null).length;
+}
+
+interface Asked {
+  line: InputLine;
+  model: string | null;
+  engine: Engine | null;
+}
+
 async function ask(
-  line: InputLine,
+  { line, model, engine }: Asked,
+  plan: ShardPlan,
+  hands: Hands,
+  signals: RunSignals,
+  deps: ShardRunDeps,
+): Promise<Answered | null> {
+  const bytes = line.bytes?.length ?? 0;
+  deps.budget.add(bytes);
+  try {
+    const place = engine ?? (await waitForPlace(model, hands, signals.stop, deps));
+    return place === null ? null : await askAt(place, line, model, plan, hands, signals, deps);
+  } finally {
+    deps.budget.remove(bytes);
+  }
+}
+
+async function waitForPlace(
+  model: string | null,
+  hands: Hands,
+  stop: AbortSignal,
+  { room }: ShardRunDeps,
+): Promise<Engine | null> {
+  hands.waiting += 1;
+  try {
+    return await room.take(hands.tenant, model, stop);
+  } finally {
+    hands.waiting -= 1;
+  }
+}
+
+async function askAt(
   engine: Engine,
+  line: InputLine,
+  model: string | null,
   plan: ShardPlan,
   { job, tenant }: Hands,
   signals: RunSignals,
@@ -221,14 +285,8 @@ async function ask(
     return { answer: unreadable(inShard, id), usage: NO_USAGE };
   }
   const question: Question = { line: inShard, id, ...request };
-  const bytes = line.bytes?.length ?? 0;
-  deps.budget.add(bytes);
-  try {
-    const { endpoint: path, retry } = job;
-    return await askLine(question, engine, { path, retry, tenant, ...signals }, deps);
-  } finally {
-    deps.budget.remove(bytes);
-  }
+  const { endpoint: path, retry } = job;
+  return askLine(question, engine, { path, retry, tenant, model, ...signals }, deps);
 }
 
 /** The answer of a line that planning marked as bad. */

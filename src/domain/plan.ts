@@ -18,7 +18,7 @@ export const SHARD_CUT = { lines: 1_000, bytes: 8 * 1024 * 1024 } as const;
 /** More problems than this help nobody; how many there are in all is said after them. */
 export const MAX_REPORTED_ERRORS = 100;
 
-/** A job may name this many models; an engine must serve them all. */
+/** A job may name this many models; each of its engines serves one of them or more. */
 export const MAX_MODELS = 32;
 
 /** Lines of a shard that are no requests that an engine could be asked: bits as in `Part.mask`. */

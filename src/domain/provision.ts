@@ -46,12 +46,38 @@ export interface ProvisionRecord {
   owner: Owner;
   /** Base URL of the engine, without `/v1`. */
   address: string;
+  /** The models of its job that the engine serves; null: all of them, as far as anybody knows. */
+  models: readonly string[] | null;
   /** What the last look at the engine said, for people. */
   reason: string;
   /** Since when it says so; null when it was never noted. */
   reasonAt: number | null;
   createdAt: number;
   enteredAt: Partial<Record<ProvisionState, number>>;
+}
+
+/** An engine that serves a job now. */
+export type ServingEngine = Pick<ProvisionRecord, 'address' | 'models'>;
+
+/** Whether an engine can be asked for a model; null is a line that names none, which any engine answers. */
+export function servesModel({ models }: Pick<ServingEngine, 'models'>, model: string | null) {
+  return model === null || models === null || models.includes(model);
+}
+
+/** The models of a job that none of its engines serves now. */
+export function missingModels(
+  models: readonly string[],
+  provisions: readonly Pick<ProvisionRecord, 'state' | 'models'>[],
+): string[] {
+  const serving = provisions.filter(({ state }) => state === 'serving');
+  return models.filter((model) => !serving.some((each) => servesModel(each, model)));
+}
+
+/** Names of models for people, a few of many. */
+export function quoteModels(names: readonly string[]): string {
+  const shown = names.slice(0, 5).map((name) => `'${name.slice(0, 100)}'`);
+  const rest = names.length - shown.length;
+  return shown.length === 0 ? 'no model' : shown.join(', ') + (rest > 0 ? ` and ${rest} more` : '');
 }
 
 /** Provision ids are derived, so that two planners of one job write the same record. */

@@ -144,8 +144,8 @@ function processorParts(system: System, runtime: Runtime) {
     store: system.patient.store,
     storage: system.storage,
     runtime,
-    selectLines: (input: Readable, errors: Readable) =>
-      selectLines(input, errors, { maxLineBytes }),
+    selectLines: (...[input, errors, shards]: Parameters<Deps['selectLines']>) =>
+      selectLines(input, errors, { maxLineBytes, shards }),
     readPlan: planInput.bind(null, system.settings),
     assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>
       assemble(source, sinks, { ...options, maxLineBytes }),

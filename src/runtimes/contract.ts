@@ -1,10 +1,12 @@
 import type { Dispatcher } from 'undici';
 
 /**
- * What a look at an engine found.
- * `down`: it does not answer. `unfit`: it answers, but cannot serve this job (another model, a refused key).
+ * What a look at an engine found. `healthy`: it serves `models`, at least one of those that it was asked for.
+ * `down`: it does not answer. `unfit`: it answers, but cannot serve this job (other models, a refused key).
  */
-export type Look = { is: 'healthy' } | { is: 'down' | 'unfit'; reason: string };
+export type Look =
+  | { is: 'healthy'; models: readonly string[] }
+  | { is: 'down' | 'unfit'; reason: string };
 
 /** A process's own way to an engine; nothing of it is ever stored. */
 export interface Connection {
@@ -23,6 +25,9 @@ export interface Connection {
 export interface Runtime {
   /** Opens this process's own connection to the engine at `address`; asks nothing of it yet. */
   connect(address: string): Connection;
-  /** Asks an engine whether it is healthy and serves all of `models`; never throws for what the engine does. */
+  /**
+   * Asks an engine whether it is healthy and which of `models` it serves; one is enough, and of none any engine is fit.
+   * Never throws for what the engine does.
+   */
   look(address: string, models: readonly string[], signal: AbortSignal): Promise<Look>;
 }

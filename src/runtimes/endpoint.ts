@@ -1,6 +1,7 @@
 import { Pool, request } from 'undici';
 import * as v from 'valibot';
 import { describeError } from '../domain/errors.ts';
+import { quoteModels } from '../domain/provision.ts';
 import type { Connection, Look, Runtime } from './contract.ts';
 
 /** A busy vLLM answers `/health` late, since its API server shares the CPU with tokenization. */
@@ -96,18 +97,12 @@ async function checkModels(
     return { is: 'unfit', reason: `${address}/v1/models answers ${what}` };
   }
   const served = parsed.output.data.map((model) => model.id);
-  const lacking = models.filter((model) => !served.includes(model));
-  if (lacking.length === 0) return { is: 'healthy' };
+  const fit = models.filter((model) => served.includes(model));
+  if (fit.length > 0 || models.length === 0) return { is: 'healthy', models: fit };
   return {
     is: 'unfit',
-    reason: `${address} serves ${quote(served)}, but the input asks for ${quote(lacking)}`,
+    reason: `${address} serves ${quoteModels(served)}, but the input asks for ${quoteModels(models)}`,
   };
-}
-
-function quote(names: readonly string[]): string {
-  const shown = names.slice(0, 5).map((name) => `'${name.slice(0, 100)}'`);
-  const rest = names.length - shown.length;
-  return shown.length === 0 ? 'no model' : shown.join(', ') + (rest > 0 ? ` and ${rest} more` : '');
 }
 
 /** One small request on a connection of its own: a look must not wait behind lines. */

@@ -48,7 +48,8 @@ const jobFields = v.object({
   input: v.string(),
   window: v.string(),
   deadline: integer,
-  metadata: v.pipe(jsonText, v.record(v.string(), v.string())),
+  // Not `v.record`, which drops keys such as `constructor`.
+  metadata: v.pipe(jsonText, v.custom<Record<string, string>>(isStringRecord)),
   max_concurrency: integer,
   engines: strings,
   options,
@@ -112,6 +113,11 @@ export function parseJobRecord(id: string, fields: Fields): JobRecord {
     createdAt: job.created_at,
     enteredAt: parseEntered(id, JOB_STATES, fields),
   };
+}
+
+function isStringRecord(value: unknown): boolean {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return false;
+  return Object.values(value).every((each) => typeof each === 'string');
 }
 
 const eventFields = v.tuple([

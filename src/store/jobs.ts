@@ -254,9 +254,13 @@ async function extendJob(
 ): Promise<boolean> {
   const deadline = job.createdAt + windowMs;
   const message = `The completion window is ${window} now.`;
-  const amended = await amend(context, job.id, 'extended', message, { window, deadline });
+  const amended = await amend(context, job.id, 'extended', message, {
+    window,
+    deadline,
+    extended: 1,
+  });
   // Record first: an index that is behind expires nothing, since who finds the job there looks at its record.
-  if (amended) await context.redis.zadd(context.keys.deadlines, 'XX', deadline, job.id);
+  if (amended) await context.redis.zadd(context.keys.deadlines, 'XX', 'GT', deadline, job.id);
   return amended;
 }
 

@@ -2,7 +2,7 @@ import * as v from 'valibot';
 import { OWNERS, PROVIDERS, PROVISION, PROVISION_STATES } from '../domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../domain/provision.ts';
 import { jobKey, recordKey } from './keys.ts';
-import { integer, parseEntered, parseRecord } from './parse.ts';
+import { integer, jsonText, parseEntered, parseRecord } from './parse.ts';
 import type { Fields } from './parse.ts';
 import {
   createRecord,
@@ -36,19 +36,22 @@ export interface Provisions {
   ): Promise<Moved | 'stale'>;
   /** Raises the wake if it still is `wake`, and returns the new one. */
   wake(id: string, wake: number): Promise<number | 'stale'>;
+  /** Writes which models of its job the engine serves, unless the provision is released. */
+  serves(id: string, models: readonly string[]): Promise<void>;
   /** Writes what the last look said, unless the provision is released. */
   note(id: string, reason: string): Promise<void>;
   /** All that the job ever had, by slot, then by attempt. Damaged ones are left out and reported. */
   ofJob(jobId: string): Promise<ProvisionRecord[]>;
   /**
    * All that ever were, of any job, newest first, those that `matches` lets pass. Damaged ones are left out and
-   * reported. An unknown `after` is `invalid_cursor` (InvalidInput).
+   * reported. With `matches` a page that looked at a bounded number of them ends as it is, however few it found:
+   * `cursor` is what the next one goes on after. An unknown `after` is `invalid_cursor` (InvalidInput).
    */
   page(options: {
     after?: string;
     limit: number;
-    matches(provision: ProvisionRecord): boolean;
-  }): Promise<{ provisions: ProvisionRecord[]; hasMore: boolean }>;
+    matches?: (provision: ProvisionRecord) => boolean;
+  }): Promise<{ provisions: ProvisionRecord[]; hasMore: boolean; cursor: string }>;
   /** Ids of provisions that are not released, oldest first; some may have no record, or a released one. */
   unreleased(): AsyncIterable<string>;
   /** Milliseconds since an unreleased provision was made; 0 when it is not among them. */
@@ -78,26 +81,31 @@ export function createProvisions(context: Context): Provisions {
       return moved;
     },
     wake: (id, wake) => wakeRecord(context, id, wake),
+    async serves(id, models) {
+      await scripts.run('serves', recordKey(id), JSON.stringify(models));
+    },
     async note(id, reason) {
       await scripts.run('note', recordKey(id), reason);
     },
     ofJob: (jobId) => provisionsOfJob(context, jobId),
-    async page({ after, limit, matches }) {
-      const { records, hasMore } = await pageRecords(context, {
+    async page({ matches, ...place }) {
+      const { records, ...rest } = await pageRecords(context, {
+        ...place,
         index: keys.everyProvision,
-        after,
-        limit,
         order: 'desc',
         parse: parseProvision,
-        matches,
+        ...(matches === undefined ? {} : { matches, mostLooked: MOST_LOOKED }),
       });
-      return { provisions: records, hasMore };
+      return { provisions: records, ...rest };
     },
     unreleased: () => walkIndex(context, keys.provisions),
     age: (id) => indexAge(context, keys.provisions, id),
     forget: (id) => forgetProvision(context, id),
   };
 }
+
+/** The index holds all that ever were: a filter that matches few must not keep Redis busy with all of it. */
+const MOST_LOOKED = 1_000;
 
 async function createProvision(
   context: Context,
@@ -158,6 +166,8 @@ const provisionFields = v.object({
   provider: v.picklist(PROVIDERS),
   owner: v.picklist(OWNERS),
   address: v.string(),
+  // Absent until an engine was seen that serves only some of its job's.
+  models: v.optional(v.pipe(jsonText, v.array(v.string()))),
   reason: v.optional(v.string(), ''),
   reason_at: v.optional(integer),
   created_at: integer,
@@ -167,11 +177,13 @@ function parseProvision(id: string, fields: Fields): ProvisionRecord {
   const {
     created_at: createdAt,
     reason_at: reasonAt = null,
+    models = null,
     ...provision
   } = parseRecord(id, provisionFields, fields);
   return {
     id,
     ...provision,
+    models,
     reasonAt,
     createdAt,
     enteredAt: parseEntered(id, PROVISION_STATES, fields),

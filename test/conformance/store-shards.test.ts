@@ -105,6 +105,33 @@ describe.each(BACK_ENDS)('shards on %s', (kind) => {
     expect(await store.jobs.get('job_none')).toBeNull();
   });
 
+  test('a job that was extended does not expire by an older look, and the longer of two deadlines stays', async () => {
+    const { job } = await store.jobs.create(newJob({ windowMs: -1_000 }));
+    expect(await store.jobs.extend(job, '48h', 172_800_000)).toBe(true);
+    expect(await store.jobs.move(job, 'expired', { outcome: 'expired' })).toBe('stale');
+    expect(await store.jobs.extend(job, '25h', 90_000_000)).toBe(false);
+    const now = await store.jobs.get(job.id);
+    expect(now).toMatchObject({ state: 'queued', completionWindow: '48h' });
+    expect(now?.deadline).toBe(job.createdAt + 172_800_000);
+  });
+
+  test('an extended deadline ends the job once it is over', async () => {
+    const { job } = await store.jobs.create(newJob({ windowMs: -60_000 }));
+    expect(await store.jobs.extend(job, '0h', -1_000)).toBe(true);
+    expect(await store.jobs.move(job, 'expired', { outcome: 'expired' })).not.toBe('stale');
+  });
+
+  test('of two pauses the first counts, by its name as it is, and none outlives the outcome', async () => {
+    const { job } = await store.jobs.create(newJob());
+    expect(await store.jobs.pause(job.id, '@now')).toBe(true);
+    expect(await store.jobs.pause(job.id, 'bob')).toBe(true);
+    expect((await store.jobs.get(job.id))?.pausedBy).toBe('@now');
+    const events = await store.jobs.events(job.id);
+    expect(events.filter(({ kind }) => kind === 'paused')).toHaveLength(1);
+    await store.jobs.move(job, 'cancelled', { outcome: 'cancelled' });
+    expect(await store.jobs.get(job.id)).toMatchObject({ pausedAt: null, pausedBy: '' });
+  });
+
   test('which lines are bad is told to whoever takes or assembles the shard', async () => {
     const { id } = await jobInProgress(store, { shards: 2, lines: 10 });
     const bad = Buffer.from([0b1000_0001, 0b10]);

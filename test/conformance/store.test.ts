@@ -341,6 +341,20 @@ describe.each(BACK_ENDS)('records and indexes on %s', (kind) => {
       expect(reported).toHaveLength(1);
     });
 
+    test('say which models their engine serves until they are released; unsaid it is all', async () => {
+      const id = `prov_${randomUUID()}_0_2`;
+      await store.provisions.create({ ...asked, id, job: 'job_s' });
+      expect((await store.provisions.get(id))?.models).toBeNull();
+      await store.provisions.serves(id, ['a', 'ä "b"']);
+      await store.provisions.serves('prov_none', ['a']);
+      expect((await store.provisions.get(id))?.models).toEqual(['a', 'ä "b"']);
+      expect(await store.provisions.get('prov_none')).toBeNull();
+      await store.provisions.move({ id, state: 'intended', version: 1 }, 'releasing');
+      await store.provisions.move({ id, state: 'releasing', version: 2 }, 'released');
+      await store.provisions.serves(id, []);
+      expect((await store.provisions.get(id))?.models).toEqual(['a', 'ä "b"']);
+    });
+
     test('move, wake and explain as jobs do, and leave the index when they are released', async () => {
       const id = `prov_${randomUUID()}_0_1`;
       await store.provisions.create({ ...asked, id, job: 'job_p' });

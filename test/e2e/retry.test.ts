@@ -6,6 +6,7 @@ import {
   makeInput,
   openaiClient,
   parseLines,
+  readJob,
   submit,
   untilFinal,
   upload,
@@ -92,6 +93,58 @@ test('retry of a cancelled job asks what was not reached, and both together are 
     (a, b) => (place.get(a.custom_id) ?? 0) - (place.get(b.custom_id) ?? 0),
   );
   expectExactLines({ output: whole, error: [] }, input);
+});
+
+test('retry leaves out lines that are bad or too long, says so, and ends where none is left', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using folder = await makeFolder();
+  const options = { dataDir: folder.path, engines: [engine.url] };
+  let first: string;
+  const input = makeInput(20);
+  const lines = input.text.split('\n').slice(0, 20);
+  {
+    await using sluice = await startSluice(options);
+    // A second line of an id that was answered: alone it would be asked.
+    const [copied = '', failing = '', long = ''] = [lines[0], lines[7], lines[17]];
+    const longer = long.replace('Question', 'x'.repeat(5_000));
+    const text = [...lines.slice(0, 17), longer, copied, 'nope', copied].join('\n');
+    await engine.setFaults([
+      { kind: 'status', status: 400, match: 'Question 7 of line' },
+      { kind: 'status', status: 400, match: '17 of line' },
+    ]);
+    const answer = await fetch(`${sluice.url}/api/v1/jobs`, {
+      method: 'POST',
+      body: JSON.stringify({
+        input_dataset: await upload(sluice.url, text),
+        endpoint: '/v1/chat/completions',
+        validation: 'lenient',
+      }),
+    });
+    const { batch_id: id } = (await answer.json()) as Job;
+    const batch = await untilFinal(sluice.url, id);
+    expect(batch.request_counts).toEqual({ total: 21, completed: 16, failed: 5 });
+    first = id;
+
+    const job = await retry(sluice.url, id);
+    await untilFinal(sluice.url, job.batch_id);
+    expect(await download(sluice.url, job.input_dataset)).toBe(`${failing}\n${longer}\n`);
+    const { events } = await readJob(sluice.url, job.batch_id);
+    expect(JSON.stringify(events)).toContain('Of the 5 failed requests');
+    expect(JSON.stringify(events)).toContain('3 were left out');
+
+    await engine.setFaults([{ kind: 'status', status: 400, match: '17 of line' }]);
+    first = (await retry(sluice.url, id)).batch_id;
+    const again = await untilFinal(sluice.url, first);
+    expect(again.request_counts).toEqual({ total: 2, completed: 1, failed: 1 });
+    await sluice.stop();
+  }
+  await using sluice = await startSluice({ ...options, env: { MAX_LINE_BYTES: '2KiB' } });
+  const job = await retry(sluice.url, first);
+  const batch = await untilFinal(sluice.url, job.batch_id);
+  expect(batch).toMatchObject({
+    status: 'failed',
+    errors: { data: [{ code: 'nothing_to_retry' }] },
+  });
 });
 
 test('client.retry_policy says how often a line is asked again', async () => {

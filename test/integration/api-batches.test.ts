@@ -176,6 +176,17 @@ describe('creation', () => {
     await expect(api.openai.batches.retrieve('job_x')).rejects.toThrow(NotFoundError);
   });
 
+  test('metadata keeps every key, those of objects of JavaScript too', async () => {
+    await using api = await start();
+    const metadata = '{"constructor":"c","prototype":"p","__proto__":"q","a":"1"}';
+    const text = JSON.stringify(body(await uploadInput(api))).replace(
+      /}$/,
+      `,"metadata":${metadata}}`,
+    );
+    const answer = await fetch(`${api.url}/v1/batches`, { method: 'POST', body: text });
+    expect(await answer.text()).toContain(`"metadata":${metadata}`);
+  });
+
   test('unknown fields are ignored', async () => {
     await using api = await start();
     const more = { output_expires_after: { anchor: 'created_at', seconds: 3_600 }, x: 1 };
@@ -215,7 +226,8 @@ describe('creation', () => {
     ['no window', { completion_window: undefined }, 'completion_window', /Missing/],
     ['a window in words', { completion_window: 'soon' }, 'completion_window', /24h/],
     ['a window of nothing', { completion_window: '0h' }, 'completion_window', /24h/],
-    ['metadata in a list', { metadata: [1] }, 'metadata.0', /a string/],
+    ['metadata in a list', { metadata: ['x'] }, 'metadata', /an object of at most 16 pairs/],
+    ['a number under a strange key', { metadata: { constructor: 1 } }, 'metadata', /strings/],
     ['metadata that is text', { metadata: 'x' }, 'metadata', /at most 16 pairs/],
     ['a number in metadata', { metadata: { a: 1 } }, 'metadata.a', /a string; got 1/],
     ['a long key', { metadata: { ['k'.repeat(65)]: '' } }, 'metadata', /64/],

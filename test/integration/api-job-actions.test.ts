@@ -5,6 +5,7 @@ import { outputFileId } from '../../src/domain/file.ts';
 import { provisionId } from '../../src/domain/provision.ts';
 import { postJson, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
+import { tick } from '../support/tick.ts';
 
 const PATH = '/api/v1/jobs';
 const jobSchema = v.looseObject({
@@ -177,6 +178,90 @@ test('retry is refused while a job runs, where nothing failed, and where its fil
   const nothing = await refusal(api, fine, 'retry');
   expect(nothing).toMatchObject({ code: 'nothing_to_retry' });
   expect(nothing.message).toMatch(/clone/);
+});
+
+test('retry says why nothing can be asked again, and what to do instead', async () => {
+  await using api = await start();
+  const unserved = await create(api);
+  await move(api, unserved.id, 'resource_preparing', { set: { lines: 5 } });
+  await move(api, unserved.id, 'resource_failed', { set: { failed: 5 } });
+  const early = await refusal(api, unserved.id, 'retry');
+  expect(early.code).toBe('nothing_to_retry');
+  expect(early.message).toMatch(/before any request was answered.*clone asks all/);
+
+  const wrong = await create(api);
+  const errors = [{ code: 'url_mismatch', message: 'm', line: 1, param: 'url' }];
+  await move(api, wrong.id, 'failed', { set: { errors } });
+  expect((await refusal(api, wrong.id, 'retry')).message).toMatch(/refused \(url_mismatch\).*mend/);
+
+  const fine = await create(api);
+  await move(api, fine.id, 'resource_preparing', { set: { lines: 2 } });
+  await move(api, fine.id, 'finalizing', { outcome: 'completed' });
+  await move(api, fine.id, 'completed');
+  expect((await refusal(api, fine.id, 'retry')).message).toMatch(/No line .* failed.*clone/);
+});
+
+/** A job that is over, with so many failed lines and an error file. */
+async function failedJob(api: TestApi, lines: number, more: object = {}) {
+  const job = await create(api, more);
+  await move(api, job.id, 'resource_preparing', { set: { lines, shards: 1 } });
+  await move(api, job.id, 'finalizing', { outcome: 'completed' });
+  const errorFile = outputFileId(job.id, 'error');
+  const file = { bytes: 1, sha256: '', filename: 'e', purpose: 'batch_output' } as const;
+  await api.store.files.create({ id: errorFile, ...file });
+  await move(api, job.id, 'completed', { set: { failed: lines, errorFile } });
+  return { ...job, errorFile };
+}
+
+test('a retry that ended before its input was written points at the retry of the first job', async () => {
+  await using api = await start();
+  const first = await failedJob(api, 2);
+  const again = await act(api, first.id, 'retry');
+  await act(api, again.id, 'cancel');
+  const mend = `POST /api/v1/jobs/${first.id}/retry`;
+  expect(await refusal(api, again.id, 'retry')).toMatchObject({
+    code: 'nothing_to_retry',
+    message: expect.stringContaining(mend),
+  });
+  expect(await refusal(api, again.id, 'clone')).toMatchObject({
+    code: 'invalid_input_file',
+    message: expect.stringContaining(mend),
+  });
+});
+
+test('retry is refused where planning refused every failed line', async () => {
+  await using api = await start();
+  const plan = { n: 0, first: 0, lines: 3, offset: 0, bytes: 9 };
+  async function lenientJob(bad: number) {
+    const job = await failedJob(api, 3, { validation: 'lenient' });
+    await api.store.shards.write(job.id, [plan]);
+    await api.store.shards.markBad(job.id, [{ n: 0, bad: Buffer.from([bad]) }]);
+    return job;
+  }
+  const all = await lenientJob(0b111);
+  expect(await refusal(api, all.id, 'retry')).toMatchObject({
+    code: 'nothing_to_retry',
+    message: expect.stringContaining(all.errorFile),
+  });
+  const some = await lenientJob(0b101);
+  expect((await act(api, some.id, 'retry')).retry_of).toBe(some.id);
+});
+
+test('a repeated retry is the first one, after its answer and the files are gone, too', async () => {
+  // The shortest keep: the answer to a key is forgotten at once, the job that it made is not.
+  await using api = await startApi(inject('redisUrl'), () => ({ idempotency: { keep: 1 } }));
+  const first = await failedJob(api, 2);
+  const key = { 'idempotency-key': 'one' };
+  const made = await act(api, first.id, 'retry', { name: 'a' }, key);
+  await tick();
+  await api.store.files.delete(first.errorFile);
+  expect((await act(api, first.id, 'retry', { name: 'a' }, key)).id).toBe(made.id);
+  await tick();
+  const path = `${PATH}/${first.id}/retry`;
+  expect(await postJson(api, path, { name: 'b' }, key)).toMatchObject({
+    status: 400,
+    body: { error: { code: 'idempotency_key_reused', param: 'Idempotency-Key' } },
+  });
 });
 
 test('paths end with a slash or without, and a GET may ask for the deployment', async () => {

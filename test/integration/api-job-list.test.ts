@@ -98,12 +98,37 @@ test('a list takes only jobs of a span of time, in seconds or as a date', async 
   }
 });
 
+test('a timestamp means its zone', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const { id } = await create(api, input);
+  const { createdAt } = (await api.store.jobs.get(id)) ?? { createdAt: 0 };
+  // On the clocks of a place two hours east.
+  const there = new Date(createdAt + 2 * 3_600_000).toISOString().replace('Z', '%2B02:00');
+  expect(await idsOf(api, `created_after=${there}`)).toEqual([id]);
+  expect(await idsOf(api, `created_before=${there}`)).toEqual([]);
+});
+
+test('a filter or limit that is empty is one that was not given', async () => {
+  await using api = await start();
+  const { id } = await create(api, await uploadInput(api));
+  const names = ['limit', 'after', 'status', 'model', 'owner', 'q', 'created_after'];
+  for (const name of [...names, 'created_before']) {
+    expect([name, await idsOf(api, `${name}=`)]).toEqual([name, [id]]);
+  }
+  for (const path of ['/api/v1/provisions?limit=', '/api/v1/provisions?status=&job_id=']) {
+    expect([path, (await fetch(`${api.url}${path}`)).status]).toEqual([path, 200]);
+  }
+});
+
 test('wrong filters are refused with what is allowed', async () => {
   await using api = await start();
   for (const [query, message] of [
     ['status=running', /queued/],
     ['created_after=soon', /unix seconds/],
-    ['created_before=', /unix seconds/],
+    ['created_after=nonsense%201', /unix seconds/],
+    ['created_after=2026-01-31T12:00:00', /with its zone/],
+    ['created_after=2026-01-31', /with its zone/],
     [`q=${'x'.repeat(513)}`, /512/],
   ] as const) {
     const answer = await rawRequest(`${api.url}${PATH}?${query}`);

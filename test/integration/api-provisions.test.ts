@@ -150,6 +150,28 @@ describe('the list', () => {
     }
   });
 
+  test('a filter that matches few looks at a bounded number at once and skips none', async () => {
+    const job = await makeJob();
+    const wanted = await makeProvision(job, { path: ['starting'] });
+    const kinds = { provider: 'static', owner: 'sluice', address: ENGINE } as const;
+    await Promise.all(
+      Array.from({ length: 2_100 }, (_, n) =>
+        api.store.provisions.create({ id: provisionId(job, 1, n), job, slot: 1, ...kinds }),
+      ),
+    );
+    const first = await get(`${PATH}?status=starting&limit=2`);
+    expect(first.body).toMatchObject({ provisions: [], has_more: true });
+    const seen: string[] = [];
+    let pages = 1;
+    for (let { body } = first; body.has_more; pages += 1) {
+      expect(body.last_id, 'there is always a place to go on from').not.toBe('');
+      ({ body } = await get(`${PATH}?status=starting&limit=2&after=${body.last_id}`));
+      seen.push(...body.provisions.map(({ id }) => id));
+    }
+    expect(seen).toEqual([wanted]);
+    expect(pages).toBeGreaterThan(2);
+  });
+
   test('one that is not there is 404', async () => {
     for (const id of ['prov_none_0_0', 'x', 'a%7Db']) {
       const missing = { status: 404, body: { error: { code: 'provision_not_found' } } };

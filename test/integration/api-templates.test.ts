@@ -383,6 +383,25 @@ describe('resolving by name', () => {
     });
   });
 
+  test('a name without a model is looked for in a bounded number of models at once', async () => {
+    for (let n = 0; n < 70; n += 1) await postJson(api, '/api/v1/models', { name: `other ${n}` });
+    const made = await make();
+    let [now, most] = [0, 0];
+    const { models, templates } = api.store;
+    async function list(modelId: string): ReturnType<typeof templates.list> {
+      now += 1;
+      most = Math.max(most, now);
+      const found = await templates.list(modelId);
+      now -= 1;
+      return found;
+    }
+    const store = { models, templates: { ...templates, list } };
+    const resolved = await resolveTemplate({ store }, { name: made.name });
+    expect(resolved).toMatchObject({ id: made.id, modelId: MODEL });
+    expect(most).toBeGreaterThan(1);
+    expect(most).toBeLessThanOrEqual(20);
+  });
+
   test('for a job it is found without a model, with the name that the engine serves', async () => {
     const made = await make();
     const wish = { name: made.name, param: 'model_template_name' };

@@ -159,7 +159,8 @@ describe('lines and answers', () => {
     world.ledger.beforePut = () => put.promise;
     const first = world.run(0);
     await until(async () => (await old.counts()).requests === 10);
-    const job = { ...world.job, addresses: () => [engine.url] };
+    const serving = [{ address: engine.url, models: null }];
+    const job = { ...world.job, engines: () => serving };
     const signals = { stop: world.stop.signal, abort: world.abort.signal };
     const second = world.dispatcher.run(world.ledger.take(1), job, signals);
     await until(async () => (await engine.counts()).requests === 10, { timeoutMs: 3_000 });

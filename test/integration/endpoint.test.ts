@@ -63,8 +63,8 @@ async function look(
 describe('a look', () => {
   test('an engine that serves the models is healthy', async () => {
     await using engine = await startVllm({ models: ['a', 'b'] });
-    expect(await look(engine.url, ['b', 'a'])).toEqual({ is: 'healthy' });
-    expect(await look(engine.url, [])).toEqual({ is: 'healthy' });
+    expect(await look(engine.url, ['b', 'a'])).toEqual({ is: 'healthy', models: ['b', 'a'] });
+    expect(await look(engine.url, [])).toEqual({ is: 'healthy', models: [] });
   });
 
   test('an engine that loads its model still is down', async () => {
@@ -84,15 +84,20 @@ describe('a look', () => {
 
   test('a server without /health is judged by its models', async () => {
     await using engine = await serve({ '/v1/models': models('m') });
-    expect(await look(engine.url)).toEqual({ is: 'healthy' });
+    expect(await look(engine.url)).toEqual({ is: 'healthy', models: ['m'] });
     expect(engine.asked.map(({ path }) => path)).toEqual(['/health', '/v1/models']);
   });
 
-  test('a model that it lacks is named beside those that it serves', async () => {
+  test('an engine that serves some of the models is healthy, and says which', async () => {
+    await using engine = await startVllm({ models: ['a', 'b', 'other'] });
+    expect(await look(engine.url, ['c', 'b', 'a'])).toEqual({ is: 'healthy', models: ['b', 'a'] });
+  });
+
+  test('models that it lacks are named beside those that it serves', async () => {
     await using engine = await startVllm({ models: ['a', 'b'] });
-    expect(await look(engine.url, ['a', 'c'])).toEqual({
+    expect(await look(engine.url, ['c', 'd'])).toEqual({
       is: 'unfit',
-      reason: `${engine.url} serves 'a', 'b', but the input asks for 'c'`,
+      reason: `${engine.url} serves 'a', 'b', but the input asks for 'c', 'd'`,
     });
   });
 
@@ -128,7 +133,7 @@ describe('a look', () => {
   test('the simulator wants its key, too', async () => {
     await using engine = await startVllm({ models: ['m'], apiKey: 'key-1' });
     expect(await look(engine.url, ['m'], 'key-2')).toMatchObject({ is: 'unfit' });
-    expect(await look(engine.url, ['m'], 'key-1')).toEqual({ is: 'healthy' });
+    expect(await look(engine.url, ['m'], 'key-1')).toEqual({ is: 'healthy', models: ['m'] });
   });
 
   const ODD: [string, Handler, Look['is']][] = [
@@ -178,7 +183,7 @@ describe('a look', () => {
 
   test('a path in the base URL stands before everything', async () => {
     await using engine = await serve({ '/llm/health': status(200), '/llm/v1/models': models('m') });
-    expect(await look(`${engine.url}/llm`)).toEqual({ is: 'healthy' });
+    expect(await look(`${engine.url}/llm`)).toEqual({ is: 'healthy', models: ['m'] });
   });
 });
 

@@ -116,6 +116,7 @@ async function callAll(
   await call('provision wake', () => provisions.wake(provision.id, 1));
   await call('provision move', () => provisions.move(in1, 'releasing', { reason: 'x' }));
   await call('provision note', () => provisions.note(provision.id, 'y'));
+  await call('provision serves', () => provisions.serves(provision.id, ['m']));
   await call('unreleased', () => collect(provisions.unreleased()));
   await call('provision page', () => provisions.page({ limit: 5, matches: () => true }));
   await call('provision move', () => provisions.move(in2, 'released'));

@@ -1,6 +1,7 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { tmpdir } from 'node:os';
 import { Readable } from 'node:stream';
+import { isDeepStrictEqual } from 'node:util';
 import { Dispatcher } from '../../src/dispatcher/dispatcher.ts';
 import type { DispatcherDeps, DispatchJob, TakenShard } from '../../src/dispatcher/dispatcher.ts';
 import type { Answer } from '../../src/dispatcher/contract.ts';
@@ -9,6 +10,7 @@ import { readEntries } from '../../src/dispatcher/segments.ts';
 import type { Part, PartRange, PartResult, SegmentInfo } from '../../src/domain/segment.ts';
 import { createUniqueIds } from '../../src/dispatcher/unique-ids.ts';
 import type { ShardPlan } from '../../src/domain/plan.ts';
+import type { ServingEngine } from '../../src/domain/provision.ts';
 import { DEFAULT_RETRY } from '../../src/domain/retry.ts';
 import type { RetryPolicy } from '../../src/domain/retry.ts';
 import { createEndpointRuntime } from '../../src/runtimes/endpoint.ts';
@@ -158,6 +160,10 @@ export function chatLines(count: number, more: Record<string, unknown> = {}): st
 
 export interface DispatchWorldOptions {
   engines: string[];
+  /** Which models each serves, by its URL; absent: all. A test may change it. */
+  serves?: Map<string, string[]>;
+  /** Those that the job names. */
+  models?: string[];
   input: string;
   cutLines?: number;
   /** Takes bad lines, too. */
@@ -253,15 +259,23 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
     log: { warn() {}, error: (_fields, message) => void errors?.push(message) },
     ...options.deps,
   });
+  let known: readonly ServingEngine[] = [];
+  function serving(): readonly ServingEngine[] {
+    const now = engines.map((address) => {
+      return { address, models: options.serves?.get(address) ?? null };
+    });
+    if (!isDeepStrictEqual(now, known)) known = now;
+    return known;
+  }
   const job: DispatchJob = {
     id: 'job_test',
     endpoint: '/v1/chat/completions',
     pinnedModel: null,
-    models: ['sim-model'],
+    models: options.models ?? ['sim-model'],
     inputKey: 'files/test',
     maxConcurrency: options.maxConcurrency ?? 64,
     retry: options.retry ?? DEFAULT_RETRY,
-    addresses: () => engines,
+    engines: serving,
   };
   const signals = { stop: AbortSignal.any([stop.signal, abort.signal]), abort: abort.signal };
   const run = async (n = 0) => dispatcher.run(ledger.take(n), job, signals);

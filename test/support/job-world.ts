@@ -79,6 +79,7 @@ function newProvision(state: ProvisionState): ProvisionRecord {
     provider: 'static',
     owner: 'sluice',
     address: ADDRESS,
+    models: null,
     reason: '',
     reasonAt: null,
     createdAt: 0,
@@ -157,7 +158,8 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
       },
     }),
     runtime: {
-      look: async () => (healthy ? { is: 'healthy' } : { is: 'down', reason: 'gone' }),
+      look: async () =>
+        healthy ? { is: 'healthy', models: ['m'] } : { is: 'down', reason: 'gone' },
     },
     manager: { provider: 'static', slots: () => [{ slot: 0, address: ADDRESS }] },
     readPlan: async () => ({

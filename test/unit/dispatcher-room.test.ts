@@ -47,15 +47,46 @@ describe('room', () => {
     const [a, b] = [engine('a'), engine('b')];
     const room = createRoom();
     const owner = tenant(2, [a, b]);
-    const given = Array.from({ length: 5 }, () => room.tryTakeFresh(owner)?.address ?? null);
+    const given = Array.from({ length: 5 }, () => room.tryTakeFresh(owner, null)?.address ?? null);
     expect(given).toEqual(['a', 'b', 'a', 'b', null]);
+  });
+
+  test('a line gets the least busy engine of those that serve its model, and waits for no other', async () => {
+    const [a, b, both] = [engine('a'), engine('b'), engine('both')];
+    const room = createRoom();
+    const serving = new Map<string | null, Engine[]>([
+      [null, [a, b, both]],
+      ['a', [a, both]],
+      ['b', [b, both]],
+    ]);
+    const owner: Tenant = {
+      maxConcurrency: 2,
+      engines: (model) => serving.get(model) ?? [],
+      inHand: 0,
+    };
+    const given = (model: string | null) => room.tryTakeFresh(owner, model)?.address ?? null;
+    expect(['a', 'a', 'a', 'a', 'a'].map(given)).toEqual(['a', 'both', 'a', 'both', null]);
+    expect(['b', null, 'b'].map(given)).toEqual(['b', 'b', null]);
+    const [forA, forC, forB] = ['a', 'c', 'b'].map((model) =>
+      watch(room.take(owner, model, NEVER)),
+    );
+    room.give(b);
+    await turn();
+    expect([forA?.got, forC?.got, forB?.got]).toEqual([undefined, undefined, b]);
+    room.give(a);
+    await turn();
+    expect([forA?.got, forC?.got]).toEqual([a, undefined]);
+    serving.set('c', [b]);
+    room.give(b);
+    await turn();
+    expect(forC?.got).toBe(b);
   });
 
   test('an engine whose breaker is open gets nothing until it is closed', async () => {
     const only = engine();
     const room = createRoom();
     only.isOpen = true;
-    const waiting = watch(room.take(tenant(1, [only]), NEVER));
+    const waiting = watch(room.take(tenant(1, [only]), null, NEVER));
     room.kick();
     await turn();
     expect(waiting.got).toBeUndefined();
@@ -69,9 +100,9 @@ describe('room', () => {
     const shared = engine();
     const room = createRoom();
     const [small, large] = [tenant(1, [shared]), tenant(3, [shared])];
-    await room.take(small, NEVER);
-    const behind = watch(room.take(small, NEVER));
-    const served = watch(room.take(large, NEVER));
+    await room.take(small, null, NEVER);
+    const behind = watch(room.take(small, null, NEVER));
+    const served = watch(room.take(large, null, NEVER));
     await turn();
     expect([behind.got, served.got]).toEqual([undefined, shared]);
   });
@@ -80,10 +111,10 @@ describe('room', () => {
     const shared = engine();
     const room = createRoom();
     const [small, large] = [tenant(1, [shared]), tenant(2, [shared])];
-    await room.take(large, NEVER);
-    await room.take(large, NEVER);
-    const behind = watch(room.take(small, NEVER));
-    const served = watch(room.take(large, NEVER));
+    await room.take(large, null, NEVER);
+    await room.take(large, null, NEVER);
+    const behind = watch(room.take(small, null, NEVER));
+    const served = watch(room.take(large, null, NEVER));
     room.give(shared);
     await turn();
     expect([behind.got, served.got]).toEqual([undefined, shared]);
@@ -94,9 +125,9 @@ describe('room', () => {
     const room = createRoom();
     const owner = tenant(1, [only]);
     const served: number[] = [];
-    await room.take(owner, NEVER);
+    await room.take(owner, null, NEVER);
     for (const n of [1, 2, 3]) {
-      void room.take(owner, NEVER).then(() => {
+      void room.take(owner, null, NEVER).then(() => {
         served.push(n);
         room.give(only);
       });
@@ -112,9 +143,9 @@ describe('room', () => {
     const room = createRoom();
     const owner = tenant(2, [only]);
     owner.inHand = 4;
-    expect(room.tryTakeFresh(owner)).toBeNull();
+    expect(room.tryTakeFresh(owner, null)).toBeNull();
     owner.inHand = 3;
-    expect(room.tryTakeFresh(owner)).toBe(only);
+    expect(room.tryTakeFresh(owner, null)).toBe(only);
   });
 
   test('a closed room gives nothing until everybody who closed it opens it', async () => {
@@ -123,7 +154,7 @@ describe('room', () => {
     const [one, two] = [{}, {}];
     room.setClosed(one, true);
     room.setClosed(two, true);
-    const waiting = watch(room.take(tenant(1, [only]), NEVER));
+    const waiting = watch(room.take(tenant(1, [only]), null, NEVER));
     room.setClosed(one, false);
     await turn();
     expect(waiting.got).toBeUndefined();
@@ -137,14 +168,14 @@ describe('room', () => {
     const room = createRoom();
     const owner = tenant(1, [only]);
     const abort = new AbortController();
-    await room.take(owner, NEVER);
-    const waiting = watch(room.take(owner, abort.signal));
+    await room.take(owner, null, NEVER);
+    const waiting = watch(room.take(owner, null, abort.signal));
     abort.abort();
     room.give(only);
     await turn();
     expect(waiting.got).toBeNull();
     expect(only.inFlight).toBe(0);
-    expect(await room.take(owner, abort.signal)).toBeNull();
+    expect(await room.take(owner, null, abort.signal)).toBeNull();
   });
 
   interface Step {
@@ -176,8 +207,8 @@ describe('room', () => {
               const abort = new AbortController();
               waiting.add(abort);
               const taking = fresh
-                ? room.takeFresh(owner, abort.signal)
-                : room.take(owner, abort.signal);
+                ? room.takeFresh(owner, null, abort.signal)
+                : room.take(owner, null, abort.signal);
               void taking.then((found) => {
                 waiting.delete(abort);
                 if (found !== null) held.push(found);

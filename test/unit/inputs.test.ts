@@ -24,7 +24,7 @@ function openInputs() {
   const shard = { plan: PLAN, token: 't', done: Buffer.alloc(2), bad: null, left: 10 };
   const guarded = awaitInputs(async ({ id, signal }, { dispatcher }) => {
     const jobId = id.split('-')[0] ?? '';
-    const more = { pinnedModel: null, retry: DEFAULT_RETRY, addresses: () => [] };
+    const more = { pinnedModel: null, retry: DEFAULT_RETRY, engines: () => [] };
     const dispatch = { ...job, ...more, id: jobId, inputKey: 'files/x' };
     await dispatcher.run(shard, dispatch, { stop: signal, abort: signal });
     return 'done';

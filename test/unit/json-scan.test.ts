@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { scanCustomId, scanRequest } from '../../src/dispatcher/json-scan.ts';
+import { scanCustomId, scanModel, scanRequest } from '../../src/dispatcher/json-scan.ts';
 
 function scan(text: string): { customId: string; body: string } | null {
   const found = scanRequest(Buffer.from(text));
@@ -156,6 +156,36 @@ describe('scanRequest', () => {
         expect(found !== null).toBe(isRequest);
       }),
       { numRuns: 3_000 },
+    );
+  });
+});
+
+describe('scanModel', () => {
+  test.for([
+    ['{"model":"a","messages":[]}', 'a'],
+    ['{ "messages" : [{"model":"inner"}] , "model" : "a" }', 'a'],
+    ['{"model":"a","model":"b"}', 'b'],
+    ['{"model":"a","model":7}', null],
+    ['{"m\\u006fdel":"\\u0061\\ud83d\\ude00 ä\\"😀"}', 'a😀 ä"😀'],
+    ['{"\\x":1,"model":"a"}', 'a'],
+    ['{"model":"\\x"}', null],
+    ['{"input":"model","n":1}', null],
+    ['{"model":"a"', null],
+    ['["model","a"]', null],
+    ['"model"', null],
+  ] as const)('of %s', ([body, model]) => {
+    expect(scanModel(Buffer.from(body))).toBe(model);
+  });
+
+  test('finds what JSON.parse finds, however the body is spelled', () => {
+    const spaces = fc.array(fc.constantFrom('', ' ', '\n', '\t'), { minLength: 1 });
+    const body = fc.dictionary(fc.constantFrom('model', 'input', 'mode'), fc.jsonValue());
+    fc.assert(
+      fc.property(body, spaces, fc.boolean(), (value, between, escapeAll) => {
+        const { model } = value;
+        const text = spaced(value, between, escapeAll);
+        expect(scanModel(Buffer.from(text))).toBe(typeof model === 'string' ? model : null);
+      }),
     );
   });
 });

@@ -63,6 +63,7 @@ describe('the document', () => {
       { endpoint: '/v1/images' },
       { input_file_id: undefined },
       { metadata: { n: 1 } },
+      { metadata: ['x'] },
       { aibrix: { clint: {} } },
       { aibrix: { client: { max_concurrency: 0 } } },
     ];

@@ -67,6 +67,23 @@ describe('where bad lines are taken', () => {
     expect(plan.marked).toEqual([1, 3, 4]);
   });
 
+  test('a model that only bad lines name is none of the job, whatever is bad about them', async () => {
+    const rows = [
+      line(0, {}, { model: 'a' }),
+      line(0, {}, { model: 'twice' }),
+      line(1, {}, { model: 'b' }),
+      line(0, {}, { model: 'b' }),
+      line(2, { method: 'GET' }, { model: 'get' }),
+      line(1, {}, { model: 'a' }),
+      line(3, {}, { model: 'c' }),
+      line(4, {}, { model: 'again' }),
+      line(4, {}, { model: 'again' }),
+    ];
+    const plan = await readLenient(rows.join('\n'));
+    expect(plan.marked).toEqual([1, 3, 4, 5, 8]);
+    expect(plan.models).toEqual(['a', 'b', 'c', 'again']);
+  });
+
   test('shards without a bad line are not marked', async () => {
     const plan = await readLenient([line(0), line(1), 'nope'].join('\n'), {
       cut: { lines: 1, bytes: 1 },

@@ -2,6 +2,7 @@ import { Readable } from 'node:stream';
 import { expect, test } from 'vitest';
 import { errorOnlyLine, requestId } from '../../src/dispatcher/answer-lines.ts';
 import { selectLines } from '../../src/dispatcher/select-lines.ts';
+import { setBit } from '../../src/domain/segment.ts';
 
 const JOB = 'job_abc';
 
@@ -19,10 +20,26 @@ function inPieces(bytes: Buffer, size: number): Readable {
   return Readable.from(pieces);
 }
 
-async function select(input: string, errors: readonly Buffer[], size = 64): Promise<string> {
+/** Shards of so many lines each, of which these are marked as bad. */
+async function* shardsOf(lines: number, each: number, marked: readonly number[]) {
+  for (let first = 0, n = 0; first < lines; first += each, n += 1) {
+    const inShard = marked.filter((index) => index >= first && index < first + each);
+    const bad = inShard.length === 0 ? null : Buffer.alloc(Math.ceil(each / 8));
+    for (const index of inShard) if (bad !== null) setBit(bad, index - first);
+    yield { plan: { n, first, lines: each, offset: 0, bytes: 0 }, bad };
+  }
+}
+
+async function select(
+  input: string,
+  errors: readonly Buffer[],
+  size = 64,
+  shards = shardsOf(0, 1, []),
+): Promise<string> {
   const chunks: Buffer[] = [];
   const file = inPieces(Buffer.concat(errors), size);
-  const lines = selectLines(inPieces(Buffer.from(input), size), file, { maxLineBytes: 10_000 });
+  const options = { maxLineBytes: 10_000, shards };
+  const lines = selectLines(inPieces(Buffer.from(input), size), file, options);
   for await (const chunk of lines) chunks.push(chunk);
   return Buffer.concat(chunks).toString();
 }
@@ -46,6 +63,17 @@ test('blank lines are not counted, and the last line needs no newline', async ()
   expect(await select(input, [errorLine(1), errorLine(2)])).toBe(`${LINES[1]}\n${LINES[2]}\n`);
 });
 
+test('lines that planning marked as bad are left out, wherever shards end', async () => {
+  const failed = [0, 3, 4, 9, 10, 17, 48, 49];
+  const marked = [3, 5, 10, 49];
+  const expected = [0, 4, 9, 17, 48].map((n) => `${LINES[n]}\n`).join('');
+  const input = `${LINES.join('\n')}\n`;
+  for (const each of [1, 5, 10, 50]) {
+    const errors = failed.map((n) => errorLine(n));
+    expect(await select(input, errors, 64, shardsOf(50, each, marked))).toBe(expected);
+  }
+});
+
 test('an error file of another input is refused', async () => {
   const input = `${LINES.join('\n')}\n`;
   for (const errors of [
@@ -67,7 +95,8 @@ test('no error file is held: a line of it may be longer than memory', async () =
   }
   const before = process.memoryUsage().rss;
   const input = Readable.from([Buffer.from(`${LINES.join('\n')}\n`)]);
-  const lines = selectLines(input, longLine(), { maxLineBytes: 10_000 });
+  const options = { maxLineBytes: 10_000, shards: shardsOf(0, 1, []) };
+  const lines = selectLines(input, longLine(), options);
   const chunks: Buffer[] = [];
   for await (const chunk of lines) chunks.push(chunk);
   expect(Buffer.concat(chunks).toString()).toBe(`${LINES[2]}\n`);

@@ -3,12 +3,12 @@ import { describe, expect, test } from 'vitest';
 import { Watches } from '../../processors/watch.ts';
 import type { JobRecord } from '../../src/domain/job.ts';
 import type { Store } from '../../src/store/store.ts';
-import { openJobWorld } from '../support/job-world.ts';
+import { ADDRESS, openJobWorld } from '../support/job-world.ts';
 import { until } from '../support/until.ts';
 
 /** Watches over one record, in a process whose clock is `aheadMs` before that of Redis. */
 function openWatches({ aheadMs = 0, deadline = Date.now() + 60_000 } = {}) {
-  const { deps, job } = openJobWorld('in_progress', 'serving');
+  const { deps, job, provision } = openJobWorld('in_progress', 'serving');
   job.deadline = deadline;
   let read = async (): Promise<JobRecord> => ({ ...job });
   const jobs = new Proxy<Store['jobs']>(deps.store.jobs, {
@@ -26,7 +26,14 @@ function openWatches({ aheadMs = 0, deadline = Date.now() + 60_000 } = {}) {
     if (watch === null) throw new Error('the job is in progress');
     return watch;
   }
-  return { job, watches, warnings, open, replaceRead: (other: typeof read) => (read = other) };
+  return {
+    job,
+    provision,
+    watches,
+    warnings,
+    open,
+    replaceRead: (other: typeof read) => (read = other),
+  };
 }
 
 describe('a deadline', () => {
@@ -93,6 +100,21 @@ test('a deadline that is moved while lines are sent is the one that counts', asy
   job.deadline = Date.now() + 20;
   watches.poke(job.id);
   await until(() => watch.signal.aborted, { timeoutMs: 1_000, what: 'the deadline' });
+  watch.close();
+});
+
+test('the engines of a job are one array until one comes, goes, or serves other models', async () => {
+  const { job, provision, watches, open } = openWatches();
+  const watch = await open();
+  const before = watch.engines();
+  expect(before).toEqual([{ address: ADDRESS, models: null }]);
+  watches.poke(job.id);
+  await sleep(20);
+  expect(watch.engines()).toBe(before);
+  provision.models = ['a'];
+  watches.poke(job.id);
+  await until(() => watch.engines() !== before, { timeoutMs: 1_000, what: 'other models' });
+  expect(watch.engines()).toEqual([{ address: ADDRESS, models: ['a'] }]);
   watch.close();
 });
 

@@ -101,11 +101,12 @@ function describeEngine({ address, reason, reasonAt, createdAt }: ProvisionRecor
 }
 
 async function describeRun(job: JobRecord, deps: JobsDeps): Promise<Explanation> {
-  if (job.reason !== '')
-    return { code: 'held_up', text: `It is held up: ${withoutStop(job.reason)}.` };
   const held = await deps.store.shards.held(job.id);
   const answered = `${job.completed + job.failed} of ${job.lines} requests have their answer`;
   if (held > 0) return { code: 'running', text: `It is running: ${answered}.` };
+  if (job.reason !== '') {
+    return { code: 'held_up', text: `It is held up: ${withoutStop(job.reason)}.` };
+  }
   const others = await countAhead(job, 'in_progress', deps);
   const text =
     others === 0

@@ -6,7 +6,10 @@ const [DEFAULT_LIMIT, MAX_LIMIT] = [20, 100] as const;
 const LIMIT_RULE = 'an integer';
 const LONGEST_TEXT = 512;
 const TEXT_RULE = `a text of at most ${LONGEST_TEXT} characters`;
-const TIME_RULE = 'unix seconds, or a date such as 2026-01-31T12:00:00Z';
+const TIME_RULE =
+  'unix seconds, or an ISO 8601 timestamp with its zone such as 2026-01-31T12:00:00Z or 2026-01-31T13:00:00+01:00';
+/** Of what `Date.parse` takes only what means the same in every zone that this server may stand in. */
+const TIMESTAMP = /^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}(?::\d{2}(?:\.\d{1,9})?)?(?:Z|[+-]\d{2}:\d{2})$/i;
 /** States, and a word for jobs that somebody holds. */
 const STATUSES = ['paused', ...JOB_STATES] as const;
 const STATUS_RULE = `one or more of ${STATUSES.join(', ')}, with commas between`;
@@ -14,7 +17,8 @@ const STATUS_RULE = `one or more of ${STATUSES.join(', ')}, with commas between`
 const text = v.optional(v.pipe(v.string(TEXT_RULE), v.maxLength(LONGEST_TEXT, TEXT_RULE)), '');
 
 function milliseconds(given: string): number {
-  return /^\d{1,12}$/.test(given) ? Number(given) * 1_000 : Date.parse(given);
+  if (/^\d{1,12}$/.test(given)) return Number(given) * 1_000;
+  return TIMESTAMP.test(given) ? Date.parse(given) : Number.NaN;
 }
 
 const time = v.optional(

@@ -10,7 +10,7 @@ export interface JobsDeps extends SubmitDeps {
   store: SubmitDeps['store'] & {
     jobs: Pick<Jobs, 'get' | 'page' | 'events' | 'active'>;
     provisions: Pick<Provisions, 'ofJob'>;
-    shards: Pick<Shards, 'held'>;
+    shards: Pick<Shards, 'held' | 'accepted'>;
     nodes: Pick<Nodes, 'live'>;
   };
   stopJob(id: string, outcome: 'cancelled'): Promise<JobRecord>;

@@ -1,15 +1,17 @@
 import * as v from 'valibot';
 import { invalidInput } from '../../domain/errors.ts';
-import { isFinal } from '../../domain/job.ts';
+import { isOpen } from '../../domain/job.ts';
 import { isModelId } from '../../domain/model.ts';
 import { parse, readJson } from '../body.ts';
 import { clientSchema, clientWish } from '../client.ts';
 import { findJob } from '../find-job.ts';
 import { isJobId } from '../ids.ts';
+import { metadataSchema } from '../metadata.ts';
+import { unknownCursor } from '../query.ts';
 import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
-import { endpointSchema, metadataSchema, submitJob, validationSchema } from '../submit.ts';
+import { endpointSchema, submitJob, validationSchema } from '../submit.ts';
 import type { JobWish } from '../submit.ts';
 import { jobWebhook, webhookSchema } from '../webhook-target.ts';
 import { explainRoute } from './explain.ts';
@@ -17,6 +19,7 @@ import { jobActionRoutes } from './job-actions.ts';
 import { jobChoice, listSchema } from './job-filter.ts';
 import { fullView } from './job-read.ts';
 import type { JobsDeps } from './job-read.ts';
+import { jobNameSchema, listQuery } from './request.ts';
 import { snakeKeys } from './snake-keys.ts';
 
 export type { JobsDeps } from './job-read.ts';
@@ -45,7 +48,6 @@ const windowSchema = v.pipe(
 );
 
 const ID_RULE = 'the id of an uploaded file';
-const NAME_RULE = 'a text of at most 512 characters';
 const OWNER_RULE = 'a text of at most 255 characters';
 const MODEL_RULE = 'the id of a model of /api/v1/models';
 const TEMPLATE_RULE = 'the name or version of a deployment template';
@@ -76,7 +78,7 @@ export const createSchema = v.object({
   input_dataset: v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)),
   endpoint: endpointSchema,
   completion_window: windowSchema,
-  name: v.nullish(v.pipe(v.string(NAME_RULE), v.maxLength(512, NAME_RULE)), ''),
+  name: v.nullish(jobNameSchema, ''),
   metadata: v.nullish(metadataSchema),
   client: v.nullish(clientSchema),
   created_by: v.nullish(v.pipe(v.string(OWNER_RULE), v.maxLength(255, OWNER_RULE)), ''),
@@ -167,7 +169,7 @@ function checkReplicas({ defaults }: JobsDeps, replicas: number): void {
 async function list(c: ApiContext, deps: JobsDeps): Promise<Response> {
   const filter = parse(listSchema, listQuery(c));
   const { after, limit } = filter;
-  if (after !== '' && !isJobId(after)) throw unknownCursor(after);
+  if (after !== '' && !isJobId(after)) throw unknownCursor('job', after);
   const choice = jobChoice(filter);
   const { jobs, hasMore, cursor } = await deps.store.jobs.page({ ...choice, limit, after });
   const views = await Promise.all(jobs.map((job) => fullView(deps, job)));
@@ -180,25 +182,8 @@ async function list(c: ApiContext, deps: JobsDeps): Promise<Response> {
   });
 }
 
-/** Both cases, and a filter that is given several times as one list. */
-function listQuery(c: ApiContext): unknown {
-  const query = Object.entries(c.req.queries()).map(([name, values]) => [name, values.join(',')]);
-  return snakeKeys(Object.fromEntries(query), []);
-}
-
-function unknownCursor(after: string): Error {
-  return invalidInput(
-    'invalid_cursor',
-    `There is no job '${after.slice(0, 100)}' to go on after.`,
-    {
-      param: 'after',
-    },
-  );
-}
-
 async function cancel(c: ApiContext, deps: JobsDeps): Promise<Response> {
   const job = await findJob(deps.store.jobs, pathId(c));
-  const isEnding = isFinal(job.state) || job.state === 'cancelling' || job.state === 'finalizing';
-  const after = isEnding ? job : await deps.stopJob(job.id, 'cancelled');
+  const after = isOpen(job.state) ? await deps.stopJob(job.id, 'cancelled') : job;
   return c.json(await fullView(deps, after));
 }

@@ -6,11 +6,12 @@ import type { ProvisionRecord, ReleaseChoice } from '../../domain/provision.ts';
 import type { Provisions } from '../../store/provisions.ts';
 import { exactObject, parse, readJson } from '../body.ts';
 import { isJobId, isProvisionId } from '../ids.ts';
-import { limitSchema } from '../query.ts';
+import { limitSchema, unknownCursor } from '../query.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
 import { unixSeconds } from '../views.ts';
 import { provisionView } from './job-view.ts';
+import { listQuery } from './request.ts';
 import { snakeKeys } from './snake-keys.ts';
 
 export interface ProvisionsDeps {
@@ -69,24 +70,27 @@ export const listProvisionsSchema = v.object({
 type ListWish = v.InferOutput<typeof listProvisionsSchema>;
 
 async function list(c: ApiContext, deps: ProvisionsDeps): Promise<Response> {
-  const wish = parse(listProvisionsSchema, c.req.query());
-  if (wish.after !== '' && !isProvisionId(wish.after)) throw unknownCursor(wish.after);
-  function matches({ state, provider }: ProvisionRecord): boolean {
-    return (
-      (wish.status === '' || state === wish.status) &&
-      (wish.provider === '' || provider === wish.provider)
-    );
-  }
-  const { provisions, hasMore } =
+  const wish = parse(listProvisionsSchema, listQuery(c));
+  if (wish.after !== '' && !isProvisionId(wish.after)) throw unknownCursor('provision', wish.after);
+  const matches = matcher(wish);
+  const { provisions, hasMore, cursor } =
     wish.job_id === ''
-      ? await deps.store.provisions.page({ ...pageOf(wish), matches })
+      ? await deps.store.provisions.page({ ...pageOf(wish), ...(matches && { matches }) })
       : await pageOfJob(wish, matches, deps);
   return c.json({
     provisions: provisions.map(ownView),
     first_id: provisions[0]?.id ?? '',
-    last_id: provisions.at(-1)?.id ?? '',
-    has_more: hasMore && provisions.length > 0,
+    // What the next page goes on after: with a filter it may lie behind the last one that is shown.
+    last_id: hasMore ? cursor : (provisions.at(-1)?.id ?? ''),
+    has_more: hasMore,
   });
+}
+
+/** Whether a provision is wanted; undefined without a filter. */
+function matcher({ status, provider }: ListWish) {
+  if (status === '' && provider === '') return undefined;
+  return (each: ProvisionRecord): boolean =>
+    (status === '' || each.state === status) && (provider === '' || each.provider === provider);
 }
 
 function pageOf({ after, limit }: ListWish) {
@@ -96,20 +100,16 @@ function pageOf({ after, limit }: ListWish) {
 /** A job has a handful, which it knows itself. */
 async function pageOfJob(
   { job_id: jobId, after, limit }: ListWish,
-  matches: (provision: ProvisionRecord) => boolean,
+  matches: ((provision: ProvisionRecord) => boolean) | undefined,
   { store }: ProvisionsDeps,
 ) {
   const all = isJobId(jobId) ? await store.provisions.ofJob(jobId) : [];
   const newestFirst = all.toReversed().toSorted((a, b) => b.createdAt - a.createdAt);
   const start = after === '' ? 0 : newestFirst.findIndex(({ id }) => id === after) + 1;
-  if (after !== '' && start === 0) throw unknownCursor(after);
-  const found = newestFirst.slice(start).filter(matches);
-  return { provisions: found.slice(0, limit), hasMore: found.length > limit };
-}
-
-function unknownCursor(after: string): Error {
-  const message = `There is no provision '${after.slice(0, 100)}' to go on after.`;
-  return invalidInput('invalid_cursor', message, { param: 'after' });
+  if (after !== '' && start === 0) throw unknownCursor('provision', after);
+  const found = newestFirst.slice(start).filter(matches ?? (() => true));
+  const page = found.slice(0, limit);
+  return { provisions: page, hasMore: found.length > limit, cursor: page.at(-1)?.id ?? '' };
 }
 
 async function find(c: ApiContext, deps: ProvisionsDeps): Promise<ProvisionRecord> {

@@ -10,6 +10,7 @@ import { derivedText, isTemplateId, randomText } from '../ids.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
 import { findModel } from './models.ts';
+import { listQuery } from './request.ts';
 import { snakeKeys } from './snake-keys.ts';
 import { changeTemplateSchema, createTemplateSchema } from './template-schema.ts';
 
@@ -63,7 +64,7 @@ export const listTemplatesSchema = v.object({
 });
 
 async function list(c: ApiContext, deps: TemplatesDeps): Promise<Response> {
-  const { name, status } = parse(listTemplatesSchema, c.req.query());
+  const { name, status } = parse(listTemplatesSchema, listQuery(c));
   const model = await findModel(deps, pathId(c));
   const templates = (await deps.store.templates.list(model.id)).filter(
     (each) => (name === '' || each.name === name) && (status === '' || each.status === status),
@@ -231,6 +232,9 @@ async function choose(deps: TemplatesDeps, wish: TemplateWish): Promise<Template
   ]);
 }
 
+/** Models whose templates are read with one breath; bounds memory, and what waits in the client. */
+const MODELS_AT_ONCE = 20;
+
 async function allNamed(
   { store }: TemplatesDeps,
   modelId: string,
@@ -238,8 +242,15 @@ async function allNamed(
 ): Promise<TemplateRecord[]> {
   if (modelId !== '' && !isModelId(modelId)) return [];
   const models = modelId === '' ? (await store.models.list()).map(({ id }) => id) : [modelId];
-  const lists = await Promise.all(models.map((id) => store.templates.list(id)));
-  return lists.flat().filter((each) => each.name === name);
+  const named: TemplateRecord[] = [];
+  for (let start = 0; start < models.length; start += MODELS_AT_ONCE) {
+    const some = models.slice(start, start + MODELS_AT_ONCE);
+    const lists = await Promise.all(some.map((id) => store.templates.list(id)));
+    named.push(...lists.flat().filter((each) => each.name === name));
+    // Two models make the name ambiguous, whatever the others have.
+    if (new Set(named.map((each) => each.modelId)).size > 1) break;
+  }
+  return named;
 }
 
 function versionsOf(templates: readonly TemplateRecord[]): string {

@@ -127,6 +127,7 @@ export const EXAMPLE_PROVISION: ProvisionRecord = {
   provider: 'static',
   owner: 'sluice',
   address: 'http://127.0.0.1:8000',
+  models: null,
   reason: '',
   reasonAt: null,
   createdAt: BEGUN + 1_000,

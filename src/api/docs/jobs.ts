@@ -1,4 +1,5 @@
-import { copySchema, extendSchema } from '../console/job-actions.ts';
+import { extendSchema } from '../console/job-actions.ts';
+import { copySchema } from '../console/job-copies.ts';
 import { createSchema, listSchema } from '../console/jobs.ts';
 import { jobView } from '../console/job-view.ts';
 import { explanationSchema, jobListSchema, jobSchema } from '../schemas/console.ts';

@@ -7,11 +7,12 @@ import type { Jobs } from '../../store/jobs.ts';
 import { exactObject, parse, readJson } from '../body.ts';
 import { aibrixSchema, aibrixWish } from '../extension.ts';
 import { findBatch } from '../find-job.ts';
-import { limitSchema } from '../query.ts';
+import { metadataSchema } from '../metadata.ts';
+import { limitSchema, unknownCursor } from '../query.ts';
 import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
-import { endpointSchema, metadataSchema, submitJob } from '../submit.ts';
+import { endpointSchema, submitJob } from '../submit.ts';
 import type { JobWish, SubmitDeps } from '../submit.ts';
 import { batchView, pageView } from '../views.ts';
 import { jobWebhook } from '../webhook-target.ts';
@@ -99,8 +100,7 @@ async function list(c: ApiContext, deps: BatchesDeps): Promise<Response> {
 function cursor(batchId: string): string {
   const id = jobIdOf(batchId);
   if (id !== null) return id;
-  const message = `There is no batch '${batchId.slice(0, 100)}' to go on after.`;
-  throw invalidInput('invalid_cursor', message, { param: 'after' });
+  throw unknownCursor('batch', batchId);
 }
 
 async function cancel(c: ApiContext, deps: BatchesDeps): Promise<Response> {

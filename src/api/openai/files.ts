@@ -10,7 +10,7 @@ import { parse } from '../body.ts';
 import { isFileId, randomText } from '../ids.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Handler, Route } from '../routes.ts';
-import { limitSchema } from '../query.ts';
+import { limitSchema, unknownCursor } from '../query.ts';
 import { fileView, pageView } from '../views.ts';
 import { sendContent } from './file-content.ts';
 import { receiveFile } from './file-form.ts';
@@ -107,7 +107,7 @@ export const listSchema = v.object({
 
 async function list(c: ApiContext, deps: FilesDeps): Promise<Response> {
   const { after, limit, order, purpose } = parse(listSchema, c.req.query());
-  if (after !== undefined && !isFileId(after)) throw unknownCursor(after);
+  if (after !== undefined && !isFileId(after)) throw unknownCursor('file', after);
   const { files, hasMore } = await deps.store.files.page({
     limit,
     order,
@@ -116,11 +116,6 @@ async function list(c: ApiContext, deps: FilesDeps): Promise<Response> {
     ...(purpose === undefined ? {} : { purpose }),
   });
   return sized(c, pageView(files.map(fileView), hasMore));
-}
-
-function unknownCursor(after: string): Error {
-  const message = `There is no file '${after.slice(0, 100)}' to go on after.`;
-  return invalidInput('invalid_cursor', message, { param: 'after' });
 }
 
 async function remove(c: ApiContext, deps: FilesDeps): Promise<Response> {

@@ -16,12 +16,20 @@ local function isAnswered()
   return tonumber(counts[1] or 0) + tonumber(counts[2] or 0) > 0
 end
 if FINAL[to] and from ~= 'finalizing' and isAnswered() then return {} end
+-- Nor does another deadline raise a version: what was over when the caller looked may have been extended since.
+local function isExtended()
+  local found = redis.call('HMGET', record, 'extended', 'deadline')
+  return found[1] and now() < tonumber(found[2])
+end
+if ARGV[6] == 'expired' and isExtended() then return {} end
 
 redis.call('HSET', record, 'state', to, 'op', op, unpack(ARGV, 9))
 redis.call('HSETNX', record, to .. '_at', now())
 -- Backwards out of `finalizing` the records are unsealed: the job has no outcome any more.
 if from == 'finalizing' and not FINAL[to] then redis.call('HDEL', record, 'outcome') end
 if ARGV[6] ~= '' then redis.call('HSETNX', record, 'outcome', ARGV[6]) end
+-- Who is on the way out is held by nobody; a job that comes back from `finalizing` goes on.
+if to == 'cancelling' or SEALED[to] then redis.call('HDEL', record, 'paused_at', 'paused_by') end
 if ARGV[7] == '1' then
   -- A job that goes back and forth for days must not grow without end.
   redis.call('XADD', record .. EVENTS, 'MAXLEN', '~', 1000, '*', 'state', to, 'message', ARGV[8])
