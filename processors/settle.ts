@@ -159,18 +159,17 @@ export async function stopJob(
   { outcome, event, reason = '', errors, deadline }: Stop,
   deps: SettleDeps,
 ): Promise<JobRecord | null> {
-  let refused: string | null = null;
+  let refused: JobRecord | null = null;
   for (;;) {
     const job = await deps.store.jobs.get(jobId);
     const target = job === null ? null : stopTarget(job, outcome);
     if (job === null || target === null) return job;
     if (deadline !== undefined && job.deadline !== deadline) return job;
     // By Redis' clock a deadline may not be over yet: it is found again, while asking on would only spin.
-    const seen = `${job.version} ${job.deadline}`;
-    if (outcome === 'expired' && refused === seen) return job;
-    refused = seen;
+    if (isEarly(outcome, job, refused)) return job;
+    refused = job;
     // What was never answered counts as failed, so that total is completed + failed at the end.
-    const failed = isFinal(target) ? { failed: job.lines - job.completed } : {};
+    const failed = unanswered(job, target);
     const set = { reason, ...failed, ...(errors === undefined ? {} : { errors }) };
     const moved = await deps.advanceJob(job, target, { outcome, event, set });
     if (moved === 'stale') continue;
@@ -178,6 +177,17 @@ export async function stopJob(
     if (job.state !== 'queued') await settle(jobId, deps);
     return deps.store.jobs.get(jobId);
   }
+}
+
+/** Whether an expiry was refused of just this record. */
+function isEarly(outcome: Outcome, job: JobRecord, before: JobRecord | null): boolean {
+  if (outcome !== 'expired') return false;
+  const keys = ['version', 'deadline', 'completed', 'failed'] as const;
+  return keys.every((key) => job[key] === before?.[key]);
+}
+
+function unanswered(job: JobRecord, target: JobRecord['state']): { failed?: number } {
+  return isFinal(target) ? { failed: job.lines - job.completed } : {};
 }
 
 /**

@@ -12,6 +12,7 @@ import {
   connectTo,
   partOf,
   SEGMENT,
+  newJob,
 } from '../support/store-back-ends.ts';
 
 describe.each(BACK_ENDS)('shards on %s', (kind) => {
