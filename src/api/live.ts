@@ -124,7 +124,7 @@ const BATCHES: Dialect = {
 /** OpenAI's status of a job as it was at an event. */
 function statusAt({ state, at }: JobEvent, job: JobRecord): string {
   const began = job.enteredAt.in_progress;
-  return batchStatus({ state, outcome: job.outcome, begun: began !== undefined && began <= at });
+  return batchStatus({ state, outcome: job.outcome, begun: began !== undefined && began < at });
 }
 
 const JOBS: Dialect = {
