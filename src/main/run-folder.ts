@@ -58,7 +58,7 @@ export async function openRunFolder(
         if (done) await rm(path, { recursive: true, force: true, maxRetries: 5 });
         if (done) await rm(`${path}.lock`, { force: true });
         lock.release();
-        // Others may be running; the last one takes the folder with it.
+        // Refused while others are running: the last one takes the folder with it.
         if (done) await rmdir(runs).catch(() => undefined);
       },
     };

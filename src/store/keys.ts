@@ -6,7 +6,7 @@
  *     {job_x}             hash    state version op wake wake_op amend_op outcome name endpoint input window deadline
  *                                 metadata max_concurrency engines options cut models lines shards next done_shards completed failed
  *                                 tokens_in tokens_cached tokens_out tokens_reasoning output_file error_file errors
- *                                 reason paused_at paused_by created_at told_at body_hash, and <state>_at
+ *                                 reason paused_at paused_by extended created_at told_at body_hash, and <state>_at
  *     {job_x}:s:<n>       hash    first lines offset bytes bad · wake op token takes done left parts
  *     {job_x}:todo        list    shards given back; those never opened are `next` to `shards` - 1
  *     {job_x}:queued      zset    shard → since when it waits for a worker
