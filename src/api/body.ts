@@ -2,6 +2,7 @@ import type { IncomingMessage } from 'node:http';
 import * as v from 'valibot';
 import { invalidInput, SluiceError } from '../domain/errors.ts';
 import { CLIENT_CLOSED } from './errors.ts';
+import { nearest } from './nearest.ts';
 
 /** A JSON body holds ids and settings, never lines. */
 const MAX_JSON_BYTES = 1024 * 1024;
@@ -135,12 +136,13 @@ function isTooDeep(text: string): boolean {
   return false;
 }
 
-/** Message of the schema for keys that an object does not have; `parse` names them all. */
-const UNKNOWN_KEY = 'unknown key';
+/** Begins the message of the schema for keys that an object does not have; those that it has follow. */
+const UNKNOWN_KEY = 'unknown key: ';
 
-/** An object with no keys but these. Elsewhere unknown keys are ignored, as OpenAI and protojson do. */
+/** An object with no keys but these: OpenAI refuses others, and a typo that has no effect is found too late. */
 export function exactObject<const Entries extends v.ObjectEntries>(entries: Entries) {
-  return v.objectWithRest(entries, v.never(UNKNOWN_KEY), 'an object');
+  const refused = v.never(`${UNKNOWN_KEY}${Object.keys(entries).join(' ')}`);
+  return v.objectWithRest(entries, refused, 'an object');
 }
 
 /**
@@ -159,18 +161,13 @@ export function parse<Schema extends v.GenericSchema>(
 /** So many unknown keys are named in one refusal. */
 const MAX_NAMES = 10;
 
-type Issues = readonly [v.BaseIssue<unknown>, ...v.BaseIssue<unknown>[]];
+type Issue = v.BaseIssue<unknown>;
+type Issues = readonly [Issue, ...Issue[]];
 
 function explain(issues: Issues): SluiceError {
-  const unknown = issues.filter((issue) => issue.message === UNKNOWN_KEY).map(fieldOf);
+  const unknown = issues.filter((issue) => issue.message.startsWith(UNKNOWN_KEY));
   const [strange] = unknown;
-  if (strange !== undefined) {
-    const names = unknown.slice(0, MAX_NAMES).map((name) => `'${name}'`);
-    if (unknown.length > MAX_NAMES) names.push('…');
-    const what = unknown.length === 1 ? 'parameter' : 'parameters';
-    const message = `Unknown ${what}: ${names.join(', ')}. Send none but those that the documentation lists.`;
-    return invalidInput('unknown_parameter', message, { param: strange });
-  }
+  if (strange !== undefined) return unknownKeys(unknown, strange);
   const [first] = issues;
   const param = fieldOf(first);
   const field = valueAt(first);
@@ -180,23 +177,48 @@ function explain(issues: Issues): SluiceError {
     });
   }
   const message = `Invalid '${param}': it must be ${first.message}; got ${clip(field)}.`;
-  return invalidInput(first.kind === 'schema' ? 'invalid_type' : 'invalid_value', message, {
+  return invalidInput(isWrongType(first, field) ? 'invalid_type' : 'invalid_value', message, {
     param,
   });
 }
 
-function fieldOf(issue: v.BaseIssue<unknown>): string {
+function unknownKeys(issues: readonly Issue[], first: Issue): SluiceError {
+  const names = issues.slice(0, MAX_NAMES).map((issue) => `'${fieldOf(issue)}'`);
+  if (issues.length > MAX_NAMES) names.push('…');
+  const what = issues.length === 1 ? 'parameter' : 'parameters';
+  const known = first.message.slice(UNKNOWN_KEY.length).split(' ');
+  const near = nearest(String(first.path?.at(-1)?.key), known);
+  const mend =
+    near === null
+      ? `Send none but those that the documentation lists: ${known.join(', ')}.`
+      : `Did you mean '${near}'?`;
+  const message = `Unknown ${what}: ${names.join(', ')}. ${mend}`;
+  return invalidInput('unknown_parameter', message, { param: fieldOf(first) });
+}
+
+/** Whether the value is of a kind that the field never takes, or of the right kind and not one that it allows. */
+function isWrongType(issue: Issue, field: unknown): boolean {
+  // Checks come after types; a value that a pipe has changed by then was of the right type.
+  if (issue.kind !== 'schema' || issue.input !== field) return false;
+  if (issue.issues !== undefined) return issue.issues.every((each) => isWrongType(each, field));
+  // The words that a field allows are all texts.
+  return !['picklist', 'literal'].includes(issue.type) || typeof field !== 'string';
+}
+
+function fieldOf(issue: Issue): string {
   return cut(v.getDotPath(issue) ?? 'body');
 }
 
-function valueAt(issue: v.BaseIssue<unknown>): unknown {
+function valueAt(issue: Issue): unknown {
   const last = issue.path?.at(-1);
   return last === undefined ? issue.input : last.value;
 }
 
 /** Users' values in messages are cut: an error is no place for a megabyte. */
 function clip(value: unknown): string {
-  return cut(JSON.stringify(value) ?? String(value));
+  return typeof value === 'string'
+    ? `'${cut(value)}'`
+    : cut(JSON.stringify(value) ?? String(value));
 }
 
 function cut(text: string): string {

@@ -93,8 +93,11 @@ async function asset(c: ApiContext): Promise<Response> {
   const whole = { ...headers, 'Content-Type': type, 'Content-Length': String(size) };
   // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
   if (c.req.method === 'HEAD') return c.body(null, 200, whole);
-  const body = streamBody(c, createReadStream(path), (err) =>
-    c.var.log.error({ err, path }, 'reading a part of the page failed'),
+  const body = streamBody(
+    c,
+    createReadStream(path),
+    (err) => c.var.log.error({ err, path }, 'reading a part of the page failed'),
+    size,
   );
   return c.body(body, 200, whole);
 }

@@ -24,6 +24,11 @@ function isTimed(error: unknown): boolean {
   return error instanceof SluiceError && error.retryAfterMs !== null;
 }
 
+/** The envelope of an error that arose outside of any route. */
+export function errorText(error: SluiceError): string {
+  return JSON.stringify(errorBody(error, error.status, ''));
+}
+
 function errorBody(error: unknown, status: number, requestId: string): ErrorBody {
   const type = errorType(status);
   if (!(error instanceof SluiceError)) {

@@ -1,4 +1,5 @@
 import { notFound } from '../domain/errors.ts';
+import type { SluiceError } from '../domain/errors.ts';
 import { jobIdOf } from '../domain/job.ts';
 import type { JobRecord } from '../domain/job.ts';
 import type { Jobs } from '../store/jobs.ts';
@@ -12,7 +13,7 @@ export async function findBatch(jobs: Pick<Jobs, 'get'>, batchId: string): Promi
   const id = jobIdOf(batchId);
   const job = id !== null && isJobId(id) ? await jobs.get(id) : null;
   if (job !== null) return job;
-  const message = `There is no batch '${batchId.slice(0, 100)}'.`;
+  const message = `There is no batch '${batchId.slice(0, 100)}': GET /v1/batches lists all.`;
   throw notFound('batch_not_found', message, { param: 'id' });
 }
 
@@ -20,5 +21,10 @@ export async function findBatch(jobs: Pick<Jobs, 'get'>, batchId: string): Promi
 export async function findJob(jobs: Pick<Jobs, 'get'>, id: string): Promise<JobRecord> {
   const job = isJobId(id) ? await jobs.get(id) : null;
   if (job !== null) return job;
-  throw notFound('job_not_found', `There is no job '${id.slice(0, 100)}'.`, { param: 'id' });
+  throw jobNotFound(id);
+}
+
+export function jobNotFound(id: string): SluiceError {
+  const message = `There is no job '${id.slice(0, 100)}': GET /api/v1/jobs lists all.`;
+  return notFound('job_not_found', message, { param: 'id' });
 }

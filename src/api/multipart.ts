@@ -24,8 +24,8 @@ export interface FormRules {
   isNamed: boolean;
   /** Takes a field as it comes, in whatever order; returns what is wrong with it. */
   field(name: string, value: string): SluiceError | null;
-  /** What is wrong, or missing, once the whole form was read. */
-  end(): SluiceError | null;
+  /** What is wrong, or missing, once the whole form with a file of so many bytes was read. */
+  end(bytes: number): SluiceError | null;
   /** Most bytes of the file by the fields that came so far. */
   maxBytes(): number;
 }
@@ -78,7 +78,7 @@ async function* checkedBytes(
     yield chunk;
   }
   await form.complete;
-  const wrong = rules.end();
+  const wrong = rules.end(bytes);
   if (wrong !== null) throw wrong;
   refuseBytes(bytes, rules);
 }

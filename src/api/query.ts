@@ -4,7 +4,7 @@ import type { SluiceError } from '../domain/errors.ts';
 
 /** The refusal of a list's `after` that names no `what`, such as a job. */
 export function unknownCursor(what: string, after: string): SluiceError {
-  const message = `There is no ${what} '${after.slice(0, 100)}' to go on after.`;
+  const message = `There is no ${what} '${after.slice(0, 100)}' to go on after: send the last_id of the page before, or leave 'after' out.`;
   return invalidInput('invalid_cursor', message, { param: 'after' });
 }
 

@@ -2,7 +2,9 @@ import { SluiceError } from '../domain/errors.ts';
 import type { Estimate } from '../domain/estimate.ts';
 import type { JobError, JobOptions } from '../domain/job.ts';
 import type { LineRules } from '../domain/plan.ts';
+import type { Offer } from '../resources/contract.ts';
 import { clientClosed } from './body.ts';
+import type { CatalogDeps } from './console/catalog.ts';
 import { readWish as readJobWish } from './console/jobs.ts';
 import type { JobsDeps } from './console/jobs.ts';
 import { readWish as readBatchWish } from './openai/batches.ts';
@@ -15,7 +17,7 @@ import type { JobWish } from './submit.ts';
 const MOST_AT_ONCE = 2;
 const COME_BACK_MS = 2_000;
 
-export interface ValidateDeps extends BatchesDeps, JobsDeps {
+export interface ValidateDeps extends BatchesDeps, JobsDeps, CatalogDeps {
   store: BatchesDeps['store'] & JobsDeps['store'];
   /** Reads an input as planning would and records nothing. Rejects with the signal's reason once that is aborted. */
   inspectInput(fileId: string, rules: LineRules, signal: AbortSignal): Promise<Inspection>;
@@ -41,8 +43,11 @@ export function validateRoutes(deps: ValidateDeps): Route[] {
     if (running >= MOST_AT_ONCE) throw tooMany();
     running += 1;
     try {
-      const found = await whileConnected(c, (signal) => deps.inspectInput(file.id, rules, signal));
-      return c.json(validationView(wish, file.bytes, found));
+      const [found, offers] = await whileConnected(c, (signal) =>
+        Promise.all([deps.inspectInput(file.id, rules, signal), offersFor(wish, deps)]),
+      );
+      const warnings = modelWarnings(found.models, offers);
+      return c.json(validationView(wish, file.bytes, found, warnings));
     } finally {
       running -= 1;
     }
@@ -88,11 +93,51 @@ async function whileConnected<T>(
   }
 }
 
+/** What the job could run on, as the catalog knows it; nothing where it names its own engines, which nobody asks. */
+async function offersFor(
+  { engines }: JobWish,
+  { catalog }: CatalogDeps,
+): Promise<readonly Offer[]> {
+  return engines.length > 0 ? [] : catalog.offers();
+}
+
+/** Something that may keep a batch waiting, and is no reason to refuse it. */
+interface Warning {
+  code: string;
+  message: string;
+  param: string | null;
+}
+
+/** Models that no engine serves. Nothing is said where machines can be leased, which serve what they are told to. */
+export function modelWarnings(models: readonly string[], offers: readonly Offer[]): Warning[] {
+  if (offers.length === 0 || offers.some(({ kind }) => kind === 'machine')) return [];
+  const silent = offers.filter(({ error }) => error !== '').length;
+  if (silent === offers.length) {
+    const message = `None of the ${silent} engines of this server answers now: a batch would wait for one. GET /api/v1/catalog says what is wrong.`;
+    return [{ code: 'no_engine_answers', message, param: null }];
+  }
+  const served = new Set(offers.flatMap((offer) => offer.models));
+  const others = silent === 0 ? '' : ` ${silent} of ${offers.length} engines did not answer.`;
+  const known = clip([...served].join(', '));
+  return models
+    .filter((model) => !served.has(model))
+    .map((model) => ({
+      code: 'model_not_served',
+      message: `No engine serves the model '${clip(model)}' now: its lines would wait for one that does.${others} Served are: ${known}.`,
+      param: 'body.model',
+    }));
+}
+
+function clip(text: string): string {
+  return text.length > 200 ? `${text.slice(0, 200)}…` : text;
+}
+
 /** What would become of a batch over this input. */
 export function validationView(
   { input, endpoint, options }: Pick<JobWish, 'input' | 'endpoint' | 'options'>,
   bytes: number,
   found: Inspection,
+  warnings: readonly Warning[],
 ) {
   const validation: JobOptions['validation'] = options.validation ?? 'strict';
   const { inputTokens, maxOutputTokens, unlimited } = found.estimate;
@@ -106,6 +151,7 @@ export function validationView(
     total_lines: found.lines,
     bad_lines: found.bad,
     problems: { object: 'list', data: found.problems, total: found.total },
+    warnings: { object: 'list', data: warnings },
     models: found.models,
     estimated_input_tokens: inputTokens,
     estimate_basis: 'bytes of text / 4',

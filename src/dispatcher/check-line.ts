@@ -1,6 +1,7 @@
 import { isUtf8 } from 'node:buffer';
 import { checkLine, isProblem, MAX_MODELS, problem } from '../domain/plan.ts';
 import type { CheckedLine, LineRules, Problem } from '../domain/plan.ts';
+import { findJsonFault } from './json-fault.ts';
 import { scanCustomId } from './json-scan.ts';
 import type { InputLine } from './lines.ts';
 
@@ -20,29 +21,52 @@ export function checkInputLine(
       null,
     );
   }
+  if (!isUtf8(bytes)) return notUtf8(bytes);
   // JSON's syntax is ASCII: latin1 shows a line's form at less cost than UTF-8, and only what is shown or compared
   // has to be read as what it is.
-  const checked = isUtf8(bytes) ? checkText(bytes.toString('latin1'), rules) : notJson();
-  const isExact = !isProblem(checked) && ASCII.test(checked.customId) && isPlain(checked.model);
-  return isExact || !isUtf8(bytes) ? checked : checkText(bytes.toString('utf8'), rules);
+  const checked = checkText(bytes.toString('latin1'), rules);
+  const isExact =
+    checked !== null &&
+    !isProblem(checked) &&
+    ASCII.test(checked.customId) &&
+    isPlain(checked.model);
+  if (isExact) return checked;
+  const text = bytes.toString('utf8');
+  return checkText(text, rules) ?? notJson(text);
 }
 
 function isPlain(model: string | null): boolean {
   return model === null || ASCII.test(model);
 }
 
-function checkText(text: string, rules: LineRules): CheckedLine | Problem {
+/** Null for what is no JSON. */
+function checkText(text: string, rules: LineRules): CheckedLine | Problem | null {
   let parsed: unknown;
   try {
     parsed = JSON.parse(text);
   } catch {
-    return notJson(); // which is a finding here
+    return null; // which is a finding here
   }
   return checkLine(parsed, rules);
 }
 
-function notJson(): Problem {
-  return problem('invalid_json_line', 'This line is not parseable as valid JSON.', null);
+function notJson(text: string): Problem {
+  const fault = findJsonFault(text);
+  return unparseable(fault === null ? '' : ` Column ${fault.column}: ${fault.reason}.`);
+}
+
+function notUtf8(bytes: Buffer): Problem {
+  const read = bytes.toString('utf8');
+  // What cannot be read comes back as other bytes.
+  const back = Buffer.from(read);
+  let at = 0;
+  while (bytes[at] === back[at]) at += 1;
+  const column = bytes.toString('utf8', 0, at).length + 1;
+  return unparseable(` Column ${column}: bytes that are no UTF-8. Save the file as UTF-8.`);
+}
+
+function unparseable(why: string): Problem {
+  return problem('invalid_json_line', `This line is not parseable as valid JSON.${why}`, null);
 }
 
 /** A model more than a job may name. */
@@ -95,6 +119,7 @@ function reasonOf(checked: CheckedLine | Problem, rules: PlannedRules): Omit<Ref
   }
   return {
     code: 'duplicate_custom_id',
-    message: 'This custom_id is already used in an earlier line.',
+    message:
+      'This custom_id is already used in an earlier line: a dry run (POST /v1/batches/validate) says in which.',
   };
 }

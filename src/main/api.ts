@@ -1,6 +1,5 @@
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { createAdaptorServer } from '@hono/node-server';
 import { createJob } from '../../processors/create.ts';
 import { extendJob, pauseJob, resumeJob } from '../../processors/pause.ts';
 import { openPartial } from '../../processors/partial.ts';
@@ -8,6 +7,7 @@ import type { PartialDeps } from '../../processors/partial.ts';
 import { releaseByHand } from '../../processors/release-by-hand.ts';
 import { stopJob } from '../../processors/settle.ts';
 import { createApp } from '../api/app.ts';
+import { createHttpServer } from '../api/http-server.ts';
 import { assemble } from '../dispatcher/assemble.ts';
 import { readEntries } from '../dispatcher/segments.ts';
 import { describeError, errorCode, notFound, permanent } from '../domain/errors.ts';
@@ -22,9 +22,6 @@ export interface RunningApi {
   /** Takes no new connections, and gives requests in hand so long to end. */
   close(graceMs: number): Promise<void>;
 }
-
-/** An upload of many gigabytes over a slow line is no attack; Node's own limit is five minutes. */
-const LONGEST_REQUEST_MS = 6 * 3_600_000;
 
 /** Serves the API; rejects with `http.*` (Permanent) when the address cannot be had. */
 export async function startApi(system: System): Promise<RunningApi> {
@@ -65,8 +62,7 @@ export async function startApi(system: System): Promise<RunningApi> {
     observe: (route, method, status, seconds) =>
       metrics.httpSeconds.observe({ route, method, status: String(status) }, seconds),
   });
-  const server = createAdaptorServer({ fetch: app.fetch }) as Server; // its type allows HTTP/2, which is not asked for
-  server.requestTimeout = LONGEST_REQUEST_MS;
+  const server = createHttpServer({ app, log });
   const { host, port } = settings.httpAddr;
   await listen(server, host, port);
   const { port: bound } = server.address() as AddressInfo; // a TCP server that listens has one

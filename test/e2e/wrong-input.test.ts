@@ -116,22 +116,27 @@ test('a file of 201 MiB is refused with the limit, and nothing of it is stored',
   expect((await stored()).toSorted()).toEqual(before.toSorted());
 });
 
-test('unknown JSON fields are ignored, in the request and in the lines', async () => {
+test('unknown JSON fields are ignored in the lines, and refused in the request', async () => {
   const input = makeInput(10, { name: 'extra' });
   const text = input.text.replaceAll('{"custom_id"', '{"x_future":[1],"custom_id"');
   const file = await upload(sluice.url, text);
-  const answer = await fetch(`${sluice.url}/v1/batches`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/json' },
-    body: JSON.stringify({
-      input_file_id: file,
-      endpoint: '/v1/chat/completions',
-      completion_window: '24h',
-      output_expires_after: { anchor: 'created_at', seconds: 86_400 },
-      x_future: true,
-    }),
+  const known = {
+    input_file_id: file,
+    endpoint: '/v1/chat/completions',
+    completion_window: '24h',
+    output_expires_after: { anchor: 'created_at', seconds: 86_400 },
+  };
+  const create = (body: object) =>
+    fetch(`${sluice.url}/v1/batches`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+  const refused = await create({ ...known, x_future: true });
+  expect(await refused.json()).toMatchObject({
+    error: { code: 'unknown_parameter', param: 'x_future' },
   });
-  const { id } = (await answer.json()) as OpenAI.Batch;
+  const { id } = (await (await create(known)).json()) as OpenAI.Batch;
   const batch = await untilFinal(sluice.url, id);
   expect(batch.status).toBe('completed');
   await expectExact(sluice.url, batch, input);

@@ -107,7 +107,7 @@ const envelope = v.strictObject({
 
 /** A message tells what is allowed, what is missing, or what to send instead. */
 const MEND =
-  /must be|may have|allowed|[Ss]end |Missing required|There is no|no object with id|uploaded as|must have|may be|is sent as|There are no|not valid|nested deeper|only|at least|at most|given twice|at a time|takes|needs/;
+  /must be|Did you mean|may have|allowed|[Ss]end |Missing required|There is no|no object with id|uploaded as|must have|may be|is sent as|There are no|not valid|nested deeper|only|at least|at most|given twice|at a time|takes|needs/;
 
 let api: TestApi;
 let input = '';
@@ -276,7 +276,7 @@ const METADATA: Wrong[] = [
 const ENDPOINT: Wrong[] = [
   [{ endpoint: undefined }, 'missing_required_parameter', 'endpoint'],
   [{ endpoint: null }, 'invalid_type', 'endpoint'],
-  [{ endpoint: '/v1/images' }, 'invalid_type', 'endpoint'],
+  [{ endpoint: '/v1/images' }, 'invalid_value', 'endpoint'],
   [{ endpoint: ['/v1/embeddings'] }, 'invalid_type', 'endpoint'],
 ];
 
@@ -304,7 +304,13 @@ const BATCH: Wrong[] = [
   ...WINDOW,
   ...METADATA,
   [{ completion_window: undefined }, 'missing_required_parameter', 'completion_window'],
+  [{ completion_windows: '24h' }, 'unknown_parameter', 'completion_windows'],
+  [{ validation: 'lenient' }, 'unknown_parameter', 'validation'],
   [{ aibrix: 'x' }, 'invalid_type', 'aibrix'],
+  [{ aibrix: { validation: 'lax' } }, 'invalid_value', 'aibrix.validation'],
+  [{ aibrix: { validation: true } }, 'invalid_type', 'aibrix.validation'],
+  [{ aibrix: { webhook: { url: 'x' } } }, 'invalid_value', 'aibrix.webhook.url'],
+  [{ aibrix: { webhook: { url: 1 } } }, 'invalid_type', 'aibrix.webhook.url'],
   [{ aibrix: { clients: {} } }, 'unknown_parameter', 'aibrix.clients'],
   [
     { aibrix: { client: { max_concurrency: 0 } } },
@@ -338,6 +344,12 @@ const JOB: Wrong[] = [
   ...ENDPOINT,
   ...WINDOW,
   ...METADATA,
+  [{ inputDatasets: 'x' }, 'unknown_parameter', 'input_datasets'],
+  [{ resource_request: { replica: 1 } }, 'unknown_parameter', 'resource_request.replica'],
+  [{ resource_request: 1 }, 'invalid_type', 'resource_request'],
+  [{ injection_config: 1 }, 'invalid_type', 'injection_config'],
+  [{ validation: 'lax' }, 'invalid_value', 'validation'],
+  [{ validation: true }, 'invalid_type', 'validation'],
   [{ name: 7 }, 'invalid_type', 'name'],
   [{ name: long }, 'invalid_value', 'name'],
 ];
@@ -368,7 +380,9 @@ const UPLOAD: Wrong[] = [
   [{ filename: undefined }, 'missing_required_parameter', 'filename'],
   [{ filename: '' }, 'invalid_value', 'filename'],
   [{ filename: long }, 'invalid_value', 'filename'],
-  [{ purpose: 'batch_output' }, 'invalid_type', 'purpose'],
+  [{ purpose: 'batch_output' }, 'invalid_value', 'purpose'],
+  [{ purpose: 7 }, 'invalid_type', 'purpose'],
+  [{ mimeType: 'text/plain' }, 'unknown_parameter', 'mimeType'],
   [{ bytes: 0 }, 'invalid_value', 'bytes'],
   [{ bytes: -1 }, 'invalid_value', 'bytes'],
   [{ bytes: 1.5 }, 'invalid_value', 'bytes'],
@@ -377,7 +391,8 @@ const UPLOAD: Wrong[] = [
   [{ mime_type: 'text' }, 'invalid_value', 'mime_type'],
   [{ mime_type: 'text/plain\r\nX: y' }, 'invalid_value', 'mime_type'],
   [{ expires_after: 3_600 }, 'invalid_type', 'expires_after'],
-  [{ expires_after: { anchor: 'now', seconds: 3_600 } }, 'invalid_type', 'expires_after.anchor'],
+  [{ expires_after: { anchor: 'now', seconds: 3_600 } }, 'invalid_value', 'expires_after.anchor'],
+  [{ expires_after: { anchor: 1, seconds: 3_600 } }, 'invalid_type', 'expires_after.anchor'],
   [
     { expires_after: { anchor: 'created_at' } },
     'missing_required_parameter',
@@ -397,6 +412,7 @@ const COMPLETE: Wrong[] = [
   [{ part_ids: [1] }, 'invalid_type', 'part_ids.0'],
   [{ md5: 'x' }, 'invalid_value', 'md5'],
   [{ md5: 7 }, 'invalid_type', 'md5'],
+  [{ parts: [] }, 'unknown_parameter', 'parts'],
 ];
 
 const PLAIN = { filename: 'a.jsonl', purpose: 'batch', bytes: 3, mime_type: 'application/jsonl' };

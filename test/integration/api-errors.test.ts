@@ -2,7 +2,7 @@ import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
 import type { ApiDeps } from '../../src/api/app.ts';
 import { transient } from '../../src/domain/errors.ts';
-import { rawRequest, startApi } from '../support/api.ts';
+import { postJson, rawRequest, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
 import { startRedis } from '../support/redis.ts';
 import { until } from '../support/until.ts';
@@ -70,6 +70,55 @@ describe('routes', () => {
   });
 });
 
+function body(input: string, more: object = {}) {
+  return {
+    input_file_id: input,
+    endpoint: '/v1/chat/completions',
+    completion_window: '24h',
+    ...more,
+  };
+}
+
+describe('fields', () => {
+  test('an unknown field is refused, with the known one that is near', async () => {
+    await using api = await start();
+    const input = await uploadInput(api);
+    const said: [object, RegExp][] = [
+      [{ completion_windows: '1h' }, /'completion_windows'\. Did you mean 'completion_window'\?$/],
+      [{ completionWindow: '1h' }, /'completionWindow'\. Did you mean 'completion_window'\?$/],
+      [{ meta: {} }, /'meta'\. Send none .*input_file_id, endpoint, completion_window, metadata/],
+      [{ extra_body: {}, x: 1 }, /parameters: 'extra_body', 'x'\. Send none/],
+      [{ ['x'.repeat(300)]: 1 }, /'x{100}…'\. Send none/],
+      [{ aibrix: { job_ids: 'x' } }, /'aibrix.job_ids'\. Did you mean 'job_id'\?$/],
+    ];
+    for (const [more, message] of said) {
+      const answer = await postJson(api, '/v1/batches', body(input, more));
+      const error = errorOf(JSON.stringify(answer.body));
+      expect([answer.status, error.code]).toStrictEqual([400, 'unknown_parameter']);
+      expect(error.message).toMatch(message);
+    }
+    const windowless = { ...body(input), completion_window: undefined, completion_windows: '1h' };
+    const answer = await postJson(api, '/v1/batches', windowless);
+    expect(errorOf(JSON.stringify(answer.body)).param).toBe('completion_windows');
+    expect((await api.openai.batches.list()).data).toStrictEqual([]);
+  });
+
+  test('a value is shown as it was sent: a text in single quotes, a number without', async () => {
+    await using api = await start();
+    const input = await uploadInput(api);
+    for (const [seconds, shown] of [
+      ['5', "got '5'."],
+      [5, 'got 5.'],
+      ['it\u2019s', "got 'it\u2019s'."],
+      [{ a: 1 }, 'got {"a":1}.'],
+    ] as const) {
+      const more = { output_expires_after: { anchor: 'created_at', seconds } };
+      const answer = await postJson(api, '/v1/batches', body(input, more));
+      expect(errorOf(JSON.stringify(answer.body)).message).toContain(shown);
+    }
+  });
+});
+
 describe('bodies', () => {
   test('that are no JSON object are refused', async () => {
     await using api = await start();
@@ -92,7 +141,7 @@ describe('bodies', () => {
       ] as const) {
         const answer = await rawRequest(api.url + path, { method: 'POST', body: [text] });
         expect(answer.status).toBe(status);
-        const code = status === 413 ? 'content_size_limit_exceeded' : 'missing_required_parameter';
+        const code = status === 413 ? 'content_size_limit_exceeded' : 'unknown_parameter';
         expect(errorOf(answer.text).code).toBe(code);
       }
     }

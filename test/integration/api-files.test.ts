@@ -211,6 +211,8 @@ describe('uploads', () => {
       'invalid_value',
     ],
     ['two files', [...batchForm('x'), ...batchForm('y').slice(1)], 'file', 'invalid_form'],
+    ['an empty file', batchForm(''), 'file', 'empty_file'],
+    ['an empty file before its purpose', purposeLast(''), 'file', 'empty_file'],
     ['no filename', batchForm('x', ''), 'file', 'invalid_filename'],
     ['a long filename', batchForm('x', 'n'.repeat(256)), 'file', 'invalid_filename'],
     [

@@ -247,7 +247,7 @@ describe('a first that did not succeed', () => {
     await using api = await start();
     const input = await uploadInput(api);
     const refused = await post(api, body(input, { endpoint: '/v1/none' }), { key });
-    expect([refused.status, refused.code]).toEqual([400, 'invalid_type']);
+    expect([refused.status, refused.code]).toEqual([400, 'invalid_value']);
     expect((await post(api, body('file-none'), { key })).code).toBe('invalid_input_file');
     expect((await post(api, body(input), { key })).status).toBe(200);
   });

@@ -170,7 +170,7 @@ test.each([
   [
     'a category that is none',
     { name: 'x', categories: ['LLLM'] },
-    'invalid_type',
+    'invalid_value',
     'categories.0',
     /LLM, Audio/,
   ],

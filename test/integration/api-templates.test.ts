@@ -447,16 +447,16 @@ describe('what is wrong is refused with the field and the rule', () => {
 
   test.each([
     ['engine', undefined, 'missing_required_parameter', /spec\.engine/],
-    ['engine.type', 'vlm', 'invalid_type', /vllm, sglang, trtllm, lmdeploy, vipe, mock/],
+    ['engine.type', 'vlm', 'invalid_value', /vllm, sglang, trtllm, lmdeploy, vipe, mock/],
     ['engine.image', '', 'invalid_value', /1 to 2048 characters/],
-    ['engine.invocation', 'grpc', 'invalid_type', /http_server/],
+    ['engine.invocation', 'grpc', 'invalid_value', /http_server/],
     ['engine.serve_args', 'x', 'invalid_type', /a list of at most 200 texts/],
     ['engine.ready_timeout_seconds', 5, 'invalid_value', /from 10 to 86400/],
     ['engine.flavour', 'x', 'unknown_parameter', /'spec\.engine\.flavour'/],
-    ['model_source.type', 'git', 'invalid_type', /huggingface, s3, tos, local, hdfs/],
+    ['model_source.type', 'git', 'invalid_value', /huggingface, s3, tos, local, hdfs/],
     ['model_source.uri', '', 'invalid_value', /1 to 2048/],
     ['accelerator.count', 0, 'invalid_value', /from 1 to 1024/],
-    ['accelerator.interconnect', 'usb', 'invalid_type', /nvlink, pcie, ib/],
+    ['accelerator.interconnect', 'usb', 'invalid_value', /nvlink, pcie, ib/],
     ['parallelism.tp', 1.5, 'invalid_value', /whole number/],
     [
       'parallelism',
@@ -467,11 +467,11 @@ describe('what is wrong is refused with the field and the rule', () => {
     ['engine_args.max_num_seqs', '0', 'invalid_value', /whole number of at least 1/],
     ['engine_args.gpu_memory_utilization', 1.5, 'invalid_value', /above 0 and at most 1/],
     ['engine_args.x', ['a'], 'invalid_type', /a number, true or false/],
-    ['quantization.weight', 'fp4', 'invalid_type', /fp8, awq, gptq, int8, bf16, fp16/],
-    ['quantization.kv_cache', 'x', 'invalid_type', /fp8_e4m3/],
+    ['quantization.weight', 'fp4', 'invalid_value', /fp8, awq, gptq, int8, bf16, fp16/],
+    ['quantization.kv_cache', 'x', 'invalid_value', /fp8_e4m3/],
     ['supported_endpoints', [], 'invalid_value', /at least one of/],
-    ['supported_endpoints', ['/v1/images'], 'invalid_type', /\/v1\/rerank/],
-    ['deployment_mode', 'x', 'invalid_type', /dedicated, shared, external/],
+    ['supported_endpoints', ['/v1/images'], 'invalid_value', /\/v1\/rerank/],
+    ['deployment_mode', 'x', 'invalid_value', /dedicated, shared, external/],
     ['provider_config', {}, 'unknown_parameter', /spec\.provider_config/],
   ])('%s: %j', async (path, value, code, message) => {
     const answer = await send('POST', PATH, { name: 'x', spec: at(path, value) });

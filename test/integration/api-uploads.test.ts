@@ -432,7 +432,7 @@ describe('wrong input', () => {
     ['a long filename', { ...body, filename: 'n'.repeat(256) }, 'filename', 'invalid_value'],
     ['a filename that is none', { ...body, filename: 7 }, 'filename', 'invalid_type'],
     ['no purpose', { ...body, purpose: undefined }, 'purpose', 'missing_required_parameter'],
-    ['an unknown purpose', { ...body, purpose: 'batch_output' }, 'purpose', 'invalid_type'],
+    ['an unknown purpose', { ...body, purpose: 'batch_output' }, 'purpose', 'invalid_value'],
     ['no bytes', { ...body, bytes: undefined }, 'bytes', 'missing_required_parameter'],
     ['bytes as text', { ...body, bytes: '10' }, 'bytes', 'invalid_type'],
     ['no byte', { ...body, bytes: 0 }, 'bytes', 'invalid_value'],
@@ -450,7 +450,7 @@ describe('wrong input', () => {
       'another anchor',
       after({ anchor: 'now', seconds: 3_600 }),
       'expires_after.anchor',
-      'invalid_type',
+      'invalid_value',
     ],
     [
       'too short an expiry',

@@ -2,6 +2,7 @@ import { once } from 'node:events';
 import { request } from 'node:http';
 import { expect, inject, test } from 'vitest';
 import type { Inspection } from '../../src/api/validate.ts';
+import type { Offer } from '../../src/resources/contract.ts';
 import { rawRequest, startApi } from '../support/api.ts';
 import type { Overrides, TestApi } from '../support/api.ts';
 import { requestLine } from '../support/batch.ts';
@@ -62,6 +63,7 @@ test.for(BOTH)(
         total_lines: 3,
         bad_lines: 0,
         problems: { object: 'list', data: [], total: 0 },
+        warnings: { object: 'list', data: [] },
         models: ['m', 'other'],
         // Four letters of the role, and the content.
         estimated_input_tokens: 300,
@@ -139,13 +141,15 @@ test('what creating would refuse is refused alike', async () => {
     [{ ...good, endpoint: '/v1/nope' }, 'invalid_value', 'endpoint'],
     [{ ...good, completion_window: 'soon' }, 'invalid_completion_window', 'completion_window'],
     [{ ...good, aibrix: { validation: 'lax' } }, 'invalid_value', 'aibrix.validation'],
+    [{ ...good, aibrix: { validation: 1 } }, 'invalid_type', 'aibrix.validation'],
+    [{ ...good, aibrix_: {} }, 'unknown_parameter', 'aibrix_'],
   ];
   for (const [body, code, param] of wrong) {
     const { status, json } = await post(api, '/v1/batches/validate', body);
     const created = await post(api, '/v1/batches', body);
     expect([created.status, created.json]).toEqual([status, json]);
     expect([status, json.error.param]).toEqual([400, param]);
-    expect(['invalid_type', code]).toContain(json.error.code);
+    expect(json.error.code).toBe(code);
   }
   const lax = { input_dataset: id, endpoint: ENDPOINT, validation: 'lax' };
   const { status, json } = await post(api, '/api/v1/jobs/validate', lax);
@@ -153,6 +157,65 @@ test('what creating would refuse is refused alike', async () => {
   expect(json.error.message).toMatch(/'strict'.*'lenient'/);
   const { status: noGet } = await rawRequest(`${api.url}/v1/batches/validate`);
   expect(noGet).toBe(405);
+});
+
+/** An offer as the catalog of static engines makes it. */
+function offer(models: string[], more: Partial<Offer> = {}): Offer {
+  return {
+    provider: 'static',
+    id: 'http://engine:8000',
+    kind: 'engine',
+    type: '',
+    count: null,
+    vramGb: null,
+    pricePerHour: null,
+    stock: 'available',
+    region: '',
+    address: 'http://engine:8000',
+    models,
+    error: '',
+    checkedAt: 0,
+    ...more,
+  };
+}
+
+const SILENT = offer([], { error: 'http://engine:8000/v1/models does not answer.' });
+const WARNINGS: [string, Offer[], [string, RegExp][]][] = [
+  ['all are served', [offer(['m']), offer(['other'])], []],
+  [
+    'one is not served',
+    [offer(['m'])],
+    [['model_not_served', /the model 'other' now: .* Served are: m\.$/]],
+  ],
+  [
+    'some engine is silent',
+    [offer(['other']), SILENT],
+    [['model_not_served', /the model 'm' now: .*1 of 2 engines did not answer/]],
+  ],
+  ['all engines are silent', [SILENT], [['no_engine_answers', /None of the 1 .*api\/v1\/catalog/]]],
+  ['nobody knows of engines', [], []],
+  ['machines can be leased', [offer(['x']), offer([], { kind: 'machine' })], []],
+];
+test.for(WARNINGS)('%s: warnings, and the input is valid', async ([, offers, warnings]) => {
+  await using api = await start(() => ({ catalog: { offers: async () => offers } }));
+  const id = await upload(api, [line('a'), line('b', { model: 'other' })].join('\n'));
+  const common = { endpoint: ENDPOINT, completion_window: '24h' };
+  for (const [path, field] of BOTH) {
+    const { json } = await post(api, path, { [field]: id, ...common });
+    expect(json).toMatchObject({ valid: true, models: ['m', 'other'] });
+    expect(json.warnings).toEqual({
+      object: 'list',
+      data: warnings.map(([code, message]) => ({
+        code,
+        message: expect.stringMatching(message),
+        param: code === 'model_not_served' ? 'body.model' : null,
+      })),
+    });
+  }
+  const options = { base_url: 'http://elsewhere:8000' };
+  const aibrix = { runtime: { target: 'External', options } };
+  const { json } = await post(api, BOTH[0][0], { input_file_id: id, ...common, aibrix });
+  expect(json.warnings.data, 'of engines that nobody asks').toEqual([]);
 });
 
 /** An inspection that ends when it is told to, or with its signal. */

@@ -215,9 +215,9 @@ describe("a job's own webhook", () => {
   });
 
   const REFUSED = [
-    ['not a URL', 'nowhere', 'invalid_type', 'aibrix.webhook.url'],
-    ['another scheme', 'ftp://example.com/', 'invalid_type', 'aibrix.webhook.url'],
-    ['credentials', 'https://user:word@example.com/', 'invalid_type', 'aibrix.webhook.url'],
+    ['not a URL', 'nowhere', 'invalid_value', 'aibrix.webhook.url'],
+    ['another scheme', 'ftp://example.com/', 'invalid_value', 'aibrix.webhook.url'],
+    ['credentials', 'https://user:word@example.com/', 'invalid_value', 'aibrix.webhook.url'],
     ['loopback', 'http://127.0.0.1/', 'webhook_private_address', 'aibrix.webhook.url'],
     [
       'a name of this machine',
@@ -280,10 +280,10 @@ describe('registered endpoints', () => {
 
   test.for([
     [{}, 'missing_required_parameter', 'url'],
-    [{ url: 'mailto:a@b' }, 'invalid_type', 'url'],
+    [{ url: 'mailto:a@b' }, 'invalid_value', 'url'],
     [{ url: 'http://10.0.0.1/' }, 'webhook_private_address', 'url'],
     [{ url: 'https://example.com', events: [] }, 'invalid_value', 'events'],
-    [{ url: 'https://example.com', events: ['batch.done'] }, 'invalid_type', 'events.0'],
+    [{ url: 'https://example.com', events: ['batch.done'] }, 'invalid_value', 'events.0'],
     [{ url: 'https://example.com', events: 'all' }, 'invalid_type', 'events'],
   ] as const)('%j is refused', async ([body, code, param]) => {
     await using api = await startApi(inject('redisUrl'));

@@ -5,8 +5,6 @@ import type { IncomingHttpHeaders, Server } from 'node:http';
 import { request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { serve } from '@hono/node-server';
-import type { ServerType } from '@hono/node-server';
 import { Queue } from 'bullmq';
 import { Redis } from 'ioredis';
 import OpenAI from 'openai';
@@ -16,6 +14,7 @@ import { releaseByHand } from '../../processors/release-by-hand.ts';
 import type { SettleDeps } from '../../processors/deps.ts';
 import { createAdvance } from '../../queues/advance.ts';
 import { createApp } from '../../src/api/app.ts';
+import { createHttpServer } from '../../src/api/http-server.ts';
 import type { ApiDeps } from '../../src/api/app.ts';
 import { assemble } from '../../src/dispatcher/assemble.ts';
 import { readEntries } from '../../src/dispatcher/segments.ts';
@@ -110,11 +109,7 @@ export async function startApi(
       void observed.push({ route, method, status, seconds }),
   };
   const app = createApp({ ...base, ...overrides(base) });
-  const server = serve({
-    fetch: app.fetch,
-    port: 0,
-    hostname: '127.0.0.1',
-  });
+  const server = createHttpServer({ app, log: base.log }).listen(0, '127.0.0.1');
   await once(server, 'listening');
   const url = `http://127.0.0.1:${portOf(server)}`;
   async function stop(): Promise<void> {
@@ -150,6 +145,7 @@ function settling(store: Store): SettleDeps {
     add: nobodyServes,
     manager: createStaticManager({ engineUrls: ['http://engine:8000'] }),
     ahead: () => 2,
+    now: Date.now,
     log: pino({ level: 'silent' }),
   };
 }
@@ -171,16 +167,16 @@ async function stopJob(store: Store, id: string): Promise<JobRecord> {
   }
 }
 
-function portOf(server: ServerType): number {
+function portOf(server: Server): number {
   const address = server.address();
   if (address === null || typeof address === 'string') throw new Error('the server has no port');
   return address.port;
 }
 
-async function closeServer(server: ServerType): Promise<void> {
+async function closeServer(server: Server): Promise<void> {
   const closed = once(server, 'close');
   server.close();
-  (server as Server).closeAllConnections();
+  server.closeAllConnections();
   await closed;
 }
 

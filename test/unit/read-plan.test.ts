@@ -115,11 +115,24 @@ describe('what is wrong with a line', () => {
 
   test('bytes that are no UTF-8', async () => {
     const bytes = Buffer.concat([
-      Buffer.from(`${line(0)}\n{"a":"`),
+      Buffer.from(`${line(0)}\n{"\u00e4\ufffd":"`),
       Buffer.of(0xff),
       Buffer.from('"}'),
     ]);
-    expect(found(await read(bytes))).toEqual([['invalid_json_line', 2, null]]);
+    const plan = await read(bytes);
+    expect(found(plan)).toEqual([['invalid_json_line', 2, null]]);
+    expect(plan.errors[0]?.message).toMatch(/Column 8: bytes that are no UTF-8/);
+  });
+
+  test.for([
+    ['{"ä": "é" "b": 1}', /parseable as valid JSON\. Column 11: expected ',' or .* got '"'\.$/],
+    [`{"custom_id": "${'x'.repeat(500)}`, /Column 15: this text has no closing quote\.$/],
+    ["{'custom_id': 'a'}", /Column 2: .*a single quote/],
+  ] as const)('where and why a line is no JSON: %s', async ([bad, message]) => {
+    const plan = await read([line(0), bad].join('\n'));
+    expect(plan.errors[0]).toMatchObject({ code: 'invalid_json_line', line: 2 });
+    expect(plan.errors[0]?.message).toMatch(message);
+    expect(plan.errors[0]?.message.length).toBeLessThan(160);
   });
 
   test('lines are counted as an editor counts them: with blank ones, CRLF and a byte order mark', async () => {

@@ -113,7 +113,8 @@ async function create(c: ApiContext, deps: ModelsDeps): Promise<Response> {
 export async function findModel(deps: ModelsDeps, id: string): Promise<ModelRecord> {
   const model = isModelId(id) ? await deps.store.models.get(id) : null;
   if (model !== null) return model;
-  throw notFound('model_not_found', `There is no model '${id.slice(0, 100)}'.`, { param: 'id' });
+  const message = `There is no model '${id.slice(0, 100)}': GET /api/v1/models lists all.`;
+  throw notFound('model_not_found', message, { param: 'id' });
 }
 
 /** The Console's Model message with every one of its fields. */

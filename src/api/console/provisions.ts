@@ -119,9 +119,8 @@ async function find(c: ApiContext, deps: ProvisionsDeps): Promise<ProvisionRecor
 }
 
 function missing(id: string): never {
-  throw notFound('provision_not_found', `There is no provision '${id.slice(0, 100)}'.`, {
-    param: 'id',
-  });
+  const message = `There is no provision '${id.slice(0, 100)}': GET /api/v1/provisions lists all.`;
+  throw notFound('provision_not_found', message, { param: 'id' });
 }
 
 const CHOICE_RULE = `'rehome' (its job goes on with another provision) or 'end' (its job is cancelled, and keeps what was answered)`;

@@ -130,7 +130,7 @@ async function requireTemplate(
   if (template !== null) return template;
   throw notFound(
     'template_not_found',
-    `Model '${modelId.slice(0, 100)}' has no deployment template '${id.slice(0, 100)}'.`,
+    `Model '${modelId.slice(0, 100)}' has no deployment template '${id.slice(0, 100)}': GET /api/v1/models/${modelId.slice(0, 100)}/deployment-templates lists all.`,
     { param: 'id' },
   );
 }
@@ -226,7 +226,10 @@ async function choose(deps: TemplatesDeps, wish: TemplateWish): Promise<Template
     ]);
   }
   const what = version === '' ? '' : ` of version '${clip(version)}'`;
-  const others = named.length === 0 ? '' : ` It has ${versionsOf(named)}.`;
+  const others =
+    named.length === 0
+      ? ' GET /api/v1/models/{model_id}/deployment-templates lists those of a model.'
+      : ` It has ${versionsOf(named)}.`;
   throw refusal(wish, 'NotFound', 'template_not_found', [
     `There is no template '${clip(name)}'${what}${where}.${others}`,
   ]);

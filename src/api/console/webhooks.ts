@@ -6,7 +6,8 @@ import type { JobRecord } from '../../domain/job.ts';
 import { TEST_EVENT, WEBHOOK_EVENTS } from '../../domain/webhook.ts';
 import type { WebhookAttempt, WebhookEndpoint } from '../../domain/webhook.ts';
 import type { Webhooks } from '../../store/webhooks.ts';
-import { parse, readJson } from '../body.ts';
+import { exactObject, parse, readJson } from '../body.ts';
+import { jobNotFound } from '../find-job.ts';
 import { derivedText, isJobId, randomText } from '../ids.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
@@ -48,7 +49,7 @@ export function webhookRoutes(deps: WebhooksDeps): Route[] {
 
 const EVENTS_RULE = `a list of one or more of ${WEBHOOK_EVENTS.join(', ')}`;
 
-export const createSchema = v.object({
+export const createSchema = exactObject({
   url: webhookUrlSchema,
   events: v.nullish(
     v.pipe(
@@ -145,9 +146,7 @@ async function test(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
 async function ofJob(c: ApiContext, deps: WebhooksDeps): Promise<Response> {
   const id = pathId(c);
   const job = isJobId(id) ? await deps.store.jobs.get(id) : null;
-  if (job === null) {
-    throw notFound('job_not_found', `There is no job '${id.slice(0, 100)}'.`, { param: 'id' });
-  }
+  if (job === null) throw jobNotFound(id);
   return c.json(deliveriesView(await deps.store.webhooks.attempts(id)));
 }
 
@@ -163,9 +162,8 @@ function isWebhookId(text: string): boolean {
 }
 
 function webhookNotFound(id: string): SluiceError {
-  return notFound('webhook_not_found', `There is no webhook '${id.slice(0, 100)}'.`, {
-    param: 'id',
-  });
+  const message = `There is no webhook '${id.slice(0, 100)}': GET /api/v1/webhooks lists all.`;
+  return notFound('webhook_not_found', message, { param: 'id' });
 }
 
 /** Without the secret, which is shown once, to whoever creates it. */

@@ -9,7 +9,15 @@ export const TAGS = {
   Jobs: 'The same batches as jobs of the Console API, with all that OpenAI has no words for.',
   Models: 'Models, and the deployment templates that say how they are served.',
   Provisions: 'Machines and engines on which jobs run.',
-  Webhooks: 'Who is told how batches end, signed as Standard Webhooks are.',
+  Webhooks:
+    'Who is told how batches end, signed as [Standard Webhooks](https://www.standardwebhooks.com) are. To verify one, ' +
+    'take the headers `webhook-id`, `webhook-timestamp` and `webhook-signature` and the body byte by byte as it came, ' +
+    'before any parser. Decode what stands behind `whsec_` in the secret as base64: that is the key. Make ' +
+    '`base64(HMAC-SHA256(key, id + "." + timestamp + "." + body))` and compare it, in constant time, with what stands ' +
+    'behind `v1,` in each of the signatures, which spaces part: one that is equal is enough. Refuse a timestamp that ' +
+    'is more than five minutes away, and an id that you have had before. An endpoint of `/api/v1/webhooks` has the ' +
+    "secret that its creation answered; the webhook of a single batch is signed with the server's `WEBHOOK_SECRET`. " +
+    'The libraries of Standard Webhooks, and `client.webhooks.unwrap(body, headers, secret)` of the OpenAI SDKs, do all of it.',
   Operations: 'For those who run the server.',
 } as const;
 export type Tag = keyof typeof TAGS;

@@ -8,6 +8,12 @@ import type { Answer, Docs } from './operation.ts';
 
 const count = v.pipe(v.number(), v.integer(), v.minValue(0));
 
+const WARNINGS =
+  'What may keep a batch waiting and does not make it invalid: `model_not_served` names a model of the input that no ' +
+  'engine of `ENGINE_URLS` serves, `no_engine_answers` says that none could be asked. The engines are asked for their ' +
+  '`/v1/models` as for `/api/v1/catalog`, each for at most 2 seconds, and the answer is used for 10. Engines that the ' +
+  'request names in `aibrix.runtime` are not asked.';
+
 const validationSchema = v.object({
   object: v.literal('batch.validation'),
   valid: v.pipe(v.boolean(), v.description('Whether a batch from this body would be run.')),
@@ -32,6 +38,15 @@ const validationSchema = v.object({
     ),
     total: count,
   }),
+  warnings: v.pipe(
+    v.object({
+      object: v.literal('list'),
+      data: v.array(
+        v.object({ code: v.string(), message: v.string(), param: v.nullable(v.string()) }),
+      ),
+    }),
+    v.description(WARNINGS),
+  ),
   models: v.array(v.string()),
   estimated_input_tokens: v.pipe(
     count,
@@ -51,7 +66,7 @@ const DESCRIPTION =
 
 const problem = {
   code: 'invalid_json_line',
-  message: 'This line is not parseable as valid JSON.',
+  message: "This line is not parseable as valid JSON. Column 1: expected a value, got 'n'.",
   line: 17,
   param: null,
 };
@@ -71,6 +86,7 @@ const answer: Answer = {
       problems: [problem],
       estimate: { inputTokens: 6_120, maxOutputTokens: 12_736, unlimited: 0 },
     },
+    [],
   ),
 };
 

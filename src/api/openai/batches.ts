@@ -49,7 +49,7 @@ const expirySchema = exactObject({
     v.maxValue(EXPIRES_AFTER_SECONDS.max, EXPIRY_RULE),
   ),
 });
-export const createSchema = v.object({
+export const createSchema = exactObject({
   input_file_id: v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)),
   endpoint: endpointSchema,
   completion_window: v.string('a text such as 24h'),

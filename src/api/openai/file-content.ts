@@ -49,10 +49,17 @@ export async function sendContent(
   // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
   if (c.req.method === 'HEAD') return c.body(null, 200, headers);
   const stream = await storage.get(fileKey(file.id), { start, end });
-  const body = streamBody(c, isGzip ? gzipped(stream) : stream, (err) =>
-    c.var.log.error({ err, file: file.id }, 'reading a file failed'),
-  );
+  const body = bodyOf(c, file, stream, isGzip ? null : end - start);
   return c.body(body, range === null ? 200 : 206, headers);
+}
+
+/** `bytes`: how many the stream has; null where they are to be compressed. */
+function bodyOf(c: ApiContext, file: FileRecord, stream: Readable, bytes: number | null) {
+  const source = bytes === null ? gzipped(stream) : stream;
+  function onError(err: Error): void {
+    c.var.log.error({ err, file: file.id }, 'reading a file failed');
+  }
+  return streamBody(c, source, onError, bytes ?? undefined);
 }
 
 function contentType({ purpose, mimeType }: FileRecord): string {

@@ -42,7 +42,7 @@ export async function receiveFile<Stored>(
       fields.set(name, value);
       return WRONG[name](value);
     },
-    end: () => missingField(fields),
+    end: (bytes) => missingField(fields) ?? (bytes === 0 ? empty() : null),
     maxBytes: () =>
       fields.get('purpose') === 'batch'
         ? Math.min(limits.maxBatchFileBytes, limits.maxFileBytes)
@@ -96,6 +96,12 @@ function missingField(fields: ReadonlyMap<string, string>): SluiceError | null {
   if (!fields.has('purpose')) return missing('purpose');
   if (fields.has(SECONDS) && !fields.has(ANCHOR)) return missing(ANCHOR);
   return fields.has(ANCHOR) && !fields.has(SECONDS) ? missing(SECONDS) : null;
+}
+
+/** As OpenAI refuses it, before a batch over it would fail. */
+function empty(): SluiceError {
+  const message = 'File is empty: upload one with at least one byte.';
+  return invalidInput('empty_file', message, { param: 'file' });
 }
 
 function isField(name: string): name is Field {

@@ -68,7 +68,8 @@ function sized(c: ApiContext, value: object): Response {
 async function findFile(deps: FilesDeps, id: string): Promise<FileRecord> {
   const file = isFileId(id) ? await deps.store.files.get(id) : null;
   if (file !== null && !isExpired(file, Date.now())) return file;
-  throw notFound('file_not_found', `There is no file '${id.slice(0, 100)}'.`, { param: 'id' });
+  const message = `There is no file '${id.slice(0, 100)}': GET /v1/files lists all.`;
+  throw notFound('file_not_found', message, { param: 'id' });
 }
 
 async function upload(c: ApiContext, deps: FilesDeps): Promise<Response> {

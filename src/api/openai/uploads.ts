@@ -8,7 +8,7 @@ import type { UploadPart, UploadRecord } from '../../domain/upload.ts';
 import type { Storage } from '../../storage/contract.ts';
 import type { Files } from '../../store/files.ts';
 import type { Uploads } from '../../store/uploads.ts';
-import { canonicalJson, parse, readJson } from '../body.ts';
+import { canonicalJson, exactObject, parse, readJson } from '../body.ts';
 import { derivedText, isUploadId, randomText, sha256 } from '../ids.ts';
 import { MAX_FILENAME } from '../multipart.ts';
 import { pathId } from '../routes.ts';
@@ -69,7 +69,7 @@ const SECONDS_RULE = `an integer of seconds from ${min} to ${max}`;
 const NAME_RULE = `a name of 1 to ${MAX_FILENAME} characters`;
 const BYTES_RULE = 'the size of the whole file as an integer of at least 1';
 const TYPE_RULE = 'a media type such as application/jsonl';
-export const createUploadSchema = v.object({
+export const createUploadSchema = exactObject({
   filename: v.pipe(
     v.string(NAME_RULE),
     v.nonEmpty(NAME_RULE),
@@ -193,7 +193,7 @@ function tooManyParts(id: string): SluiceError {
 const IDS_RULE = `a list of 1 to ${MAX_PARTS} ids of parts, in the order of their bytes`;
 const ID_RULE = 'the id of a part';
 const MD5_RULE = 'the MD5 of the whole file as 32 hexadecimal digits';
-export const completeUploadSchema = v.object({
+export const completeUploadSchema = exactObject({
   part_ids: v.pipe(
     v.array(v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)), IDS_RULE),
     v.minLength(1, IDS_RULE),
