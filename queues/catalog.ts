@@ -1,5 +1,6 @@
 import * as v from 'valibot';
-import type { QueueName } from '../src/domain/job.ts';
+import { JOB_CLASSES } from '../src/domain/job.ts';
+import type { JobClass, QueueName } from '../src/domain/job.ts';
 
 /** All that a queue carries: which record, and the wake that its state was scheduled under. */
 export const payload = v.strictObject({
@@ -12,12 +13,17 @@ export interface QueueSpec {
   /** Deliveries worked on at once in one process. */
   concurrency: number;
   /** Priority of a delivery; 0, where it is not said, goes before any other. */
-  priority?: (entity: string) => number;
+  priority?: (delivery: Pick<Delivery, 'entity' | 'jobClass'>) => number;
 }
 
 /** Assembling a file may take minutes; what waits to be given back goes first. */
-function provisionsFirst(entity: string): number {
+function provisionsFirst({ entity }: Pick<Delivery, 'entity'>): number {
   return entity.startsWith('job_') ? 1 : 0;
+}
+
+/** Shards of one class take turns: each job has but a few in the queue. */
+function byClass({ jobClass = 'normal' }: Pick<Delivery, 'jobClass'>): number {
+  return JOB_CLASSES.indexOf(jobClass) + 1;
 }
 
 /** The five queues. `dispatch` holds shards only; its concurrency follows the room at the engines. */
@@ -25,7 +31,7 @@ export const QUEUES: Readonly<Record<QueueName, QueueSpec>> = {
   planning: { concurrency: 10 },
   provisioning: { concurrency: 50 },
   submission: { concurrency: 50 },
-  dispatch: { concurrency: 1 },
+  dispatch: { concurrency: 1, priority: byClass },
   release: { concurrency: 10, priority: provisionsFirst },
 };
 
@@ -40,6 +46,8 @@ export interface Delivery {
   queue: QueueName;
   entity: string;
   wake: number;
+  /** Of a shard, its job's class. */
+  jobClass?: JobClass;
 }
 
 /** Name of a delivery: BullMQ refuses `:` in ids and adds an id that is there only once. */

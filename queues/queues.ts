@@ -1,18 +1,24 @@
 import { Queue } from 'bullmq';
 import type { Redis } from 'ioredis';
+import * as v from 'valibot';
 import type { QueueName } from '../src/domain/job.ts';
 import { QUEUE_NAMES } from '../src/domain/job.ts';
-import { deliveryId, QUEUES } from './catalog.ts';
+import { deliveryId, payload, QUEUES } from './catalog.ts';
 import type { Delivery, Payload } from './catalog.ts';
 
 /** Retries of a delivery never run out: what a job ends as is the record's to say, not the queue's. */
 const ATTEMPTS = 1_000_000;
 
 export interface Queues {
-  /** Adds a delivery; one of the same queue, entity and wake that is there already is left alone. */
-  add(delivery: Delivery): Promise<void>;
+  /**
+   * Adds a delivery; one of the same queue, entity and wake that is there already is left alone. `first` puts it
+   * before all that wait.
+   */
+  add(delivery: Delivery, options?: { first?: boolean }): Promise<void>;
   /** Whether BullMQ holds the delivery: waiting, delayed or being worked on. */
   isLive(delivery: Delivery): Promise<boolean>;
+  /** What the process of that name (`startWorker`) has in hand, or had when it died; longest in hand first. */
+  inHandOf(name: string): Promise<Delivery[]>;
   /** BullMQ's own queues, for its board and for metrics. */
   all: readonly Queue<Payload>[];
   close(): Promise<void>;
@@ -51,18 +57,31 @@ export function createQueues(
   } satisfies Record<QueueName, Queue<Payload>>;
   return {
     all: QUEUE_NAMES.map((name) => queues[name]),
-    async add(delivery) {
+    async add(delivery, { first = false } = {}) {
       const { queue, entity, wake } = delivery;
-      const priority = QUEUES[queue].priority?.(entity) ?? 0;
+      const priority = QUEUES[queue].priority?.(delivery) ?? 0;
       await queues[queue].add(
         queue,
         { id: entity, wake },
-        { jobId: deliveryId(delivery), priority },
+        // One without a priority goes before all that have one.
+        { jobId: deliveryId(delivery), ...(first ? { lifo: true } : { priority }) },
       );
     },
     async isLive(delivery) {
       const state = await queues[delivery.queue].getJobState(deliveryId(delivery));
       return state !== 'unknown' && state !== 'completed' && state !== 'failed';
+    },
+    async inHandOf(name) {
+      const found = await Promise.all(
+        QUEUE_NAMES.map(async (queue) => {
+          const active = await queues[queue].getActive();
+          return active
+            .filter((job) => job.processedBy === name && v.is(payload, job.data))
+            .toSorted((a, b) => (a.processedOn ?? 0) - (b.processedOn ?? 0))
+            .map(({ data }) => ({ queue, entity: data.id, wake: data.wake }));
+        }),
+      );
+      return found.flat();
     },
     async close() {
       await Promise.all(QUEUE_NAMES.map((name) => queues[name].close()));

@@ -14,6 +14,8 @@ export interface Task extends Payload {
   signal: AbortSignal;
   /** Aborted when the lock is lost: somebody else may work on the same record now. */
   lockLost: AbortSignal;
+  /** It was added before all that wait. */
+  first?: boolean;
 }
 
 /** `done`, or to be looked at again in so many ms under the same wake. */
@@ -43,6 +45,8 @@ interface WorkerOptions<Deps> {
   queue: QueueName;
   connection: Redis;
   namespace: string;
+  /** Of this process: with one, each delivery says who works on it. */
+  name?: string;
   processor: Processor<Deps>;
   deps: Deps;
   /** Aborts every task in hand: the process stops. */
@@ -61,13 +65,14 @@ function backoff(attemptsMade: number): number {
 
 /** The one adapter to BullMQ: a delivery is parsed, processed, and ended, delayed or retried by what came of it. */
 export function startWorker<Deps>(options: WorkerOptions<Deps>): QueueWorker {
-  const { queue, connection, namespace, onError } = options;
+  const { queue, connection, namespace, name, onError } = options;
   // Three parameters and no default: BullMQ makes an abort signal only for a function of that length.
   const worker = new Worker<Payload>(
     queue,
     async (job, token, signal) => work(options, job, token, signal),
     {
       connection,
+      ...(name === undefined ? {} : { name }),
       prefix: queuePrefix(namespace, queue),
       concurrency: QUEUES[queue].concurrency,
       lockDuration: LOCK.durationMs,
@@ -128,7 +133,8 @@ async function work<Deps>(
   let verdict: Verdict;
   try {
     const either = AbortSignal.any([stopping, lockLost]);
-    verdict = await processor({ ...parsed.output, signal: either, lockLost }, deps);
+    const first = job.opts.lifo === true;
+    verdict = await processor({ ...parsed.output, signal: either, lockLost, first }, deps);
   } catch (error) {
     const action = queueAction(error);
     report(action, error);

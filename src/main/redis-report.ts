@@ -9,8 +9,18 @@ import type { Logger } from '../observability/log.ts';
 const SLOW_FSYNC_MS = 3;
 const FSYNC_SAMPLES = 9;
 
+/** Says how durable writes to Redis are and what that costs here. */
+export async function reportDurability(
+  redis: Redis,
+  settings: Settings,
+  log: Logger,
+): Promise<void> {
+  await reportRedis(redis, settings, log);
+  await reportDisk(settings, log);
+}
+
 /** Says under which durability somebody else's Redis runs; ours is set up as it has to be. */
-export async function reportRedis(redis: Redis, settings: Settings, log: Logger): Promise<void> {
+async function reportRedis(redis: Redis, settings: Settings, log: Logger): Promise<void> {
   if (settings.redisUrl === undefined && settings.storeUri === undefined) return;
   try {
     const [, appendonly] = await redis.config('GET', 'appendonly');
@@ -49,7 +59,7 @@ export async function measureFsync(directory: string): Promise<number> {
 }
 
 /** Says what the disk costs where our own Redis waits for it. */
-export async function reportDisk(settings: Settings, log: Logger): Promise<void> {
+async function reportDisk(settings: Settings, log: Logger): Promise<void> {
   if (settings.redisUrl !== undefined || settings.redisFsync !== 'always') return;
   const fsyncMs = Math.round((await measureFsync(settings.dataDir)) * 100) / 100;
   if (fsyncMs <= SLOW_FSYNC_MS) log.debug({ fsyncMs }, 'disk measured');

@@ -1,6 +1,7 @@
 import type { Role, Settings } from '../../config/schema.ts';
 import type { Load } from '../dispatcher/dispatcher.ts';
 import type { Logger } from '../observability/log.ts';
+import { startSupervisor } from './supervisor.ts';
 import { startSweeper } from './sweeper.ts';
 import { openSystem } from './system.ts';
 import { startWorkers } from './worker.ts';
@@ -8,7 +9,7 @@ import { startWorkers } from './worker.ts';
 export interface RunningServer {
   /** Where the API answers; null without the role. */
   url: string | null;
-  /** What this process has in hand; null without the worker's role. */
+  /** What this process and its worker processes have in hand; null without the worker's role. */
   load(): Load | null;
   /** Stops cleanly: no new work, a grace for what is in hand, shards given back. */
   close(): Promise<void>;
@@ -38,7 +39,8 @@ export async function startServer(options: {
       closers.push(() => sweeper.close());
     }
     if (system.roles.includes('worker')) {
-      const worker = await startWorkers(system);
+      const start = settings.workerProcesses > 0 ? startSupervisor : startWorkers;
+      const worker = await start(system);
       ({ load } = worker);
       closers.push(() => worker.close());
     }

@@ -1,3 +1,5 @@
+import { randomBytes } from 'node:crypto';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import type { Redis } from 'ioredis';
 import { connectRedis } from '../../queues/connection.ts';
@@ -14,7 +16,7 @@ import { createStore } from '../store/store.ts';
 import type { Store } from '../store/store.ts';
 import { ensureFolder } from './data-dir.ts';
 import { openEmbeddedRedis } from './embedded-redis.ts';
-import { reportDisk, reportRedis } from './redis-report.ts';
+import { reportDurability } from './redis-report.ts';
 import { soon } from './soon.ts';
 
 export interface SystemOptions {
@@ -23,6 +25,8 @@ export interface SystemOptions {
   /** Begins the keys of queues and indexes; processes of one namespace work together. */
   namespace?: string;
   roles?: readonly Role[];
+  /** Its name where somebody else gave it one: who did has said already what is to be said of Redis and disk. */
+  name?: string;
 }
 
 const FIRST_PING_MS = 10_000;
@@ -47,6 +51,8 @@ export interface System {
   log: Logger;
   namespace: string;
   roles: readonly Role[];
+  /** Of this process, among all that there ever are. */
+  name: string;
   metrics: Metrics;
   storage: Storage;
   /** For workers and the sweeper: a command waits for Redis, however long it is away. */
@@ -65,6 +71,7 @@ export async function openSystem({
   log,
   namespace = 'sluice',
   roles = settings.roles,
+  name,
 }: SystemOptions): Promise<System> {
   const closers: (() => Promise<void>)[] = [];
   async function close(): Promise<void> {
@@ -91,8 +98,7 @@ export async function openSystem({
     }
     const [waiting, failing] = [connectBoth(true), connectBoth(false)];
     await Promise.all([ping(failing.records, urls.store), ping(failing.queues, urls.queues)]);
-    await reportRedis(failing.records, settings, log);
-    await reportDisk(settings, log);
+    if (name === undefined) await reportDurability(failing.records, settings, log);
     const storage = createStorage({
       type: settings.storageType,
       directory: join(settings.dataDir, 'storage'),
@@ -102,12 +108,17 @@ export async function openSystem({
       await Promise.all([patient.queues.close(), impatient.queues.close()]);
     });
     await claim(patient.store, storage);
-    const metrics = createMetrics();
-    return { settings, log, namespace, roles, metrics, storage, patient, impatient, close };
+    const own = { settings, log, namespace, roles, name: name ?? newProcessName(process.pid) };
+    return { ...own, metrics: createMetrics(), storage, patient, impatient, close };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+/** Tells a process from all others, and a person where to look for it. */
+export function newProcessName(what: string | number): string {
+  return `${hostname()}-${what}-${randomBytes(4).toString('hex')}`;
 }
 
 async function openRedis(

@@ -1,4 +1,11 @@
-import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client';
+import {
+  AggregatorRegistry,
+  collectDefaultMetrics,
+  Counter,
+  Gauge,
+  Histogram,
+  Registry,
+} from 'prom-client';
 
 /** Everything that a process counts. Labels are bounded: states, queues, routes; never ids. */
 export interface Metrics {
@@ -13,13 +20,28 @@ export interface Metrics {
   budgetBytes: Gauge;
   queued: Gauge<'queue' | 'state'>;
   jobsFinished: Counter<'outcome'>;
+  /** What this process counted, for another one that renders it; it survives structured cloning. */
+  snapshot(): Promise<Snapshot>;
+  /** From now on `render` adds what these other processes counted. */
+  include(others: () => Promise<Snapshot[]>): void;
   render(): Promise<{ contentType: string; body: string }>;
+}
+
+export type Snapshot = Awaited<ReturnType<Registry['getMetricsAsJSON']>>;
+
+/** What stays true of a process that has ended: what it counted, and none of its gauges. */
+export async function endedSnapshot(snapshots: readonly Snapshot[]): Promise<Snapshot> {
+  const counted = snapshots.map((each) =>
+    each.filter(({ type }) => String(type) === 'counter' || String(type) === 'histogram'),
+  );
+  return AggregatorRegistry.aggregate(counted).getMetricsAsJSON();
 }
 
 /** Makes a process's own registry. */
 export function createMetrics(): Metrics {
   const registry = new Registry();
   const registers = [registry];
+  let others: (() => Promise<Snapshot[]>) | undefined;
   collectDefaultMetrics({ register: registry });
   function counter<L extends string = never>(
     name: string,
@@ -60,8 +82,15 @@ export function createMetrics(): Metrics {
     jobsFinished: counter('sluice_jobs_finished_total', 'Jobs that ended, by outcome.', [
       'outcome',
     ]),
+    snapshot: () => registry.getMetricsAsJSON(),
+    include(source) {
+      others = source;
+    },
     async render() {
-      return { contentType: registry.contentType, body: await registry.metrics() };
+      const { contentType } = registry;
+      if (others === undefined) return { contentType, body: await registry.metrics() };
+      const all = [await registry.getMetricsAsJSON(), ...(await others())];
+      return { contentType, body: await AggregatorRegistry.aggregate(all).metrics() };
     },
   };
 }
