@@ -1,0 +1,177 @@
+import { expect, test } from 'vitest';
+import { admit, admitAtOnce, admitFreely, estimateTokens } from '../../src/dispatcher/admit.ts';
+import type { Admission } from '../../src/dispatcher/admit.ts';
+import type { Engine } from '../../src/dispatcher/engine.ts';
+import { createLimiter } from '../../src/dispatcher/limiter.ts';
+import { createRoom } from '../../src/dispatcher/room.ts';
+import type { Tenant } from '../../src/dispatcher/room.ts';
+import { draw, freshBucket, NO_LIMITS } from '../../src/domain/rate-limit.ts';
+import type { Bucket, RateLimits } from '../../src/domain/rate-limit.ts';
+import { createVirtualClock } from '../support/virtual-clock.ts';
+
+const NEVER = new AbortController().signal;
+const RARELY = { requestsPerSecond: 0.01, tokensPerMinute: null };
+
+function fakeEngine(address: string): Engine {
+  const engine: Engine = {
+    address,
+    isOpen: false,
+    inFlight: 0,
+    get load() {
+      return engine.inFlight;
+    },
+    seed: 1,
+    key: null,
+    window: {
+      limit: 1_000,
+      processes: 1,
+      answered() {},
+      rejected() {},
+      timedOut() {},
+      wasFull() {},
+      close() {},
+    },
+    send: async () => Promise.reject(new Error('nobody sends here')),
+    async doubt() {},
+    async close() {},
+  };
+  return engine;
+}
+
+/** A room with one place for each job at each engine, and limits over buckets in memory. */
+function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS) {
+  const clock = createVirtualClock();
+  const room = createRoom();
+  const buckets = new Map<string, Bucket>();
+  let ops = 0;
+  const limiter = createLimiter({
+    clock,
+    engineLimits,
+    keyLimits: NO_LIMITS,
+    newOp: () => `op-${(ops += 1)}`,
+    onChange: () => room.kick(),
+    onError() {},
+    async draw(name, _op, perSecond, units) {
+      const bucket = buckets.get(name) ?? freshBucket(perSecond, clock.now());
+      const reply = draw(bucket, perSecond, units, clock.now());
+      buckets.set(name, reply.bucket);
+      return reply;
+    },
+  });
+  function openJob(id: string, limits: RateLimits = NO_LIMITS) {
+    const tenant: Tenant = {
+      rank: 1,
+      cap: () => 1,
+      mayAsk: ({ address }) => limiter.isOpen(id, address),
+      isAdaptive: false,
+      engines: () => engines,
+      inHand: 0,
+      inFlight: new Map(),
+    };
+    const wish = { tenant, model: null, affinity: null };
+    const job = { id, limits };
+    const asking = (stop: AbortSignal) => ({ body: Buffer.from('{}'), job, wish, stop });
+    return { wish, job, asking };
+  }
+  return { clock, room, limiter, openJob, deps: { room, limiter } };
+}
+
+function watch(admitting: Promise<Admission | null>): { got: Admission | null | undefined } {
+  const seen: { got: Admission | null | undefined } = { got: undefined };
+  void admitting.then((found) => {
+    seen.got = found;
+  });
+  return seen;
+}
+
+test('where no limit applies a line goes at once', () => {
+  const engine = fakeEngine('http://a');
+  const { limiter, openJob } = createWorld([engine]);
+  const { job } = openJob('job_a');
+  expect(admitFreely(engine, job, limiter)).toEqual({ engine, permit: null });
+  expect(admitFreely(engine, openJob('job_b', RARELY).job, limiter)).toBeNull();
+});
+
+test('a line that waits for its permit holds no place, and only one of its job stands in line', async () => {
+  const engine = fakeEngine('http://a');
+  const { clock, room, openJob, deps } = createWorld([engine]);
+  const { wish, asking } = openJob('job_a', RARELY);
+  const first = room.tryTakeFresh(wish);
+  const sent = watch(admit(first ?? engine, asking(NEVER), deps));
+  await clock.advance(10);
+  expect(sent.got?.engine).toBe(engine);
+  room.give(engine, wish.tenant);
+
+  const second = room.tryTakeFresh(wish);
+  expect(second).toBe(engine);
+  const stop = new AbortController();
+  const waiting = watch(admit(engine, asking(stop.signal), deps));
+  await clock.advance(1_000);
+  expect(waiting.got).toBeUndefined();
+  expect(engine.inFlight).toBe(0);
+  expect(room.tryTakeFresh(wish), 'the next would only wait as well').toBeNull();
+  expect(room.tryTakeFresh(openJob('job_b').wish)).toBe(engine);
+
+  stop.abort();
+  await clock.advance(10);
+  expect(waiting.got).toBeNull();
+  expect(engine.inFlight).toBe(1);
+  expect(room.tryTakeFresh(wish)).toBe(engine);
+});
+
+test('a permit for an engine whose place went to others is given back', async () => {
+  const [a, b] = [fakeEngine('http://a'), fakeEngine('http://b')];
+  const { clock, room, openJob, deps, limiter } = createWorld([a, b], {
+    requestsPerSecond: 0.5,
+    tokensPerMinute: null,
+  });
+  const { wish, asking } = openJob('job_a');
+  // One goes, so that the next one waits for leave.
+  for (const engine of [a, b]) {
+    expect(room.tryTakeFresh(wish)).toBe(engine);
+    const sent = watch(admit(engine, asking(NEVER), deps));
+    await clock.advance(10);
+    expect(sent.got?.engine).toBe(engine);
+  }
+  room.give(a, wish.tenant);
+  expect(room.tryTakeFresh(wish)).toBe(a);
+  const waiting = watch(admit(a, asking(NEVER), deps));
+  await clock.advance(1_000);
+  expect(waiting.got).toBeUndefined();
+  // While it waits the engine becomes the busier one.
+  wish.tenant.inFlight.set(a, 1);
+  room.give(b, wish.tenant);
+  await clock.advance(1_500);
+  expect(waiting.got?.engine).toBe(b);
+  wish.tenant.inFlight.set(a, 0);
+  const again = { jobId: 'job_a', engine: a.address, key: null, limits: NO_LIMITS };
+  const unused = watch(
+    limiter.permit(again, 0, NEVER).then((permit) => permit && { engine: a, permit }),
+  );
+  await clock.advance(50);
+  expect(unused.got?.permit).toBeTruthy();
+});
+
+test('what is not worth waiting for gets leave at once or not at all', async () => {
+  const engine = fakeEngine('http://a');
+  const { clock, room, openJob, deps, limiter } = createWorld([engine]);
+  const { wish, job, asking } = openJob('job_a', RARELY);
+  expect(room.tryTakeFresh(wish)).toBe(engine);
+  const sent = watch(admit(engine, asking(NEVER), deps));
+  await clock.advance(10);
+  expect(sent.got?.permit).toBeTruthy();
+  expect(admitAtOnce(engine, Buffer.from('{}'), job, limiter)).toBeNull();
+  expect(admitAtOnce(engine, Buffer.from('{}'), openJob('b').job, limiter)).toEqual({
+    engine,
+    permit: null,
+  });
+});
+
+test('an estimate is text by four and the output that the body allows', () => {
+  const estimate = (body: object) => estimateTokens(Buffer.from(JSON.stringify(body)));
+  const messages = [{ role: 'user', content: 'x'.repeat(396) }];
+  expect(estimate({ messages, max_tokens: 50 })).toBe(150);
+  expect(estimate({ messages, max_tokens: 50, n: 3 })).toBe(250);
+  expect(estimate({ messages })).toBe(1_100);
+  expect(estimateTokens(Buffer.from('no json!'))).toBe(1_002);
+});
