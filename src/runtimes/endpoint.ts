@@ -14,20 +14,20 @@ interface EndpointOptions {
   engineApiKey: string | undefined;
   /** Only these get the key: a batch may name any address, whose owner must not learn it. */
   engineUrls: readonly string[];
-  /** How long an engine may stay silent before headers and between bytes, ms. */
-  requestTimeout: number;
+  /** How long an engine may take to accept a connection, ms. How long it may take for an answer is the sender's to say. */
+  connectTimeout: number;
 }
 
 /** Reaches an engine at its own HTTP address: one that runs already. */
 export function createEndpointRuntime(options: EndpointOptions): Runtime {
-  const { engineApiKey: key, engineUrls, requestTimeout } = options;
+  const { engineApiKey: key, engineUrls, connectTimeout } = options;
   function headersFor(address: string): Record<string, string> {
     return key === undefined || !engineUrls.includes(address)
       ? {}
       : { authorization: `Bearer ${key}` };
   }
   return {
-    connect: (address) => connectEndpoint(address, headersFor(address), requestTimeout),
+    connect: (address) => connectEndpoint(address, headersFor(address), connectTimeout),
     async look(address, models, signal) {
       const headers = headersFor(address);
       try {
@@ -48,15 +48,13 @@ export function createEndpointRuntime(options: EndpointOptions): Runtime {
 function connectEndpoint(
   address: string,
   headers: Record<string, string>,
-  requestTimeout: number,
+  connectTimeout: number,
 ): Connection {
   const url = new URL(address);
   const pool = new Pool(url.origin, {
     connections: null,
     pipelining: 1,
-    headersTimeout: requestTimeout,
-    bodyTimeout: requestTimeout,
-    connectTimeout: 10_000,
+    connectTimeout,
     // uvicorn closes an idle connection after 5 s: let go of it first, else a request meets the closing socket.
     keepAliveTimeout: 4_000,
     keepAliveMaxTimeout: 4_000,

@@ -15,7 +15,7 @@ const bodies = readFileSync(path, 'utf8')
   });
 const connection = createEndpointRuntime({
   engineApiKey: undefined,
-  requestTimeout: 60_000,
+  connectTimeout: 10_000,
   engineUrls: [],
 }).connect(url);
 let next = 0;

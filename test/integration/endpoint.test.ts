@@ -55,7 +55,7 @@ async function look(
   const runtime = createEndpointRuntime({
     engineApiKey,
     engineUrls: [address],
-    requestTimeout: 1_000,
+    connectTimeout: 1_000,
   });
   return runtime.look(address, wanted, NEVER);
 }
@@ -174,7 +174,7 @@ describe('a look', () => {
     const runtime = createEndpointRuntime({
       engineApiKey: undefined,
       engineUrls: [],
-      requestTimeout: 1_000,
+      connectTimeout: 1_000,
     });
     const looking = runtime.look(engine.url, [], abort.signal);
     abort.abort(new Error('the process stops'));
@@ -192,7 +192,7 @@ describe('a connection', () => {
     const runtime = createEndpointRuntime({
       engineApiKey: 'key-1',
       engineUrls: ['http://127.0.0.1:9/llm'],
-      requestTimeout: 1_000,
+      connectTimeout: 1_000,
     });
     const connection = runtime.connect('http://127.0.0.1:9/llm');
     expect(connection).toMatchObject({

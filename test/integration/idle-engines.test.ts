@@ -11,7 +11,7 @@ test('after a job no connection stays open, nor that of an engine that had left 
   const runtime = createEndpointRuntime({
     engineApiKey: undefined,
     engineUrls: [],
-    requestTimeout: 10_000,
+    connectTimeout: 10_000,
   });
   const [opened, closed]: [string[], string[]] = [[], []];
   await using world = await openDispatchWorld({
