@@ -91,6 +91,10 @@ function findConflicts(settings: Settings): string[] {
       'MAX_BATCH_FILE_BYTES must not exceed both MAX_FILE_BYTES and MAX_UPLOAD_BYTES: no file could be so large.',
     );
   }
+  const { engineUrls, engineWeights } = settings;
+  if (engineWeights.length > 0 && engineWeights.length !== engineUrls.length) {
+    conflicts.push(`ENGINE_WEIGHTS has ${engineWeights.length} numbers for the ${engineUrls.length} engines of ENGINE_URLS: give one each.`);
+  }
   if (settings.provisioner === 'static' && settings.engineUrls.length === 0) {
     conflicts.push('PROVISIONER=static needs ENGINE_URLS, such as http://localhost:8000.');
   }

@@ -14,6 +14,8 @@ export interface Setting<S extends v.GenericSchema<string | undefined, unknown>>
   schema: S;
   /** Never printed, logged or shown. */
   secret?: true;
+  /** Few need it: `.env.example` has it, README's table does not. */
+  isRare?: true;
 }
 
 const UNITS: Record<string, number> = { '': 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
@@ -68,6 +70,18 @@ function duration(minMs: number) {
   );
 }
 
+const RATE_MESSAGE = 'must be a number from 0.001 to 1000000000, such as 10 or 0.5';
+
+const rateLimit = v.optional(
+  v.pipe(
+    text,
+    v.regex(/^\d+(\.\d+)?$/, RATE_MESSAGE),
+    v.transform(Number),
+    v.minValue(0.001, RATE_MESSAGE),
+    v.maxValue(1e9, RATE_MESSAGE),
+  ),
+);
+
 const REDIS_URL_MESSAGE =
   'must be a Redis URL: redis://, rediss:// or redis+unix:///path/to/redis.sock';
 
@@ -89,6 +103,22 @@ const engineUrls = v.pipe(
   v.transform((value) => value.split(',').map((part) => part.trim())),
   v.transform((parts) => parts.filter((part) => part !== '').map(engineBaseUrl)),
   v.array(v.string(ENGINE_MESSAGE), ENGINE_MESSAGE),
+);
+
+const WEIGHTS_MESSAGE = 'must be a comma-separated list of numbers from 0.01 to 1000';
+
+const weights = v.pipe(
+  text,
+  v.transform((value) => value.split(',').map((part) => part.trim())),
+  v.transform((parts) => parts.filter((part) => part !== '').map(Number)),
+  v.array(
+    v.pipe(
+      v.number(WEIGHTS_MESSAGE),
+      v.minValue(0.01, WEIGHTS_MESSAGE),
+      v.maxValue(1_000, WEIGHTS_MESSAGE),
+    ),
+    WEIGHTS_MESSAGE,
+  ),
 );
 
 function parseAddress(value: string): { host: string; port: number } | null {
@@ -134,6 +164,7 @@ export const SETTINGS = {
   storeUri: {
     doc: 'Redis for the records, if not the one of REDIS_URL.',
     env: 'STORE_URI',
+    isRare: true,
     default: undefined,
     schema: v.optional(v.pipe(text, v.check(isRedisUrl, STORE_MESSAGE))),
     secret: true,
@@ -141,6 +172,7 @@ export const SETTINGS = {
   redisFsync: {
     doc: 'appendfsync of the embedded Redis. `everysec` is faster on slow disks, but a power cut may lose acknowledged jobs of the last second.',
     env: 'REDIS_FSYNC',
+    isRare: true,
     default: 'always',
     schema: oneOf(['always', 'everysec']),
   },
@@ -153,8 +185,22 @@ export const SETTINGS = {
   queues: {
     doc: 'Queues that a worker serves.',
     env: 'QUEUES',
+    isRare: true,
     default: QUEUE_NAMES.join(','),
     schema: listOf(QUEUE_NAMES),
+  },
+  workerProcesses: {
+    doc: 'Worker processes that this one starts and keeps up, each with a MEMORY_BUDGET of its own. 0: it works itself.',
+    env: 'WORKER_PROCESSES',
+    default: '0',
+    schema: whole(0, 256),
+  },
+  crashApart: {
+    doc: 'How far apart deaths of worker processes with the same line alone in hand are at least, for three of them to end it as worker_crashed.',
+    env: 'CRASH_APART',
+    isRare: true,
+    default: '10s',
+    schema: duration(0),
   },
   logLevel: {
     doc: 'Least level that is logged.',
@@ -181,6 +227,39 @@ export const SETTINGS = {
     default: '',
     schema: engineUrls,
   },
+  engineWeights: {
+    doc: 'How much each of ENGINE_URLS takes compared with the others, in their order, such as 2,1. Unset: alike.',
+    env: 'ENGINE_WEIGHTS',
+    isRare: true,
+    default: '',
+    schema: weights,
+  },
+  engineRequestsPerSecond: {
+    doc: 'Most requests a second that each engine is sent, by all workers together. Unset: no limit.',
+    env: 'ENGINE_REQUESTS_PER_SECOND',
+    default: undefined,
+    schema: rateLimit,
+  },
+  engineTokensPerMinute: {
+    doc: 'Most tokens a minute, read and written, that each engine is asked for. Unset: no limit.',
+    env: 'ENGINE_TOKENS_PER_MINUTE',
+    default: undefined,
+    schema: rateLimit,
+  },
+  keyRequestsPerSecond: {
+    doc: 'Most requests a second that are sent with ENGINE_API_KEY, to all engines together. Unset: no limit.',
+    env: 'KEY_REQUESTS_PER_SECOND',
+    isRare: true,
+    default: undefined,
+    schema: rateLimit,
+  },
+  keyTokensPerMinute: {
+    doc: 'Most tokens a minute that are asked for with ENGINE_API_KEY, of all engines together. Unset: no limit.',
+    env: 'KEY_TOKENS_PER_MINUTE',
+    isRare: true,
+    default: undefined,
+    schema: rateLimit,
+  },
   engineApiKey: {
     doc: 'Sent to the engines of ENGINE_URLS as a bearer token.',
     env: 'ENGINE_API_KEY',
@@ -205,6 +284,7 @@ export const SETTINGS = {
   maxUploadBytes: {
     doc: 'Largest file that may come in parts through /v1/uploads.',
     env: 'MAX_UPLOAD_BYTES',
+    isRare: true,
     default: '8GiB',
     schema: bytes(1),
   },
@@ -223,14 +303,15 @@ export const SETTINGS = {
   maxLineBytes: {
     doc: 'Longest line of an input file.',
     env: 'MAX_LINE_BYTES',
+    isRare: true,
     default: '10MiB',
     schema: bytes(1_024),
   },
   maxConcurrency: {
-    doc: 'Lines that a worker process has in flight at one engine, where the job does not say (aibrix.client.max_concurrency).',
+    doc: 'Most lines of a job in flight at one engine, where the job does not say (aibrix.client.max_concurrency).',
     env: 'MAX_CONCURRENCY',
-    default: '256',
-    schema: whole(1, 1_024),
+    default: '1024',
+    schema: whole(1, 16_384),
   },
   memoryBudget: {
     doc: 'Bytes of requests, answers and open segments that a worker process holds.',
@@ -241,18 +322,40 @@ export const SETTINGS = {
   maxResponseBytes: {
     doc: 'Longest answer of an engine; a longer one fails its line.',
     env: 'MAX_RESPONSE_BYTES',
+    isRare: true,
     default: '64MiB',
     schema: bytes(1_024),
   },
+  connectTimeout: {
+    doc: 'How long an engine may take to accept a connection.',
+    env: 'CONNECT_TIMEOUT',
+    isRare: true,
+    default: '10s',
+    schema: duration(100),
+  },
   requestTimeout: {
-    doc: 'How long an engine may stay silent before and while it answers a line.',
+    doc: 'How long an engine may take until the first byte of an answer.',
     env: 'REQUEST_TIMEOUT',
     default: '15m',
+    schema: duration(100),
+  },
+  byteTimeout: {
+    doc: 'How long an engine may stay silent between two bytes of an answer.',
+    env: 'BYTE_TIMEOUT',
+    isRare: true,
+    default: '5m',
+    schema: duration(100),
+  },
+  answerTimeout: {
+    doc: 'How long one attempt at a line may take in all. A job that says so itself (aibrix.client.request_timeout_seconds) is bound by neither this nor REQUEST_TIMEOUT.',
+    env: 'ANSWER_TIMEOUT',
+    default: '1h',
     schema: duration(100),
   },
   liveStreams: {
     doc: 'Event streams that an API process keeps open at once; over it the answer is 503 with Retry-After.',
     env: 'LIVE_STREAMS',
+    isRare: true,
     default: '1000',
     schema: whole(1, 100_000),
   },
@@ -274,6 +377,7 @@ export const SETTINGS = {
   webhookAllowPrivate: {
     doc: 'Whether webhooks may go to loopback and private addresses, which users of the API could otherwise not reach.',
     env: 'WEBHOOK_ALLOW_PRIVATE',
+    isRare: true,
     default: 'false',
     schema: v.pipe(
       oneOf(['true', 'false']),
@@ -283,6 +387,7 @@ export const SETTINGS = {
   webhookGiveUp: {
     doc: 'How long an event is tried again, ever more rarely, while its webhook does not take it.',
     env: 'WEBHOOK_GIVE_UP',
+    isRare: true,
     default: '24h',
     schema: duration(0),
   },

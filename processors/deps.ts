@@ -7,7 +7,7 @@ import type { Dispatcher } from '../src/dispatcher/dispatcher.ts';
 import type { ReadPlan, ReadPlanOptions } from '../src/dispatcher/read-plan.ts';
 import type { JobRecord, JobState } from '../src/domain/job.ts';
 import type { Owner, ProvisionRecord, ProvisionState } from '../src/domain/provision.ts';
-import type { AcceptedShard } from '../src/domain/segment.ts';
+import type { AcceptedShard, LostParts } from '../src/domain/segment.ts';
 import type { ResourceManager } from '../src/resources/contract.ts';
 import type { Runtime } from '../src/runtimes/contract.ts';
 import type { Storage } from '../src/storage/contract.ts';
@@ -32,6 +32,8 @@ export interface SettleDeps {
   manager: Pick<ResourceManager, 'provider' | 'slots'>;
   /** How many shards of a job may wait in the queue: one more than there are processes that take them. */
   ahead(): number;
+  /** Redis' time, ms. */
+  now(): number;
   log: Log;
 }
 
@@ -40,7 +42,7 @@ export interface Deps extends SettleDeps {
   store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files'>;
   storage: Pick<Storage, 'put' | 'get' | 'head'>;
   runtime: Pick<Runtime, 'look'>;
-  dispatcher: Pick<Dispatcher, 'run' | 'isFull'>;
+  dispatcher: Pick<Dispatcher, 'run' | 'asideMs'>;
   watches: Pick<Watches, 'open'>;
   readPlan(
     source: Readable,
@@ -57,11 +59,14 @@ export interface Deps extends SettleDeps {
     sinks: AssemblySinks,
     options: Pick<AssemblyOptions, 'jobId' | 'undone' | 'rules'>,
   ): Promise<{ output: number; error: number; undone: number }>;
+  /** Shards of which storage has lost accepted parts, each read twice; what cannot be read now ends it with the error. */
+  findLost(source: Pick<AssemblySource, 'shards' | 'openPart'>): AsyncIterable<LostParts>;
+  /** How far apart deaths of processes are at least that count for a line, ms. */
+  crashApartMs: number;
   /** A fresh random holder token of 128 bits. */
   newToken(): string;
   /** Lines in flight are cut from then on: the process stops and their time is over. */
   graceOver: AbortSignal;
-  now(): number;
 }
 
 /** Whose machine an engine of this job is. */

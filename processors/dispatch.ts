@@ -3,30 +3,34 @@ import type { Processor, Task } from '../queues/worker.ts';
 import type { TakenShard } from '../src/dispatcher/dispatcher.ts';
 import { describeError, permanent } from '../src/domain/errors.ts';
 import { fileKey } from '../src/domain/file.ts';
-import { plannedRules } from '../src/domain/job.ts';
+import { classNow, JOB_CLASSES, plannedRules } from '../src/domain/job.ts';
 import { DEFAULT_RETRY } from '../src/domain/retry.ts';
 import type { Deps } from './deps.ts';
-import { addShards } from './settle.ts';
+import { addWaiting } from './settle.ts';
 import type { Watch } from './watch.ts';
 
-/** Long enough to be cheap, short against the lines that this process still has to send. */
-const STEP_ASIDE_MS = 1_000;
-
 /** Takes a shard, has its lines asked and committed, and gives back what could not be finished. */
-export const dispatch: Processor<Deps> = async ({ id, wake, signal, lockLost }, deps) => {
+export const dispatch: Processor<Deps> = async (task, deps) => {
+  const { id, wake, signal, lockLost } = task;
   const shard = parseShardEntity(id);
   if (shard === null) throw permanent('queue.bad_shard', `'${id}' names no shard`);
   const { jobId, n } = shard;
-  // This process has enough of the job; whoever waits behind it may be for other engines.
-  if (deps.dispatcher.isFull(jobId)) return { againInMs: STEP_ASIDE_MS };
+  // This process may have enough of the job; whoever waits behind it may be another, or for other engines. Lines that a
+  // process had when it died are asked again before.
+  const asideMs = task.first === true ? 0 : deps.dispatcher.asideMs(jobId);
+  if (asideMs > 0) return { againInMs: asideMs };
   const token = deps.newToken();
-  const taken = await deps.store.shards.take(jobId, { n, wake }, token, deps.ahead());
+  const { crashApartMs } = deps;
+  const taken = await deps.store.shards.take(jobId, { n, wake }, token, deps.ahead(), crashApartMs);
   if (taken.outcome === 'not now') return 'done';
-  await addShards(jobId, taken.waiting, deps);
+  await addWaiting(jobId, taken.waiting, deps);
   if (taken.outcome === 'stale') return 'done';
   let result: Awaited<ReturnType<typeof send>>;
   try {
-    result = await send({ ...taken, token }, jobId, { signal, lockLost }, deps);
+    const { crashed } = taken;
+    const sinceMs = crashed === null ? 0 : Math.max(0, deps.now() - crashed.at);
+    const held = { ...taken, token, crashed: crashed && { ...crashed, sinceMs } };
+    result = await send(held, jobId, { signal, lockLost }, deps);
   } catch (error) {
     // The shard stays held, and is taken again under the same wake, later each time: given back it would come at once.
     if (!signal.aborted) {
@@ -37,7 +41,7 @@ export const dispatch: Processor<Deps> = async ({ id, wake, signal, lockLost }, 
   }
   if (result !== 'done') {
     const waiting = await deps.store.shards.give(jobId, n, token, deps.ahead());
-    await addShards(jobId, waiting, deps);
+    await addWaiting(jobId, waiting, deps);
   }
   return 'done';
 };
@@ -55,7 +59,7 @@ async function send(
   try {
     const stop = AbortSignal.any([signal, watch.signal, watch.paused, over.signal]);
     const abort = AbortSignal.any([lockLost, watch.signal, deps.graceOver, over.signal]);
-    const result = await deps.dispatcher.run(shard, toDispatch(watch), { stop, abort });
+    const result = await deps.dispatcher.run(shard, toDispatch(watch, deps.now()), { stop, abort });
     // Whatever kept it from being sent is over.
     if (result === 'done' && watch.job.reason !== '') await deps.store.jobs.note(jobId, '');
     return result;
@@ -65,14 +69,23 @@ async function send(
   }
 }
 
-function toDispatch(watch: Watch) {
+function toDispatch(watch: Watch, now: number) {
   const { id, input, maxConcurrency, options } = watch.job;
   return {
     id,
     ...plannedRules(watch.job),
     inputKey: fileKey(input),
     maxConcurrency,
+    adaptive: options.adaptive,
+    rank: JOB_CLASSES.indexOf(classNow(watch.job, now)),
+    isGuarded: options.onErrorRate !== 'continue',
+    isFresh: watch.job.completed + watch.job.failed === 0,
+    isHedged: options.hedging,
     retry: options.retry ?? DEFAULT_RETRY,
+    answerTimeoutMs: options.answerTimeoutMs,
+    limits: options.limits,
+    upstreamStream: options.upstreamStream,
     engines: watch.engines,
+    givenUp: watch.givenUp,
   };
 }

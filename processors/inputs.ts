@@ -40,7 +40,7 @@ export function awaitInputs(processor: Processor<Deps>): Processor<Deps> {
     const wait = away === undefined ? 0 : await waitFor(jobId, away, deps);
     if (wait > 0) return { againInMs: wait };
     const dispatcher: Deps['dispatcher'] = {
-      isFull: (id) => deps.dispatcher.isFull(id),
+      asideMs: (id) => deps.dispatcher.asideMs(id),
       async run(shard, job, signals) {
         try {
           const result = await deps.dispatcher.run(shard, job, signals);

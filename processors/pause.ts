@@ -1,33 +1,46 @@
 import type { JobRecord } from '../src/domain/job.ts';
-import { PROVISION } from '../src/domain/provision.ts';
+import { isReleased, PROVISION, rehomeSlot } from '../src/domain/provision.ts';
+import type { ProvisionRecord, Slot } from '../src/domain/provision.ts';
 import type { SettleDeps } from './deps.ts';
-import { openShards } from './settle.ts';
+import { fillSlots, openShards } from './settle.ts';
 
 /** What a paused job's provisions wait before they look again whether it is paused; resuming wakes them. */
 export const PAUSED_LOOK_MS = 5_000;
 
+/** What a paused job says that was planned, and has only bad lines; its planning waits for whoever resumes it. */
+export const NOTHING_TO_ASK =
+  'No line of the input can be sent to an engine: the job ends when it is resumed.';
+
 /**
  * Holds a job: what is in flight is answered and committed, shards are given back, and no engine is started. False
- * where it has an outcome, or is gone.
+ * where it has an outcome, or is gone. `why` goes into its history.
  */
 export async function pauseJob(
   id: string,
   by: string,
   { store }: Pick<SettleDeps, 'store'>,
+  why = '',
 ): Promise<boolean> {
-  const paused = await store.jobs.pause(id, by);
+  const paused = await store.jobs.pause(id, by, why);
   if (paused) await store.jobs.publishStop(id);
   return paused;
 }
 
-/** Lets a paused job go on where it stands. False as with `pauseJob`. */
-export async function resumeJob(
-  id: string,
-  deps: Pick<SettleDeps, 'store' | 'add' | 'ahead'>,
-): Promise<boolean> {
+/**
+ * Lets a paused job go on where it stands: what waits is added at once, and what was released meanwhile is replaced.
+ * False as with `pauseJob`. May be called again after a crash anywhere, or the sweeper does the rest.
+ */
+export async function resumeJob(id: string, deps: SettleDeps): Promise<boolean> {
   if (!(await deps.store.jobs.resume(id))) return false;
   await openShards(id, deps);
-  for (const provision of await deps.store.provisions.ofJob(id)) {
+  const provisions = await deps.store.provisions.ofJob(id);
+  const job = await deps.store.jobs.get(id);
+  if (job !== null) {
+    await wakePlanning(job, deps);
+    if (job.state === 'in_progress' && job.reason !== '') await deps.store.jobs.note(id, '');
+    await fillSlots(job, provisions, leftSlots(provisions, deps.manager.slots(job)), deps);
+  }
+  for (const provision of provisions) {
     const { queue } = PROVISION[provision.state];
     if (queue !== 'provisioning' && queue !== 'submission') continue;
     const wake = await deps.store.provisions.wake(provision.id, provision.wake);
@@ -36,14 +49,42 @@ export async function resumeJob(
   return true;
 }
 
-/** Gives a job another deadline, and tells those who send its lines. False as with `pauseJob`. */
+/** Only where it waits for this: a planner that reads the input is not to get a second one beside it. */
+async function wakePlanning(
+  { id, state, reason, wake }: JobRecord,
+  { store, add }: Pick<SettleDeps, 'store' | 'add'>,
+): Promise<void> {
+  if (state !== 'queued' || reason !== NOTHING_TO_ASK) return;
+  const fresh = await store.jobs.wake(id, wake);
+  if (fresh !== 'stale') await add({ queue: 'planning', entity: id, wake: fresh });
+}
+
+/**
+ * Slots of which every provision is released. One that has an engine at another address stays as it is: whether that
+ * is the right one, the sweeper decides.
+ */
+function leftSlots(provisions: readonly ProvisionRecord[], configured: readonly Slot[]): Slot[] {
+  const held = new Set(provisions.flatMap(({ slot, state }) => (isReleased(state) ? [] : [slot])));
+  const left = new Map<number, Slot | null>();
+  for (const released of provisions) {
+    if (!held.has(released.slot)) left.set(released.slot, rehomeSlot(released, configured));
+  }
+  return [...left.values()].filter((slot) => slot !== null);
+}
+
+/**
+ * Gives a job another deadline, and tells those who send its lines. False as with `pauseJob`. Past the old deadline
+ * no shard was taken any more: they are opened again.
+ */
 export async function extendJob(
   job: JobRecord,
   completionWindow: string,
   windowMs: number,
-  { store }: Pick<SettleDeps, 'store'>,
+  deps: Pick<SettleDeps, 'store' | 'add' | 'ahead' | 'now'>,
 ): Promise<boolean> {
-  const extended = await store.jobs.extend(job, completionWindow, windowMs);
-  if (extended) await store.jobs.publishStop(job.id);
-  return extended;
+  const extended = await deps.store.jobs.extend(job, completionWindow, windowMs);
+  if (!extended) return false;
+  await deps.store.jobs.publishStop(job.id);
+  await openShards(job.id, deps);
+  return true;
 }

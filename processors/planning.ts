@@ -2,10 +2,12 @@ import type { Processor, Verdict } from '../queues/worker.ts';
 import type { ReadPlan } from '../src/dispatcher/read-plan.ts';
 import { describeError, SluiceError } from '../src/domain/errors.ts';
 import { fileKey } from '../src/domain/file.ts';
-import { JOB } from '../src/domain/job.ts';
+import { isPaused, JOB } from '../src/domain/job.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
 import { reportProblems } from '../src/domain/plan.ts';
+import type { JobChange } from '../src/store/jobs.ts';
 import type { Deps } from './deps.ts';
+import { NOTHING_TO_ASK, PAUSED_LOOK_MS } from './pause.ts';
 import { describeLeftOut, writeRetryInput } from './retry.ts';
 import { FIRST_WAKE, recordProvision, stopJob } from './settle.ts';
 
@@ -13,6 +15,8 @@ import { FIRST_WAKE, recordProvision, stopJob } from './settle.ts';
 export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Promise<Verdict> => {
   const job = await deps.store.jobs.get(id);
   if (job === null || JOB[job.state].queue !== 'planning' || job.wake !== wake) return 'done';
+  // It was read, and found to have nothing to ask: to read it each time would be work for nothing.
+  if (isPaused(job) && job.reason === NOTHING_TO_ASK) return { againInMs: PAUSED_LOOK_MS };
   const slots = deps.manager.slots(job);
   if (slots.length === 0) {
     const reason = 'No engine to run it: set ENGINE_URLS, or name one in aibrix.runtime.';
@@ -24,11 +28,7 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   const { lines, shards, models, bad } = plan;
   const set = { lines, shards, models };
   const event = describePlan(plan) + (await describeLeftOut(job, lines, deps));
-  if (bad === lines) {
-    // Nothing is leased for lines that no engine can be asked.
-    await deps.advanceJob(job, 'finalizing', { outcome: 'completed', event, set });
-    return 'done';
-  }
+  if (bad === lines) return finishUnasked(job, { outcome: 'completed', event, set }, deps);
   const provisions = await Promise.all(slots.map((slot) => recordProvision(job, slot, 0, deps)));
   const moved = await deps.advanceJob(job, 'resource_preparing', { event, set });
   if (moved === 'stale') return 'done';
@@ -38,6 +38,15 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   );
   return 'done';
 };
+
+/** Nothing is leased for lines that no engine can be asked. Paused, the job waits: it ends when it is resumed. */
+async function finishUnasked(job: JobRecord, change: JobChange, deps: Deps): Promise<Verdict> {
+  if ((await deps.advanceJob(job, 'finalizing', change)) !== 'stale') return 'done';
+  const now = await deps.store.jobs.get(job.id);
+  if (now?.state !== 'queued') return 'done';
+  await deps.store.jobs.note(job.id, NOTHING_TO_ASK);
+  return { againInMs: PAUSED_LOOK_MS };
+}
 
 function describePlan({ lines, shards, bad }: ReadPlan): string {
   if (bad === 0) return `The input is valid: ${lines} requests in ${shards} shards.`;

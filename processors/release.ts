@@ -33,7 +33,8 @@ async function collect(job: JobRecord, deps: Deps): Promise<Verdict> {
   const since = deps.now() - (job.enteredAt.cancelling ?? 0);
   if (held > 0 && since < LONGEST_CANCELLING_MS) return { againInMs: LOOK_WHILE_CANCELLING_MS };
   const event = 'Answers in flight are collected; writing the output files.';
-  const moved = await deps.advanceJob(job, 'finalizing', { event });
+  // Why it was stopped is in its errors; from here on the reason tells why the files are late.
+  const moved = await deps.advanceJob(job, 'finalizing', { event, set: { reason: '' } });
   if (moved !== 'stale') await settle(job.id, deps);
   return 'done';
 }

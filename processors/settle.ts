@@ -1,6 +1,6 @@
 import { shardEntity } from '../queues/catalog.ts';
-import { isFinal, isPaused, stopTarget, wantsEngines } from '../src/domain/job.ts';
-import type { JobError, JobRecord, Outcome } from '../src/domain/job.ts';
+import { classNow, isPaused, stopTarget, wantsEngines } from '../src/domain/job.ts';
+import type { JobClass, JobError, JobRecord, Outcome } from '../src/domain/job.ts';
 import { isReleased, provisionId, settledStep, wanted } from '../src/domain/provision.ts';
 import type { ProvisionRecord, Slot } from '../src/domain/provision.ts';
 import { ownerOf } from './deps.ts';
@@ -121,21 +121,33 @@ export async function recordProvision(
 /** Lets the next shards of a job wait in the dispatch queue. */
 export async function openShards(
   jobId: string,
-  deps: Pick<SettleDeps, 'store' | 'add' | 'ahead'>,
+  deps: Pick<SettleDeps, 'store' | 'add' | 'ahead' | 'now'>,
 ): Promise<void> {
   const waiting = await deps.store.shards.open(jobId, deps.ahead());
-  await addShards(jobId, waiting, deps);
+  await addWaiting(jobId, waiting, deps);
+}
+
+/** Adds shards that wait in the class that their job has now. */
+export async function addWaiting(
+  jobId: string,
+  waiting: readonly { n: number; wake: number }[],
+  deps: Pick<SettleDeps, 'store' | 'add' | 'now'>,
+): Promise<void> {
+  if (waiting.length === 0) return;
+  const job = await deps.store.jobs.get(jobId);
+  await addShards(jobId, waiting, job === null ? 'normal' : classNow(job, deps.now()), deps);
 }
 
 /** Adds shards that wait; those that are there already stay as they are, so that every call mends a lost add. */
 export async function addShards(
   jobId: string,
   waiting: readonly { n: number; wake: number }[],
+  jobClass: JobClass,
   deps: Pick<SettleDeps, 'add'>,
 ): Promise<void> {
   await Promise.all(
     waiting.map(({ n, wake }) =>
-      deps.add({ queue: 'dispatch', entity: shardEntity(jobId, n), wake }),
+      deps.add({ queue: 'dispatch', entity: shardEntity(jobId, n), wake, jobClass }),
     ),
   );
 }
@@ -156,9 +168,10 @@ export interface Stop {
  */
 export async function stopJob(
   jobId: string,
-  { outcome, event, reason = '', errors, deadline }: Stop,
+  stop: Stop,
   deps: SettleDeps,
 ): Promise<JobRecord | null> {
+  const { outcome, event, deadline } = stop;
   let refused: JobRecord | null = null;
   for (;;) {
     const job = await deps.store.jobs.get(jobId);
@@ -168,10 +181,7 @@ export async function stopJob(
     // By Redis' clock a deadline may not be over yet: it is found again, while asking on would only spin.
     if (isEarly(outcome, job, refused)) return job;
     refused = job;
-    // What was never answered counts as failed, so that total is completed + failed at the end.
-    const failed = unanswered(job, target);
-    const set = { reason, ...failed, ...(errors === undefined ? {} : { errors }) };
-    const moved = await deps.advanceJob(job, target, { outcome, event, set });
+    const moved = await deps.advanceJob(job, target, { outcome, event, set: whyStopped(stop) });
     if (moved === 'stale') continue;
     await deps.store.jobs.publishStop(jobId);
     if (job.state !== 'queued') await settle(jobId, deps);
@@ -179,15 +189,22 @@ export async function stopJob(
   }
 }
 
+/** A reason is overwritten while the files are written; what a job failed for has to last. */
+function whyStopped({ outcome, reason = '', errors }: Stop): {
+  reason: string;
+  errors?: JobError[];
+} {
+  if (errors !== undefined) return { reason, errors };
+  const isFailure = outcome !== 'cancelled' && outcome !== 'expired';
+  if (!isFailure || reason === '') return { reason };
+  return { reason, errors: [{ code: outcome, message: reason, line: null, param: null }] };
+}
+
 /** Whether an expiry was refused of just this record. */
 function isEarly(outcome: Outcome, job: JobRecord, before: JobRecord | null): boolean {
   if (outcome !== 'expired') return false;
   const keys = ['version', 'deadline', 'completed', 'failed'] as const;
   return keys.every((key) => job[key] === before?.[key]);
-}
-
-function unanswered(job: JobRecord, target: JobRecord['state']): { failed?: number } {
-  return isFinal(target) ? { failed: job.lines - job.completed } : {};
 }
 
 /**

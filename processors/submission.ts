@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import type { Processor, Verdict } from '../queues/worker.ts';
-import { isPaused, wantsEngines } from '../src/domain/job.ts';
+import { isPaused, wantedModels, wantsEngines } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { isReleased, missingModels, PROVISION, quoteModels } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
@@ -41,10 +41,11 @@ async function lookAt(
   signal: AbortSignal,
   deps: Deps,
 ): Promise<Look> {
-  const look = await deps.runtime.look(provision.address, job.models, signal);
+  const models = wantedModels(job);
+  const look = await deps.runtime.look(provision.address, models, signal);
   if (look.is === 'healthy' || provision.state === 'starting') return look;
   await sleep(SECOND_LOOK_MS, undefined, { signal });
-  return deps.runtime.look(provision.address, job.models, signal);
+  return deps.runtime.look(provision.address, models, signal);
 }
 
 async function whileStarting(
@@ -63,7 +64,7 @@ async function whileStarting(
   const isNews = look.reason !== provision.reason;
   if (isNews && isWished(provision, job, deps)) {
     await deps.store.provisions.note(provision.id, look.reason);
-    await deps.store.jobs.note(job.id, look.reason);
+    await noteUnlessServed(job.id, look.reason, deps);
     deps.log.warn(
       { jobId: job.id, provisionId: provision.id, reason: look.reason },
       'engine waited for',
@@ -97,7 +98,7 @@ async function isLastHope(
 ): Promise<boolean> {
   const all = await deps.store.provisions.ofJob(job.id);
   const others = all.filter((each) => each.id !== id && !isReleased(each.state));
-  return areUnfit(others, job.models, signal, deps);
+  return areUnfit(others, wantedModels(job), signal, deps);
 }
 
 async function areUnfit(
@@ -128,8 +129,8 @@ async function keepModels(
 }
 
 /**
- * Ends a job that names a model which none of its engines serves, once each of them answers and has not served it for
- * a while: its other lines may be answered, but these would wait until the deadline.
+ * Gives up a model which none of a job's engines serves, once each of them answers and has not served it for a while:
+ * its other lines may be answered, but these would wait until the deadline. It ends the job, unless that is lenient.
  */
 async function awaitModels(
   provision: ProvisionRecord,
@@ -138,10 +139,11 @@ async function awaitModels(
   deps: Deps,
 ): Promise<void> {
   if (job.models.length <= 1 || isPaused(job)) return;
+  const models = wantedModels(job);
   const all = await deps.store.provisions.ofJob(job.id);
   const live = all.filter(({ state }) => !isReleased(state));
-  const missing = missingModels(job.models, live);
-  const reason = missing.length === 0 ? '' : describeMissing(job.models, missing);
+  const missing = missingModels(models, live);
+  const reason = missing.length === 0 ? '' : describeMissing(models, missing);
   if (reason !== provision.reason) {
     await deps.store.provisions.note(provision.id, reason);
     await deps.store.jobs.note(job.id, reason);
@@ -151,7 +153,22 @@ async function awaitModels(
   const lackingFor = deps.now() - (provision.reasonAt ?? deps.now());
   if (missing.length === 0 || lackingFor <= UNFIT_GRACE_MS) return;
   if (!(await areUnfit(live, missing, signal, deps))) return;
-  await stopUnfit(job, 'No engine serves a model of this batch.', reason, deps);
+  if (job.options.validation === 'lenient') await giveUp(job, missing, reason, deps);
+  else await stopUnfit(job, 'No engine serves a model of this batch.', reason, deps);
+}
+
+/** Fails a job's lines that name one of these models; the others are asked on. */
+async function giveUp(
+  { id }: JobRecord,
+  models: readonly string[],
+  reason: string,
+  { store, log }: Deps,
+): Promise<void> {
+  const event = `Requests for ${quoteModels(models)} fail from now on. ${reason}`;
+  if (!(await store.jobs.giveUp(id, models, event))) return;
+  log.warn({ jobId: id, models, reason }, 'model given up');
+  // Whoever sends its lines reads it again at once.
+  await store.jobs.publishStop(id);
 }
 
 function describeMissing(models: readonly string[], missing: readonly string[]): string {
@@ -179,8 +196,15 @@ async function whileServing(
   const moved = await deps.advanceProvision(provision, 'starting', { reason: '' });
   const why = `The engine ${provision.address} was lost: ${look.reason}`;
   if (moved !== 'stale') await settle(provision.job, deps, { why });
-  await deps.store.jobs.note(provision.job, look.reason);
+  await noteUnlessServed(provision.job, look.reason, deps);
   return 'done';
+}
+
+/** Says for what a job waits: while another engine serves it, it waits for nothing. */
+async function noteUnlessServed(jobId: string, reason: string, { store }: Deps): Promise<void> {
+  const job = await store.jobs.get(jobId);
+  if (job === null || !wantsEngines(job.state) || job.state === 'in_progress') return;
+  await store.jobs.note(jobId, reason);
 }
 
 /**

@@ -1,7 +1,7 @@
 import { deliveryId, shardEntity } from '../queues/catalog.ts';
 import type { Delivery } from '../queues/catalog.ts';
 import type { Queues } from '../queues/queues.ts';
-import { isFinal, isPaused, JOB } from '../src/domain/job.ts';
+import { classNow, isFinal, isPaused, JOB } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { PROVISION } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
@@ -53,6 +53,8 @@ export function createSweeper(holder: string, deps: SweepDeps): Sweeper {
         due.map(async (id) => {
           try {
             const job = await deps.store.jobs.get(id);
+            // Its lost answers were to be asked again, and who wanted that was late.
+            if (job !== null && isFinal(job.state)) return await deps.store.jobs.forget(id);
             // Its deadline was moved, and who moved it died before the index had it.
             if (job !== null && (await deps.store.jobs.mendDeadline(job))) return;
             const deadline = job?.deadline;
@@ -117,7 +119,7 @@ async function sweepShards(job: JobRecord, missing: Missing, deps: SweepDeps): P
     const delivery: Delivery = { queue: 'dispatch', entity: shardEntity(job.id, n), wake };
     if (!(await missing.isLost(delivery))) continue;
     const fresh = await deps.store.shards.rewake(job.id, { n, wake });
-    if (fresh !== 'stale') await addShards(job.id, [{ n, wake: fresh }], deps);
+    if (fresh !== 'stale') await addShards(job.id, [{ n, wake: fresh }], classNow(job, deps.now()), deps);
   }
   await openShards(job.id, deps);
 }

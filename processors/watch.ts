@@ -10,6 +10,8 @@ export interface Watch {
   readonly job: JobRecord;
   /** Engines that serve the job now. */
   engines(): readonly ServingEngine[];
+  /** Models of the job whose lines fail now, since no engine serves them. */
+  givenUp(): readonly string[];
   /** Aborted when the job is in progress no longer, or its deadline is over. */
   readonly signal: AbortSignal;
   /** Aborted when the job is paused: no more is sent, and what is in flight may be answered. */
@@ -34,8 +36,9 @@ interface Entry {
 
 interface WatchDeps {
   store: Pick<Store, 'jobs' | 'provisions'>;
+  /** Redis' time, ms: by it deadlines are set, and shards taken. */
   now(): number;
-  /** The engines of a watched job were read again. */
+  /** The engines of a watched job, and the models that it has given up, were read again. */
   onEngines(): void;
   log: Pick<Log, 'warn'>;
 }
@@ -51,7 +54,7 @@ export class Watches {
     this.#deps = deps;
   }
 
-  /** Starts watching a job, or joins; null when it is not in progress. */
+  /** Starts watching a job, or joins; null when it is not in progress, or paused, or its deadline is over. */
   async open(jobId: string): Promise<Watch | null> {
     for (;;) {
       const entry = await this.#enter(jobId);
@@ -89,7 +92,7 @@ export class Watches {
 
   async #begin(jobId: string): Promise<Entry | null> {
     const found = await this.#read(jobId);
-    if (found === null || isPaused(found.job)) return null;
+    if (found === null || isPaused(found.job) || this.#timeLeft(found.job) <= 0) return null;
     const entry: Entry = {
       ...found,
       abort: new AbortController(),
@@ -103,12 +106,24 @@ export class Watches {
     return entry;
   }
 
+  /** Milliseconds until the deadline of a job. */
+  #timeLeft({ deadline }: JobRecord): number {
+    return deadline - this.#deps.now();
+  }
+
+  /**
+   * The record may say `in_progress` for longer: nobody has to be there who ends the job. Asked again with each look,
+   * since the deadline may be another one, or the clock put right.
+   */
   #awaitDeadline(jobId: string, entry: Entry): void {
     clearTimeout(entry.end);
-    // One that is over already is for the record to say, and one that is too far for a timer can wait for it, too.
-    const left = entry.job.deadline - this.#deps.now();
-    if (left <= 0 || left > LONGEST_TIMER_MS) return;
-    entry.end = setTimeout(() => this.#end(jobId, entry, 'the deadline is over'), left);
+    const left = this.#timeLeft(entry.job);
+    if (left <= 0) {
+      this.#end(jobId, entry, 'the deadline is over');
+      return;
+    }
+    const wait = Math.min(left, LONGEST_TIMER_MS);
+    entry.end = setTimeout(() => this.#awaitDeadline(jobId, entry), wait);
   }
 
   #watch(jobId: string, entry: Entry): Watch {
@@ -116,6 +131,7 @@ export class Watches {
     return {
       job: entry.job,
       engines: () => entry.engines,
+      givenUp: () => entry.job.givenUp,
       signal: entry.abort.signal,
       paused: entry.pause.signal,
       close: () => {
@@ -144,11 +160,10 @@ export class Watches {
       }
       // The same ones stay the same array: whoever holds it need not look.
       if (!isDeepStrictEqual(fresh.engines, entry.engines)) entry.engines = fresh.engines;
+      entry.job = fresh.job;
       this.#deps.onEngines();
       if (entry.abort.signal.aborted) return;
-      const { deadline } = entry.job;
-      entry.job = fresh.job;
-      if (fresh.job.deadline !== deadline) this.#awaitDeadline(jobId, entry);
+      this.#awaitDeadline(jobId, entry);
       if (isPaused(fresh.job)) this.#leave(jobId, entry);
     } catch (error) {
       // It is read again soon; the job is sent on until then, and once it is over no commit is accepted.
@@ -157,7 +172,7 @@ export class Watches {
   }
 
   #leave(jobId: string, entry: Entry): void {
-    if (entry.pause.signal.aborted) return;
+    if (entry.abort.signal.aborted || entry.pause.signal.aborted) return;
     this.#entries.delete(jobId);
     this.#leaving.set(entry, jobId);
     entry.pause.abort(new Error('the job is paused'));

@@ -3,7 +3,7 @@ import { exactObject } from './body.ts';
 import { clientSchema, clientWish } from './client.ts';
 import { requireEngines, runtimeSchema } from './engines.ts';
 import { isJobId } from './ids.ts';
-import { validationSchema } from './submit.ts';
+import { prioritySchema, validationSchema } from './submit.ts';
 import type { JobWish } from './submit.ts';
 import { webhookSchema } from './webhook-target.ts';
 
@@ -26,6 +26,7 @@ export const aibrixSchema = exactObject({
   runtime: v.nullish(runtimeSchema),
   webhook: webhookSchema,
   validation: validationSchema,
+  priority: prioritySchema,
   resource_allocation: v.nullish(
     v.pipe(
       v.unknown(),
@@ -44,12 +45,16 @@ export function aibrixWish(extension: Extension): Pick<
   options: JobWish['options'];
 } {
   const { job_id: jobId, model, model_template: template, client, runtime } = extension ?? {};
-  const { validation } = extension ?? {};
-  const { maxConcurrency, retry } = clientWish(client);
+  const { validation, priority } = extension ?? {};
+  const wish = clientWish(client);
   return {
-    maxConcurrency,
+    maxConcurrency: wish.maxConcurrency,
     engines: runtime ? requireEngines(runtime, 'aibrix.runtime.options') : [],
-    options: { retry, ...(validation ? { validation } : {}) },
+    options: {
+      ...wish.options,
+      ...(validation ? { validation } : {}),
+      ...(priority ? { priority } : {}),
+    },
     ...(jobId ? { jobId } : {}),
     ...(model ? { model: { name: model, param: 'aibrix.model' } } : {}),
     ...(template

@@ -2,7 +2,7 @@ import * as v from 'valibot';
 import { invalidInput } from '../domain/errors.ts';
 import { isExpired } from '../domain/file.ts';
 import type { FileRecord } from '../domain/file.ts';
-import { DEFAULT_OPTIONS, ENDPOINTS, parseCompletionWindow } from '../domain/job.ts';
+import { DEFAULT_OPTIONS, ENDPOINTS, JOB_CLASSES, parseCompletionWindow } from '../domain/job.ts';
 import type { Endpoint, JobOptions, JobRecord } from '../domain/job.ts';
 import { SHARD_CUT } from '../domain/plan.ts';
 import type { LineRules } from '../domain/plan.ts';
@@ -25,7 +25,7 @@ export interface SubmitDeps {
   webhooks: WebhookRules;
   /** What a job gets that does not say otherwise. */
   defaults: {
-    /** Lines that one process sends at once to one engine. */
+    /** Most lines in flight at one engine. */
     maxConcurrency: number;
     /** The engines of this server. */
     engineUrls: readonly string[];
@@ -56,6 +56,11 @@ export const validationSchema = v.nullish(
     ['strict', 'lenient'],
     "'strict' (one bad line fails the batch) or 'lenient' (bad lines go to the error file)",
   ),
+);
+
+/** Whose lines go first; jobs of one class take turns. */
+export const prioritySchema = v.nullish(
+  v.picklist(JOB_CLASSES, `one of ${JOB_CLASSES.join(', ')}: jobs of a class take turns`),
 );
 
 export const endpointSchema = v.picklist(ENDPOINTS, `one of ${ENDPOINTS.join(', ')}`);
@@ -153,9 +158,8 @@ export async function checkWish(
 async function checkInput(deps: SubmitDeps, fileId: string, param: string): Promise<FileRecord> {
   const file = isFileId(fileId) ? await deps.store.files.get(fileId) : null;
   if (file === null || isExpired(file, Date.now())) {
-    throw invalidInput('invalid_input_file', `There is no file '${fileId.slice(0, 100)}'.`, {
-      param,
-    });
+    const message = `There is no file '${fileId.slice(0, 100)}': GET /v1/files lists all, POST /v1/files uploads one.`;
+    throw invalidInput('invalid_input_file', message, { param });
   }
   if (file.purpose !== 'batch') {
     throw invalidInput(

@@ -1,15 +1,24 @@
 import { isUtf8 } from 'node:buffer';
 import type { Usage } from '../domain/job.ts';
-import { isRetriedStatus, parseRetryAfter, retryDelay } from '../domain/retry.ts';
+import { isLate, isRejection, isRetriedStatus, parseRetryAfter, retryDelay } from '../domain/retry.ts';
 import type { RetryPolicy } from '../domain/retry.ts';
+import { admit, admitAtOnce, admitFreely } from './admit.ts';
+import type { Admission, LimitedJob } from './admit.ts';
 import { errorOnlyLine, outputLine } from './answer-lines.ts';
 import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
 import type { FreshAnswer } from './contract.ts';
-import { TransportError } from './engine.ts';
 import type { Engine } from './engine.ts';
 import type { Reply } from './exchange.ts';
-import type { Room, Tenant } from './room.ts';
+import { faultOf } from './error-guard.ts';
+import type { ErrorGuard } from './error-guard.ts';
+import { withHedge } from './hedge.ts';
+import type { Hedging } from './hedge.ts';
+import type { Limiter, Permit } from './limiter.ts';
+import type { Room, Wish } from './room.ts';
+import type { Suspect } from './suspects.ts';
+import { TransportError, wasNeverSent } from './transport-error.ts';
+import type { AttemptWish } from './upstream.ts';
 import { NO_USAGE, readUsage } from './usage.ts';
 
 /** One line to be asked. */
@@ -30,16 +39,36 @@ export interface Answered {
 
 /** What came of one attempt: an answer that stands, or a reason to ask again with the answer to give if asked too often. */
 type Attempt =
-  | { is: 'answered'; answered: Answered }
-  | { is: 'failed'; reason: string; retryAfterMs: number | null; last: () => FreshAnswer };
+  | {
+      is: 'answered';
+      answered: Answered;
+      /** What is wrong with it; null: nothing. */ fault: string | null;
+    }
+  | {
+      is: 'failed';
+      reason: string;
+      /** The engine took no work on it, and said so. */
+      isRefusal: boolean;
+      /** It was in the engine's hands when that broke down: it may be why. */
+      mayHaveKilled: boolean;
+      retryAfterMs: number | null;
+      last: () => FreshAnswer;
+    };
 
 /** Where a line is asked, how often, and until when. */
 interface Place {
   path: string;
   retry: RetryPolicy;
-  tenant: Tenant;
-  /** Only engines that serve it are asked; null: any. */
-  model: string | null;
+  /** What its job wants of each attempt. */
+  job: AttemptWish & LimitedJob;
+  /** At which engine it has a place. */
+  wish: Wish;
+  /** What is known of it as one of those that may kill an engine. */
+  suspect: Suspect;
+  /** Null: errors are the user's business. */
+  guard: ErrorGuard | null;
+  /** Null: no line is asked twice at the same time. */
+  hedging: Hedging | null;
   /** No further attempt begins. */
   stop: AbortSignal;
   /** What is in flight is cut. */
@@ -48,6 +77,7 @@ interface Place {
 
 export interface AskDeps {
   room: Room;
+  limiter: Limiter;
   clock: Clock;
   budget: Budget;
   onRetry: (reason: string) => void;
@@ -65,58 +95,126 @@ export async function askLine(
   where: Place,
   deps: AskDeps,
 ): Promise<Answered | null> {
-  const { stop, tenant, model, retry } = where;
-  let engine: Engine | null = first;
+  const { stop, wish, retry } = where;
+  let place: Engine | null = first;
   let attempt = 0;
-  while (engine !== null) {
+  while (place !== null) {
+    const admission: Admission | null =
+      admitFreely(place, where.job, deps.limiter) ??
+      (await admit(place, { ...where, body: question.body }, deps));
+    if (admission === null) return null;
+    const { engine } = admission;
     let tried: Attempt | null;
     let engineIsDown = false;
     try {
-      tried = await tryOnce(question, engine, where, deps);
+      tried = await tryPlace(question, admission, where, deps);
+      if (tried?.is === 'failed' && tried.mayHaveKilled) await where.suspect.fell(engine);
     } finally {
       engineIsDown = engine.isOpen;
-      deps.room.give(engine);
+      deps.room.give(engine, wish.tenant);
     }
     if (tried === null) return null;
-    if (tried.is === 'answered') return tried.answered;
+    if (tried.is === 'answered') {
+      where.guard?.answered(tried.fault);
+      return tried.answered;
+    }
     if (!engineIsDown) {
       attempt += 1;
-      if (attempt > retry.maxRetries) return { answer: tried.last(), usage: NO_USAGE };
+      if (!tried.isRefusal) where.guard?.failed(tried.reason);
+      if (attempt > retry.maxRetries) {
+        where.guard?.answered(tried.reason);
+        return { answer: tried.last(), usage: NO_USAGE };
+      }
       const line = { attempt, retryAfterMs: tried.retryAfterMs };
       deps.onRetry(tried.reason);
       await deps.clock.sleep(retryDelay(retry, line, deps.clock.random()), stop);
     }
-    engine = await deps.room.take(tenant, model, stop);
+    place = await where.suspect.take(stop);
   }
   return null;
 }
 
+/** One attempt, or, for a straggler of a job that wants that, two at the same time. */
+async function tryPlace(
+  question: Question,
+  admission: Admission,
+  where: Place,
+  deps: AskDeps,
+): Promise<Attempt | null> {
+  const { hedging } = where;
+  if (hedging === null) return tryOnce(question, admission, where, deps);
+  const begun = deps.clock.now();
+  const tried = await withHedge(
+    { first: admission.engine, wish: where.wish, abort: where.abort },
+    { ...deps, hedging },
+    async (engine, abort) => {
+      const place =
+        engine === admission.engine
+          ? admission
+          : admitAtOnce(engine, question.body, where.job, deps.limiter);
+      return place === null ? null : tryOnce(question, place, { ...where, abort }, deps);
+    },
+    (found) => found?.is === 'answered',
+  );
+  if (tried?.is === 'answered') hedging.answered(deps.clock.now() - begun);
+  return tried;
+}
+
 async function tryOnce(
   question: Question,
-  engine: Engine,
-  { path, abort }: Place,
-  { clock, budget }: AskDeps,
+  { engine, permit }: Admission,
+  { path, abort, job }: Place,
+  { clock, budget, limiter }: AskDeps,
 ): Promise<Attempt | null> {
   let reply: Reply;
+  const begun = clock.now();
   try {
-    reply = await engine.send(path, question.body, abort);
+    reply = await engine.send(path, question.body, abort, job);
   } catch (error) {
     if (abort.aborted) return null;
     if (!(error instanceof TransportError)) throw error;
+    if (error.code === 'engine_timeout') engine.window.timedOut();
+    if (wasNeverSent(error)) permit?.settle(null);
     return broken(question, error);
   }
   // From here on the answer's bytes are counted where the finished line is kept.
   budget.remove(reply.body.length);
-  return judge(question, reply, clock.now());
+  const now = clock.now();
+  const attempt = judge(question, reply, now);
+  if (isRejection(reply.status)) engine.window.rejected();
+  else if (isLate(reply.status)) engine.window.timedOut();
+  else engine.window.answered(now - begun, tokensOf(attempt));
+  if (reply.limits !== null || reply.status === 429) {
+    const retryAfterMs = parseRetryAfter(reply.retryAfter, now);
+    limiter.heed(engine.address, { status: reply.status, retryAfterMs }, reply.limits);
+  }
+  if (permit !== null) settle(permit, reply.status, attempt);
+  return attempt;
+}
+
+/** Where nobody knows what an engine worked, the line has cost what was reserved for it. */
+function settle(permit: Permit, status: number, attempt: Attempt): void {
+  const { inputTokens, outputTokens } =
+    attempt.is === 'answered' ? attempt.answered.usage : NO_USAGE;
+  const used = inputTokens + outputTokens;
+  if (used > 0) permit.settle(used);
+  else if (status >= 400) permit.settle(0);
+}
+
+function tokensOf(attempt: Attempt): number {
+  return attempt.is === 'answered' ? attempt.answered.usage.outputTokens : 0;
 }
 
 function broken(question: Question, error: TransportError): Attempt {
   const last = () => failure(question, error.code, error.message);
   // A longer answer would come again.
   if (error.code === 'response_too_large') {
-    return { is: 'answered', answered: { answer: last(), usage: NO_USAGE } };
+    const answered = { answer: last(), usage: NO_USAGE };
+    return { is: 'answered', answered, fault: error.code };
   }
-  return { is: 'failed', reason: error.code, retryAfterMs: null, last };
+  const mayHaveKilled = error.code === 'engine_unreachable' && !wasNeverSent(error);
+  const failed = { isRefusal: false, mayHaveKilled, retryAfterMs: null };
+  return { is: 'failed', reason: error.code, ...failed, last };
 }
 
 function judge(question: Question, reply: Reply, now: number): Attempt {
@@ -124,20 +222,26 @@ function judge(question: Question, reply: Reply, now: number): Attempt {
   const success = reply.status >= 200 && reply.status < 300;
   if (success && parsed !== undefined) {
     const answer = wrap(question, reply, reply.body, 'output');
-    return { is: 'answered', answered: { answer, usage: readUsage(parsed) } };
+    return { is: 'answered', answered: { answer, usage: readUsage(parsed) }, fault: null };
   }
   if (success) {
     const message = `The engine answered ${reply.status} with a body that is no JSON.`;
     const last = () => failure(question, 'invalid_engine_response', message);
-    return { is: 'failed', reason: 'invalid_engine_response', retryAfterMs: null, last };
+    const failed = { isRefusal: false, mayHaveKilled: false, retryAfterMs: null };
+    return { is: 'failed', reason: 'invalid_engine_response', ...failed, last };
   }
   const body = parsed === undefined ? errorBody(reply) : reply.body;
   const last = () => wrap(question, reply, body, 'error');
   if (!isRetriedStatus(reply.status)) {
-    return { is: 'answered', answered: { answer: last(), usage: NO_USAGE } };
+    const answered = { answer: last(), usage: NO_USAGE };
+    return { is: 'answered', answered, fault: faultOf(reply.status, parsed) };
   }
   const retryAfterMs = parseRetryAfter(reply.retryAfter, now);
-  return { is: 'failed', reason: `http_${reply.status}`, retryAfterMs, last };
+  const isRefusal = isRejection(reply.status);
+  // vLLM answers all that is in flight so when its core dies.
+  const mayHaveKilled = reply.status === 500;
+  const failed = { isRefusal, mayHaveKilled, retryAfterMs };
+  return { is: 'failed', reason: `http_${reply.status}`, ...failed, last };
 }
 
 function wrap(

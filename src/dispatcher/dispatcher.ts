@@ -1,13 +1,28 @@
+import { DEFAULT_ADAPTIVE } from '../domain/job.ts';
 import { servesModel } from '../domain/provision.ts';
 import type { ServingEngine } from '../domain/provision.ts';
 import { createBudget } from './budget.ts';
 import { createChunkPool } from './chunk-pool.ts';
 import { createEngine } from './engine.ts';
 import type { Engine, EngineConnection } from './engine.ts';
-import { createRoom } from './room.ts';
+import { createErrorGuard } from './error-guard.ts';
+import type { ErrorGuard, Trouble } from './error-guard.ts';
+import { createHedging } from './hedge.ts';
+import { createMetricsReader } from './engine-metrics.ts';
+import { createEngineWindow } from './engine-window.ts';
+import type { EngineWindow, ShareEngine } from './engine-window.ts';
+import { createGivenUp } from './given-up.ts';
+import { createLimiter } from './limiter.ts';
+import type { Limiter, LimiterDeps } from './limiter.ts';
+import { createRoom, placesOf } from './room.ts';
+import type { Tenant } from './room.ts';
 import { SegmentWriter } from './segment-writer.ts';
 import type { Holder, SegmentDeps } from './segment-writer.ts';
 import { runShard } from './shard-run.ts';
+import { createSolitude } from './solitude.ts';
+import { createSuspects } from './suspects.ts';
+import type { Timeouts } from './timeouts.ts';
+import type { WindowRules } from './window.ts';
 import type { DispatchJob, Hands, RunSignals, ShardRunDeps, TakenShard } from './shard-run.ts';
 
 export type { DispatchJob, RunSignals, TakenShard } from './shard-run.ts';
@@ -16,10 +31,21 @@ export type { DispatchJob, RunSignals, TakenShard } from './shard-run.ts';
 export interface DispatcherDeps
   extends
     Omit<SegmentDeps, 'budget' | 'room' | 'pool'>,
-    Omit<ShardRunDeps, 'budget' | 'room' | 'onSent'> {
+    Omit<ShardRunDeps, 'budget' | 'room' | 'onSent' | 'limiter' | 'suspects' | 'solitude'> {
   memoryBudget: number;
   maxResponseBytes: number;
+  timeouts: Timeouts;
   connect(address: string): EngineConnection;
+  /** How much an engine takes compared with others: 1 where nobody said. */
+  weightOf(address: string): number;
+  /** Processes that may send to an engine. */
+  processes(): number;
+  /** Rate limits of engines and of what is sent one key, and how the processes share them. */
+  limits: Pick<LimiterDeps, 'engineLimits' | 'keyLimits' | 'draw'>;
+  /** How the processes that send to an engine keep to one window. */
+  share: ShareEngine;
+  /** Something is wrong with a job as a whole: it should not go on like that. */
+  onTrouble(jobId: string, trouble: Trouble): void;
   /** An engine gives nothing but broken connections: somebody should look at it. */
   onEngineDown(address: string, reason: string): void;
 }
@@ -40,9 +66,25 @@ interface HandsOfJob extends Hands {
   holders: number;
   /** Lines of it that were not sent yet. */
   unsent: number;
+  /** Lines sent since `meteredAt`, and a millisecond before that. */
+  sent: number;
+  meteredAt: number;
+  rate: number;
+  readonly begunAt: number;
+  /** Aborted when other jobs have waited long enough. */
+  readonly turn: AbortController;
 }
 
 const IDLE_ENGINE_MS = 60_000;
+/** Jobs that one process sends at the same time; beyond that they take turns. */
+const MOST_JOBS = 32;
+const TURN_MS = 1_000;
+const SHORTEST_ASIDE_MS = 50;
+const LONGEST_ASIDE_MS = 1_000;
+const OVER_BUDGET_MS = 250;
+const METER_MS = 250;
+/** Lines a millisecond until the first are counted. */
+const FIRST_RATE = 5;
 
 /**
  * Sends the lines of the shards that this process holds. All of them share the places at its engines, one memory
@@ -51,18 +93,29 @@ const IDLE_ENGINE_MS = 60_000;
 export class Dispatcher {
   readonly #deps: DispatcherDeps;
   readonly #room = createRoom();
+  readonly #limiter: Limiter;
+  readonly #suspects;
+  readonly #solitude;
   readonly #pool = createChunkPool();
   readonly #engines = new Map<string, Engine>();
   readonly #hands = new Map<string, HandsOfJob>();
   readonly #budget;
   readonly #giveUp = new AbortController();
-  readonly #roomListeners = new Set<() => void>();
   readonly #drops = new Map<string, () => void>();
   #unsent = 0;
 
   constructor(deps: DispatcherDeps) {
     this.#deps = deps;
     this.#budget = createBudget(deps.memoryBudget, () => this.#closeSegments());
+    this.#suspects = createSuspects({ room: this.#room, clock: deps.clock });
+    this.#solitude = createSolitude(this.#room, deps.clock, () => this.load.inFlight);
+    this.#limiter = createLimiter({
+      ...deps.limits,
+      clock: deps.clock,
+      newOp: deps.newSegmentId,
+      onChange: () => this.#room.kick(),
+      onError: (error) => deps.log.warn({ err: error }, 'rate limit not drawn'),
+    });
   }
 
   get load(): Load {
@@ -73,31 +126,24 @@ export class Dispatcher {
     return { unsent: this.#unsent, inFlight, uncommitted, budgetUsed: this.#budget.used };
   }
 
-  /** Whether another shard would find room: fewer lines wait here than the engines' places take. */
-  get wantsMore(): boolean {
-    if (this.#budget.isOver()) return false;
-    let places = 1;
-    for (const { tenant } of this.#hands.values()) {
-      places = Math.max(places, tenant.maxConcurrency * tenant.engines(null).length);
-    }
-    return this.#unsent < places;
-  }
-
-  /** Whether so many lines of a job wait here that its engines have no place for more. */
-  isFull(jobId: string): boolean {
+  /**
+   * For how long this process wants no shard of a job, ms; 0: it takes one. So many lines of the job wait here that its
+   * engines have no place for more; or so many jobs are in hand that one of them has to end its turn first.
+   */
+  asideMs(jobId: string): number {
+    if (this.#budget.isOver()) return OVER_BUDGET_MS;
     const hands = this.#hands.get(jobId);
-    if (hands === undefined) return false;
-    const { tenant, unsent } = hands;
-    return unsent >= Math.max(1, tenant.maxConcurrency * tenant.engines(null).length);
+    if (hands === undefined) return this.#hands.size < MOST_JOBS ? 0 : this.#endTurn();
+    if (hands.turn.signal.aborted) return LONGEST_ASIDE_MS;
+    if (hands.unsent < Math.max(1, placesOf(hands.tenant))) return 0;
+    // Back before the last of them is sent, so that no place stays empty.
+    const drainMs = hands.unsent / this.#sendRate(hands);
+    return Math.min(LONGEST_ASIDE_MS, Math.max(SHORTEST_ASIDE_MS, drainMs / 2));
   }
 
-  /** Calls back whenever `wantsMore` may have become true. */
-  onRoom(listener: () => void): void {
-    this.#roomListeners.add(listener);
-  }
-
-  /** Engines of a job came or went: lines that wait may go. */
+  /** Engines of a job came or went, or models were given up: lines that wait may go, or need not wait any more. */
   enginesChanged(): void {
+    for (const { givenUp } of this.#hands.values()) givenUp.check();
     this.#room.kick();
   }
 
@@ -120,26 +166,35 @@ export class Dispatcher {
       kept: [],
     };
     const hands = this.#take(job);
+    const stop = AbortSignal.any([signals.stop, hands.turn.signal]);
     let unsent = shard.left;
     this.#unsent += unsent;
     hands.unsent += unsent;
     try {
-      await runShard(shard, holder, hands, signals, {
-        ...this.#deps,
-        budget: this.#budget,
-        room: this.#room,
-        onSent: () => {
-          unsent -= 1;
-          this.#unsent -= 1;
-          hands.unsent -= 1;
-          this.#tellRoom();
+      await runShard(
+        shard,
+        holder,
+        hands,
+        { ...signals, stop },
+        {
+          ...this.#deps,
+          budget: this.#budget,
+          room: this.#room,
+          limiter: this.#limiter,
+          suspects: this.#suspects,
+          solitude: this.#solitude,
+          onSent: () => {
+            unsent -= 1;
+            this.#unsent -= 1;
+            hands.unsent -= 1;
+            hands.sent += 1;
+          },
         },
-      });
+      );
     } finally {
       this.#unsent -= unsent;
       hands.unsent -= unsent;
       this.#release(hands);
-      this.#tellRoom();
     }
     return holder.state === 'holding' ? 'stopped' : holder.state;
   }
@@ -147,6 +202,8 @@ export class Dispatcher {
   /** Cuts what is left in flight and gives up storing. Call it when no shard runs any more, or has to. */
   async close(): Promise<void> {
     for (const cancel of this.#drops.values()) cancel();
+    this.#limiter.close();
+    this.#suspects.close();
     this.#giveUp.abort(new Error('the process stops'));
     await Promise.all([...this.#engines.values()].map((engine) => engine.close()));
     this.#engines.clear();
@@ -162,14 +219,76 @@ export class Dispatcher {
   #open(job: DispatchJob): HandsOfJob {
     const deps = { ...this.#deps, budget: this.#budget, room: this.#room, pool: this.#pool };
     const writer = new SegmentWriter(job.id, deps, this.#giveUp.signal);
+    const hands: HandsOfJob = {
+      job,
+      tenant: this.#openTenant(() => hands),
+      givenUp: createGivenUp(() => hands.job),
+      guard: job.isGuarded ? this.#openGuard(job, () => placesOf(hands.tenant)) : null,
+      hedging: job.isHedged ? createHedging(() => hands.unsent + hands.waiting === 0) : null,
+      writer,
+      unanswered: 0,
+      waiting: 0,
+      holders: 0,
+      unsent: 0,
+      sent: 0,
+      meteredAt: this.#deps.clock.now(),
+      rate: FIRST_RATE,
+      begunAt: this.#deps.clock.now(),
+      turn: new AbortController(),
+    };
+    this.#hands.set(job.id, hands);
+    return hands;
+  }
+
+  /** Lines a millisecond, measured over the last moments. */
+  #sendRate(hands: HandsOfJob): number {
+    const now = this.#deps.clock.now();
+    const elapsed = now - hands.meteredAt;
+    if (elapsed >= METER_MS) {
+      hands.rate = hands.sent / elapsed;
+      hands.sent = 0;
+      hands.meteredAt = now;
+    }
+    return hands.rate;
+  }
+
+  /** Has the job that had its turn for longest give its shards back; returns when to ask again, ms. */
+  #endTurn(): number {
+    const [first] = this.#hands.values();
+    const over = this.#deps.clock.now() - TURN_MS;
+    if (first !== undefined && first.begunAt <= over) {
+      first.turn.abort(new Error('other jobs wait for their turn'));
+    }
+    return SHORTEST_ASIDE_MS;
+  }
+
+  #openGuard(job: DispatchJob, places: () => number): ErrorGuard {
+    const { clock, onTrouble } = this.#deps;
+    const tell = (trouble: Trouble) => onTrouble(job.id, trouble);
+    return createErrorGuard({ isFresh: job.isFresh, places, now: clock.now, onTrouble: tell });
+  }
+
+  #openTenant(hands: () => HandsOfJob): Tenant {
+    const job = () => hands().job;
     // Asked for each line: made anew only when the job's engines are. Its models are few.
     let serving: readonly ServingEngine[] = [];
     const byModel = new Map<string | null, readonly Engine[]>();
-    const tenant = {
-      maxConcurrency: job.maxConcurrency,
+    return {
+      get rank() {
+        return job().rank;
+      },
+      get isAdaptive() {
+        return job().adaptive !== null;
+      },
+      cap: ({ window }) => {
+        const cap = Math.max(1, Math.floor(job().maxConcurrency / window.processes));
+        return Math.min(cap, hands().guard?.most ?? cap);
+      },
+      mayAsk: ({ address }) => this.#limiter.isOpen(job().id, address),
       inHand: 0,
+      inFlight: new Map(),
       engines: (model: string | null) => {
-        const now = hands.job.engines();
+        const now = job().engines();
         if (now !== serving) byModel.clear();
         serving = now;
         const known = byModel.get(model);
@@ -180,17 +299,6 @@ export class Dispatcher {
         return engines;
       },
     };
-    const hands: HandsOfJob = {
-      job,
-      tenant,
-      writer,
-      unanswered: 0,
-      waiting: 0,
-      holders: 0,
-      unsent: 0,
-    };
-    this.#hands.set(job.id, hands);
-    return hands;
   }
 
   #release(hands: HandsOfJob): void {
@@ -212,27 +320,51 @@ export class Dispatcher {
   #engineAt(address: string): Engine {
     const known = this.#engines.get(address);
     if (known !== undefined) return known;
-    const engine = createEngine({
+    const connection = this.#deps.connect(address);
+    const engine: Engine = createEngine({
       address,
-      connection: this.#deps.connect(address),
+      connection,
+      weight: this.#deps.weightOf(address),
+      openWindow: (inFlight) => this.#openWindow(address, connection, inFlight),
       budget: this.#budget,
       maxResponseBytes: this.#deps.maxResponseBytes,
+      timeouts: this.#deps.timeouts,
       clock: this.#deps.clock,
-      onDown: this.#deps.onEngineDown,
+      onDown: (_address, reason) => {
+        this.#suspects.died(engine);
+        this.#deps.onEngineDown(address, reason);
+      },
       onUp: () => this.#room.kick(),
     });
     this.#engines.set(address, engine);
     return engine;
   }
 
+  #openWindow(address: string, connection: EngineConnection, inFlight: () => number): EngineWindow {
+    const metrics = createMetricsReader(connection);
+    return createEngineWindow({
+      address,
+      clock: this.#deps.clock,
+      rules: () => windowRules(this.#jobsAt(address)),
+      inFlight,
+      processes: this.#deps.processes,
+      readMetrics: async () => metrics.read(),
+      share: this.#deps.share,
+      onChange: () => this.#room.kick(),
+      onError: (error) => this.#deps.log.warn({ address, err: error }, 'window not steered'),
+    });
+  }
+
+  #jobsAt(address: string): DispatchJob[] {
+    const jobs = [...this.#hands.values()].map(({ job }) => job);
+    return jobs.filter((job) => job.engines().some((each) => each.address === address));
+  }
+
   #dropIdle(address: string): void {
     this.#drops.delete(address);
     const engine = this.#engines.get(address);
     if (engine === undefined) return;
-    const used = [...this.#hands.values()].some(({ job }) =>
-      job.engines().some((each) => each.address === address),
-    );
-    if (used) return;
+    if (this.#jobsAt(address).length > 0) return;
     if (engine.inFlight > 0) {
       this.#dropLater(address);
       return;
@@ -244,8 +376,34 @@ export class Dispatcher {
   #closeSegments(): void {
     for (const { writer } of this.#hands.values()) void writer.close();
   }
-
-  #tellRoom(): void {
-    for (const listener of this.#roomListeners) listener();
-  }
 }
+
+/** Lines in flight with which an engine begins of which nothing is known: few of vLLM's defaults take less. */
+const FIRST_LIMIT = 64;
+
+/** What the jobs at an engine want of its window: all that they may have together, in the most cautious steps. */
+function windowRules(jobs: readonly DispatchJob[]): WindowRules {
+  let most = 0;
+  let additiveIncrease = Number.POSITIVE_INFINITY;
+  let healthyWindow = 1;
+  for (const { adaptive, maxConcurrency } of jobs) {
+    const wish = adaptive ?? DEFAULT_ADAPTIVE;
+    const grown =
+      wish.maxFactor === null ? maxConcurrency : Math.ceil(FIRST_LIMIT * wish.maxFactor);
+    most += Math.min(grown, maxConcurrency);
+    additiveIncrease = Math.min(additiveIncrease, wish.additiveIncrease);
+    healthyWindow = Math.max(healthyWindow, wish.healthyWindow);
+  }
+  const adaptive = jobs.some((job) => job.adaptive !== null);
+  if (jobs.length === 0) return { ...IDLE_RULES, adaptive };
+  const start = Math.min(FIRST_LIMIT, most);
+  return { least: 1, most, start, adaptive, additiveIncrease, healthyWindow };
+}
+
+const IDLE_RULES = {
+  least: 1,
+  most: FIRST_LIMIT,
+  start: FIRST_LIMIT,
+  additiveIncrease: 1,
+  healthyWindow: 1,
+} as const;

@@ -1,10 +1,19 @@
+import { createHash } from 'node:crypto';
+import { crc32 } from 'node:zlib';
 import type { Dispatcher } from 'undici';
-import { describeError, errorCode } from '../domain/errors.ts';
+import { describeError } from '../domain/errors.ts';
 import { createBreaker } from './breaker.ts';
+import type { Breaker } from './breaker.ts';
 import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
-import { exchange, TooLongError } from './exchange.ts';
+import type { EngineWindow } from './engine-window.ts';
+import { exchange } from './exchange.ts';
 import type { Reply } from './exchange.ts';
+import { attemptLimits, createTicker } from './timeouts.ts';
+import type { Timeouts } from './timeouts.ts';
+import { isBroken, isEnginesFault, transportError } from './transport-error.ts';
+import { createUpstream } from './upstream.ts';
+import type { AttemptWish } from './upstream.ts';
 
 /** This process's way to an engine, opened by a runtime. */
 export interface EngineConnection {
@@ -15,17 +24,6 @@ export interface EngineConnection {
   close(): Promise<void>;
 }
 
-/** No answer came: the connection broke, the engine stayed silent too long, or the answer was cut. */
-export class TransportError extends Error {
-  readonly code: 'engine_unreachable' | 'engine_timeout' | 'response_too_large';
-
-  constructor(code: TransportError['code'], message: string, cause?: unknown) {
-    super(message, { cause });
-    this.name = 'TransportError';
-    this.code = code;
-  }
-}
-
 /**
  * One engine as this process sees it, known by its address. Its breaker opens when nothing but broken connections
  * came back several times in a row; then nothing is sent until `/health` answers.
@@ -33,12 +31,23 @@ export class TransportError extends Error {
 export interface Engine {
   readonly address: string;
   readonly isOpen: boolean;
+  /** Lines in flight, all jobs together: the room counts them. */
   inFlight: number;
+  /** How busy it is for what it takes. */
+  readonly load: number;
+  /** Tells engines apart where lines are spread over them, the same in every process. */
+  readonly seed: number;
+  readonly window: EngineWindow;
+  /** A name of the API key that it is sent, the same in every process; null: none. */
+  readonly key: string | null;
   /**
    * Asks once. Throws TransportError when no whole answer came, and the signal's reason when that aborted it.
-   * Bytes of the answer are added to the budget; who gets the reply removes them.
+   * Bytes of the answer are added to the budget; who gets the reply removes them. Whether the engine streamed it or
+   * not, the reply is whole.
    */
-  send(path: string, body: Buffer, signal: AbortSignal): Promise<Reply>;
+  send(path: string, body: Buffer, signal: AbortSignal, job: AttemptWish): Promise<Reply>;
+  /** Looks whether it still lives; its breaker opens at once where it does not. */
+  doubt(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -47,7 +56,12 @@ interface EngineOptions {
   connection: EngineConnection;
   budget: Budget;
   maxResponseBytes: number;
+  timeouts: Timeouts;
   clock: Clock;
+  /** How much it takes compared with others; 1 where nobody said. */
+  weight: number;
+  /** Makes its window; `inFlight` is what this process has in flight there. */
+  openWindow: (inFlight: () => number) => EngineWindow;
   /** The breaker opened: somebody should look at the engine. */
   onDown: (address: string, reason: string) => void;
   /** The breaker closed, lines may be sent again. */
@@ -57,7 +71,7 @@ interface EngineOptions {
 const PROBE_TIMEOUT_MS = 5_000;
 
 export function createEngine(options: EngineOptions): Engine {
-  const { address, connection, budget } = options;
+  const { address, connection } = options;
   const headers = [
     'content-type',
     'application/json',
@@ -70,53 +84,77 @@ export function createEngine(options: EngineOptions): Engine {
     onClose: () => options.onUp(address),
   });
 
-  return {
+  const window = options.openWindow(() => engine.inFlight);
+  const engine: Engine = {
     address,
     inFlight: 0,
+    seed: crc32(address),
+    window,
+    key: keyName(connection.headers),
+    get load() {
+      return engine.inFlight / (window.limit * options.weight);
+    },
     get isOpen() {
       return breaker.isOpen;
     },
-    async send(path, body, signal) {
-      signal.throwIfAborted();
-      const request = {
-        origin: connection.origin,
-        path: `${connection.pathPrefix}${path}`,
-        method: 'POST',
-        headers,
-        body,
-      } as const;
-      try {
-        const limits = { budget, maxBytes: options.maxResponseBytes, signal };
-        const reply = await exchange(connection.dispatcher, request, limits);
-        breaker.succeeded();
-        return reply;
-      } catch (error) {
-        signal.throwIfAborted();
-        if (error instanceof TooLongError) {
-          throw new TransportError('response_too_large', error.message, error);
-        }
-        breaker.failed(`${address} gave no answer: ${describeError(error)}`);
-        throw transportError(error);
-      }
-    },
+    send: createSender(options, headers, breaker),
+    doubt: async () => breaker.doubt(`${address} broke a connection and does not answer`),
     async close() {
+      window.close();
       breaker.close();
       await connection.close();
     },
   };
+  return engine;
 }
 
-/** The line's owner is told what happened, not where: addresses of machines are no business of the output file's. */
-function transportError(error: unknown): TransportError {
-  const name = error instanceof Error ? error.name : 'Error';
-  const code = errorCode(error) || name;
-  return /timeout/i.test(name) || code.includes('TIMEOUT')
-    ? new TransportError('engine_timeout', `The engine did not answer in time (${code}).`, error)
-    : new TransportError(
-        'engine_unreachable',
-        `The connection to the engine broke (${code}).`,
-        error,
-      );
+/** The key itself must not come into names of records. */
+function keyName(headers: EngineConnection['headers']): string | null {
+  const authorization = headers['authorization'];
+  if (authorization === undefined) return null;
+  return createHash('sha256').update(authorization).digest('hex').slice(0, 16);
+}
+
+function createSender(options: EngineOptions, headers: string[], breaker: Breaker): Engine['send'] {
+  const { address, connection, budget, timeouts } = options;
+  const { origin, pathPrefix } = connection;
+  const upstream = createUpstream();
+  const ticker = createTicker(options.clock);
+  return async (path, body, signal, job) => {
+    signal.throwIfAborted();
+    const attempt = upstream.begin(path, body, job);
+    const request = {
+      origin,
+      path: `${pathPrefix}${path}`,
+      method: 'POST',
+      headers,
+      body: attempt.body,
+    } as const;
+    budget.add(attempt.copied);
+    try {
+      const reply = await exchange(connection.dispatcher, request, {
+        budget,
+        maxBytes: options.maxResponseBytes,
+        signal,
+        ticker,
+        times: attemptLimits(timeouts, job.answerTimeoutMs),
+        openStream: attempt.openStream,
+        onSilence: (ms) => (attempt.silentMs = ms),
+      });
+      breaker.succeeded();
+      upstream.sawEnd(attempt, job, reply.status);
+      return reply;
+    } catch (error) {
+      signal.throwIfAborted();
+      const isCut = isBroken(error) && upstream.sawEnd(attempt, job, null) === 'cut';
+      if (!isCut && isEnginesFault(error)) {
+        breaker.failed(`${address} gave no answer: ${describeError(error)}`);
+      }
+      throw transportError(error, timeouts);
+    } finally {
+      budget.remove(attempt.copied);
+    }
+  };
 }
 
 /** Servers other than vLLM may have no `/health`; that they answer at all is then the sign. */

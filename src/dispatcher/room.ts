@@ -3,108 +3,153 @@ import { onAbort } from './on-abort.ts';
 
 /** A job as far as places at engines go. */
 export interface Tenant {
-  /** Lines in flight that it may have at one engine. */
-  readonly maxConcurrency: number;
+  /** Its turn among others: who waits with a lower one is served first. */
+  readonly rank: number;
+  /** Lines in flight that this process may have of it at an engine. */
+  cap(engine: Engine): number;
+  /** False while rate limits keep its lines from the engine. */
+  mayAsk(engine: Engine): boolean;
+  /** Whether the engine's window holds it back as well; else only `cap` does. */
+  readonly isAdaptive: boolean;
   /** The engines that serve it now and can be asked for a model; null: all of them. */
   engines(model: string | null): readonly Engine[];
   /** Its lines that are sent or wait to be sent again. */
   inHand: number;
+  /** Its lines in flight by engine: the room counts them. */
+  readonly inFlight: Map<Engine, number>;
+}
+
+/** What a line needs a place for. */
+export interface Wish {
+  readonly tenant: Tenant;
+  /** Only engines that serve it will do; null: any. */
+  readonly model: string | null;
+  /** Lines of equal affinity go to the same engine while it is not much busier than others; null: to any. */
+  readonly affinity: number | null;
+  /** Any engine but this one. */
+  readonly avoid?: Engine;
+  /** Lets it in where the room, or an engine, is kept clear for it. */
+  pass?: Pass | null;
+}
+
+/** For lines that may have no others beside them. */
+export interface Pass {
+  /** Tells passes apart among those who wait, from 1. */
+  readonly id: number;
+  /** Its lines go nowhere else; null: to any engine. */
+  readonly engine: Engine | null;
 }
 
 /**
- * The places at all engines of this process: one line in flight takes one. Whoever waits is served in order, but
- * nobody waits behind a job that may not have more.
+ * The places at all engines of this process: one line in flight takes one. Jobs take turns: of those that wait, the one
+ * with the least in flight is served next, and nobody waits behind a job that may not have more.
  */
 export interface Room {
-  /**
-   * Waits for a place at the least busy engine that serves a line's model, for a line in hand; null when the signal is
-   * aborted first.
-   */
-  take(tenant: Tenant, model: string | null, signal: AbortSignal): Promise<Engine | null>;
+  /** Waits for a place, for a line in hand; null when the signal is aborted first. */
+  take(wish: Wish, signal: AbortSignal): Promise<Engine | null>;
   /**
    * The same for a line that is not in hand yet, null at once where there is no place. While many lines wait to be
    * asked again, new ones have to wait too: a sick engine must not draw the whole input into memory.
    */
-  tryTakeFresh(tenant: Tenant, model: string | null): Engine | null;
-  takeFresh(tenant: Tenant, model: string | null, signal: AbortSignal): Promise<Engine | null>;
-  give(engine: Engine): void;
-  /** Looks again who can be served: an engine came, went, or is healthy again. */
+  tryTakeFresh(wish: Wish): Engine | null;
+  takeFresh(wish: Wish, signal: AbortSignal): Promise<Engine | null>;
+  give(engine: Engine, tenant: Tenant): void;
+  /** Looks again who can be served: an engine came, went, is healthy again, or takes more. */
   kick(): void;
-  /** Nobody gets a place while anybody keeps the room closed. */
+  /** Nobody gets a place while anybody keeps the room closed, but for a line whose pass closes it. */
   setClosed(by: object, closed: boolean): void;
+  /** Until `letGo`, nobody gets a place at the engine but lines that have the pass. */
+  keep(engine: Engine, pass: Pass): void;
+  letGo(engine: Engine): void;
 }
 
-/** What a line needs a place for. */
-interface Wish {
-  tenant: Tenant;
-  model: string | null;
-  fresh: boolean;
-}
-
-interface Waiter extends Wish {
+interface Waiter {
+  wish: Wish;
+  isFresh: boolean;
   resolve: (engine: Engine | null) => void;
 }
 
-function isEqual(a: Wish, b: Wish): boolean {
-  return a.tenant === b.tenant && a.model === b.model && a.fresh === b.fresh;
-}
+/** Those of a job that wait, in order, by what they wait for: where the first gets nothing, none behind it does. */
+type Lines = Map<string, Set<Waiter>>;
+
+/** By how much busier than the least busy one the engine of a line's affinity may be. */
+const MOST_BUSIER = 1.25;
 
 export function createRoom(): Room {
-  const waiters = new Set<Waiter>();
+  const waiting = new Map<Tenant, Lines>();
   const closers = new Set<object>();
+  const kept = new Map<Engine, Pass>();
 
-  function tryTake({ tenant, model, fresh }: Wish): Engine | null {
-    if (closers.size > 0) return null;
-    const most = 2 * tenant.maxConcurrency * tenant.engines(null).length;
-    if (fresh && tenant.inHand >= most) return null;
-    let best: Engine | null = null;
-    for (const engine of tenant.engines(model)) {
-      const free = !engine.isOpen && engine.inFlight < tenant.maxConcurrency;
-      if (free && (best === null || engine.inFlight < best.inFlight)) best = engine;
-    }
-    if (best !== null) best.inFlight += 1;
-    return best;
+  function tryTake(wish: Wish, isFresh: boolean): Engine | null {
+    const { tenant, pass = null } = wish;
+    if (closers.size > (pass !== null && closers.has(pass) ? 1 : 0)) return null;
+    if (isFresh && tenant.inHand >= 2 * placesOf(tenant)) return null;
+    const engine = choose(wish, kept);
+    if (engine === null) tellWindows(wish);
+    else occupy(engine, tenant, 1);
+    return engine;
   }
 
-  async function take(wish: Wish, signal: AbortSignal): Promise<Engine | null> {
+  async function take(wish: Wish, isFresh: boolean, signal: AbortSignal): Promise<Engine | null> {
     if (signal.aborted) return null;
-    const engine = tryTake(wish);
+    const engine = tryTake(wish, isFresh);
     if (engine !== null) return engine;
     return new Promise((resolve) => {
-      const waiter: Waiter = { ...wish, resolve: finish };
+      const waiter: Waiter = { wish, isFresh, resolve: finish };
       const forgetSignal = onAbort(signal, () => {
-        waiters.delete(waiter);
+        leave(waiter);
         resolve(null);
       });
       function finish(found: Engine | null): void {
         forgetSignal();
         resolve(found);
       }
-      waiters.add(waiter);
+      enter(waiter);
     });
   }
 
+  function enter(waiter: Waiter): void {
+    const { tenant } = waiter.wish;
+    const lines = waiting.get(tenant) ?? new Map<string, Set<Waiter>>();
+    waiting.set(tenant, lines);
+    const key = keyOf(waiter);
+    const line = lines.get(key) ?? new Set();
+    lines.set(key, line);
+    line.add(waiter);
+  }
+
+  function leave(waiter: Waiter): void {
+    const { tenant } = waiter.wish;
+    const lines = waiting.get(tenant);
+    const line = lines?.get(keyOf(waiter));
+    line?.delete(waiter);
+    if (line?.size === 0) lines?.delete(keyOf(waiter));
+    if (lines?.size === 0) waiting.delete(tenant);
+  }
+
   function kick(): void {
-    // Nothing is given back meanwhile: what one wish did not get, an equal one does not get either.
-    const unserved: Wish[] = [];
-    for (const waiter of waiters) {
-      if (unserved.some((wish) => isEqual(wish, waiter))) continue;
-      const engine = tryTake(waiter);
-      if (engine === null) {
-        unserved.push(waiter);
-        continue;
-      }
-      waiters.delete(waiter);
-      waiter.resolve(engine);
+    while (waiting.size > 0 && inTurn(waiting.keys()).some((tenant) => serve(tenant)));
+  }
+
+  /** Serves one line of a job; false where there is no place for any of them. */
+  function serve(tenant: Tenant): boolean {
+    for (const line of waiting.get(tenant)?.values() ?? []) {
+      const [first] = line;
+      const engine = first === undefined ? null : tryTake(first.wish, first.isFresh);
+      if (first === undefined || engine === null) continue;
+      leave(first);
+      first.resolve(engine);
+      return true;
     }
+    return false;
   }
 
   return {
-    take: (tenant, model, signal) => take({ tenant, model, fresh: false }, signal),
-    tryTakeFresh: (tenant, model) => tryTake({ tenant, model, fresh: true }),
-    takeFresh: (tenant, model, signal) => take({ tenant, model, fresh: true }, signal),
-    give(engine) {
-      engine.inFlight -= 1;
+    take: (wish, signal) => take(wish, false, signal),
+    tryTakeFresh: (wish) => tryTake(wish, true),
+    takeFresh: (wish, signal) => take(wish, true, signal),
+    give(engine, tenant) {
+      occupy(engine, tenant, -1);
       kick();
     },
     kick,
@@ -112,5 +157,107 @@ export function createRoom(): Room {
       if (closed) closers.add(by);
       else if (closers.delete(by)) kick();
     },
+    keep: (engine, pass) => void kept.set(engine, pass),
+    letGo(engine) {
+      if (kept.delete(engine)) kick();
+    },
   };
+}
+
+/** Lines that this process may have in flight for a job at all its engines, as things are. */
+export function placesOf(tenant: Tenant): number {
+  let places = 0;
+  for (const engine of tenant.engines(null)) {
+    const cap = tenant.cap(engine);
+    places += tenant.isAdaptive ? Math.min(cap, engine.window.limit) : cap;
+  }
+  return places;
+}
+
+function keyOf({ wish, isFresh }: Waiter): string {
+  return `${isFresh ? 'fresh' : 'again'} ${wish.pass?.id ?? 0} ${wish.model ?? ''}`;
+}
+
+function occupy(engine: Engine, tenant: Tenant, change: 1 | -1): void {
+  engine.inFlight += change;
+  tenant.inFlight.set(engine, (tenant.inFlight.get(engine) ?? 0) + change);
+}
+
+function inTurn(tenants: Iterable<Tenant>): Tenant[] {
+  const all = [...tenants];
+  if (all.length === 1) return all;
+  return all.sort((a, b) => a.rank - b.rank || inFlightOf(a) - inFlightOf(b));
+}
+
+function inFlightOf({ inFlight }: Tenant): number {
+  let sum = 0;
+  for (const count of inFlight.values()) sum += count;
+  return sum;
+}
+
+function isFree(engine: Engine, tenant: Tenant): boolean {
+  const own = tenant.inFlight.get(engine) ?? 0;
+  if (engine.isOpen || own >= tenant.cap(engine) || !tenant.mayAsk(engine)) return false;
+  const { inFlight, window } = engine;
+  // A job that takes more than the window allows, because it is told to, must not shut out the others.
+  return !tenant.isAdaptive || inFlight < window.limit || (own === 0 && inFlight > window.limit);
+}
+
+/** Only windows that held the line back: one that the job's own cap keeps half empty has no reason to grow. */
+function tellWindows({ tenant, model }: Wish): void {
+  if (!tenant.isAdaptive) return;
+  for (const engine of tenant.engines(model)) {
+    const own = tenant.inFlight.get(engine) ?? 0;
+    const isWindow = !engine.isOpen && own < tenant.cap(engine) && tenant.mayAsk(engine);
+    if (isWindow) engine.window.wasFull();
+  }
+}
+
+/** The engines that are not kept for others, and where a pass names one, only that. */
+function openTo(
+  pass: Pass | null,
+  engines: readonly Engine[],
+  kept: ReadonlyMap<Engine, Pass>,
+): readonly Engine[] {
+  if (kept.size === 0 && pass === null) return engines;
+  return engines.filter((engine) => {
+    const isRight = pass === null || pass.engine === null || pass.engine === engine;
+    return isRight && (kept.get(engine) ?? pass) === pass;
+  });
+}
+
+function choose(wish: Wish, kept: ReadonlyMap<Engine, Pass>): Engine | null {
+  const { tenant, model, affinity, avoid, pass = null } = wish;
+  const engines = openTo(pass, tenant.engines(model), kept);
+  let best: Engine | null = null;
+  for (const engine of engines) {
+    if (engine === avoid) continue;
+    if (isFree(engine, tenant) && (best === null || engine.load < best.load)) best = engine;
+  }
+  if (best === null || affinity === null || engines.length === 1) return best;
+  const home = homeOf(affinity, engines);
+  const isThere = home !== null && home !== avoid && isFree(home, tenant);
+  return isThere && home.load <= best.load * MOST_BUSIER ? home : best;
+}
+
+/** Rendezvous hashing: an engine that comes or goes moves only the lines that it gets or had. */
+function homeOf(affinity: number, engines: readonly Engine[]): Engine | null {
+  let home: Engine | null = null;
+  let highest = -1;
+  for (const engine of engines) {
+    const score = engine.isOpen ? -1 : mix(affinity ^ engine.seed);
+    if (score > highest) {
+      highest = score;
+      home = engine;
+    }
+  }
+  return home;
+}
+
+/** The last step of MurmurHash3 for 32 bits. */
+function mix(bits: number): number {
+  let hash = bits;
+  hash = Math.imul(hash ^ (hash >>> 16), 0x85_eb_ca_6b);
+  hash = Math.imul(hash ^ (hash >>> 13), 0xc2_b2_ae_35);
+  return (hash ^ (hash >>> 16)) >>> 0;
 }

@@ -1,4 +1,6 @@
 import { invalidInput } from './errors.ts';
+import { NO_LIMITS } from './rate-limit.ts';
+import type { JobLimits } from './rate-limit.ts';
 import type { RetryPolicy } from './retry.ts';
 
 /** The five queues, in the order in which a job meets them. */
@@ -51,33 +53,14 @@ export const JOB = {
       'submit_failed',
     ],
   },
-  resource_preparing: {
-    queue: null,
-    next: ['submitting', 'finalizing', 'cancelling', 'failed', 'resource_failed', 'submit_failed'],
-  },
+  resource_preparing: { queue: null, next: ['submitting', 'finalizing', 'cancelling'] },
   submitting: {
     queue: null,
-    next: [
-      'in_progress',
-      'finalizing',
-      'resource_preparing',
-      'cancelling',
-      'failed',
-      'resource_failed',
-      'submit_failed',
-    ],
+    next: ['in_progress', 'finalizing', 'resource_preparing', 'cancelling'],
   },
   in_progress: {
     queue: null,
-    next: [
-      'finalizing',
-      'submitting',
-      'resource_preparing',
-      'cancelling',
-      'failed',
-      'resource_failed',
-      'submit_failed',
-    ],
+    next: ['finalizing', 'submitting', 'resource_preparing', 'cancelling'],
   },
   cancelling: { queue: 'release', next: ['finalizing'] },
   finalizing: { queue: 'release', next: [...OUTCOMES, 'resource_preparing'] },
@@ -120,18 +103,38 @@ export function isPaused(job: { state: JobState; pausedAt: number | null }): boo
 
 /**
  * Where a job goes when somebody stops it with `outcome`, or null where it stays: it is final, or it has an outcome
- * already. Before planning has read the input any outcome is final at once, and failures are while no line is
- * answered; otherwise what was answered is collected first.
+ * already. Before planning has read the input any outcome is final at once; from then on every line is in the output
+ * or the error file at the end, answered or not.
  */
 export function stopTarget(
-  job: { state: JobState; completed: number; failed: number },
+  job: { state: JobState },
   outcome: Exclude<Outcome, 'completed'>,
 ): JobState | null {
   if (isSealed(job.state) || job.state === 'cancelling') return null;
-  if (job.state === 'queued') return outcome;
-  const nothingAnswered = job.completed + job.failed === 0;
-  if (nothingAnswered && outcome !== 'cancelled' && outcome !== 'expired') return outcome;
-  return 'cancelling';
+  return job.state === 'queued' ? outcome : 'cancelling';
+}
+
+/**
+ * The class that a job has now: one above what was asked for where it would miss its deadline at the rate of its lines
+ * so far. Nothing is known of one that has no answer yet.
+ */
+export function classNow(
+  job: Pick<JobRecord, 'options' | 'lines' | 'completed' | 'failed' | 'enteredAt' | 'deadline'>,
+  now: number,
+): JobClass {
+  const asked = JOB_CLASSES.indexOf(job.options.priority);
+  return JOB_CLASSES[isLate(job, now) ? Math.max(0, asked - 1) : asked] ?? 'normal';
+}
+
+function isLate(
+  job: Pick<JobRecord, 'lines' | 'completed' | 'failed' | 'enteredAt' | 'deadline'>,
+  now: number,
+): boolean {
+  const begun = job.enteredAt.in_progress;
+  const done = job.completed + job.failed;
+  if (begun === undefined || done === 0) return false;
+  const left = job.lines - done;
+  return now + (left * (now - begun)) / done > job.deadline;
 }
 
 /** The words of OpenAI's batch status. */
@@ -193,6 +196,36 @@ export interface Cut {
   bytes: number;
 }
 
+/** How the window of an engine adapts, in the words of the Console's client settings. */
+export interface Adaptive {
+  /** The window may become so many times as large as it began; null: as large as the job's concurrency. */
+  maxFactor: number | null;
+  /** Healthy answers before each step up. */
+  healthyWindow: number;
+  /** Lines by which it grows a step, once it had to shrink. */
+  additiveIncrease: number;
+}
+
+export const DEFAULT_ADAPTIVE: Adaptive = {
+  maxFactor: null,
+  healthyWindow: 8,
+  additiveIncrease: 1,
+};
+
+export const ON_ERROR_RATE = ['pause', 'fail', 'continue'] as const;
+export type OnErrorRate = (typeof ON_ERROR_RATE)[number];
+
+/** Whose turn it is: shards of a class take turns, and go before those of the classes after it. */
+export const JOB_CLASSES = ['high', 'normal', 'low'] as const;
+export type JobClass = (typeof JOB_CLASSES)[number];
+
+/**
+ * Whether engines are asked to stream their answers, of which the output file gets the whole in any case. `auto`: once a
+ * proxy before an engine has cut a job's line because nothing came for too long.
+ */
+export const UPSTREAM_STREAMS = ['auto', 'always', 'never'] as const;
+export type UpstreamStream = (typeof UPSTREAM_STREAMS)[number];
+
 /** What the user chose beside the input: fixed at creation, and each with a default that older records get. */
 export interface JobOptions {
   /** Who asked for it, as they said; empty: nobody said. */
@@ -207,6 +240,18 @@ export interface JobOptions {
   webhook: string | null;
   /** How often and how late a line is asked again; null: as the server does by default. */
   retry: RetryPolicy | null;
+  /** How long one attempt at a line may take, ms; null: as the server does by default. */
+  answerTimeoutMs: number | null;
+  /** What its lines may ask, all processes together. */
+  limits: JobLimits;
+  upstreamStream: UpstreamStream;
+  /** How windows adapt to it; null: not at all, it always has its whole concurrency. */
+  adaptive: Adaptive | null;
+  priority: JobClass;
+  /** What becomes of it when its lines fail for a reason that is not their own. */
+  onErrorRate: OnErrorRate;
+  /** Whether its last lines may be asked at two engines at the same time. */
+  hedging: boolean;
   /** The deployment template that it was asked for with, by name and resolved version; null: none. */
   template: { name: string; version: string } | null;
   /** The one model that its lines may name, which its template pins; null: any. */
@@ -222,6 +267,13 @@ export const DEFAULT_OPTIONS: JobOptions = {
   retryOf: null,
   webhook: null,
   retry: null,
+  answerTimeoutMs: null,
+  limits: NO_LIMITS,
+  upstreamStream: 'auto',
+  adaptive: DEFAULT_ADAPTIVE,
+  priority: 'normal',
+  onErrorRate: 'pause',
+  hedging: false,
   template: null,
   pinnedModel: null,
   expectedRequests: null,
@@ -241,7 +293,7 @@ export interface JobRecord {
   completionWindow: string;
   deadline: number;
   metadata: Record<string, string>;
-  /** Lines in flight that one worker process may have at one engine. */
+  /** Most lines in flight at one engine, all worker processes together. */
   maxConcurrency: number;
   /** Base URLs of the caller's own engines; empty: the provisioner's. */
   engines: string[];
@@ -249,6 +301,8 @@ export interface JobRecord {
   cut: Cut;
   /** Distinct `body.model` of the input, known after planning. */
   models: string[];
+  /** Those of them that no engine serves, so that their lines fail while the others are asked; never all. */
+  givenUp: string[];
   lines: number;
   shards: number;
   doneShards: number;
@@ -270,7 +324,7 @@ export interface JobRecord {
 }
 
 /** What happened to a job: it came to another state, or somebody changed what it was asked for. */
-export const JOB_EVENT_KINDS = ['state', 'paused', 'resumed', 'extended'] as const;
+export const JOB_EVENT_KINDS = ['state', 'paused', 'resumed', 'extended', 'given_up'] as const;
 export type JobEventKind = (typeof JOB_EVENT_KINDS)[number];
 
 /** An entry of a job's history. */
@@ -296,6 +350,11 @@ export type Endpoint = (typeof ENDPOINTS)[number];
 
 export function isEndpoint(text: string): text is Endpoint {
   return (ENDPOINTS as readonly string[]).includes(text);
+}
+
+/** The models of a job that engines are still to serve. */
+export function wantedModels({ models, givenUp }: Pick<JobRecord, 'models' | 'givenUp'>): string[] {
+  return models.filter((model) => !givenUp.includes(model));
 }
 
 /** What the lines of a planned job had to be like. */

@@ -15,6 +15,9 @@ export interface ShardPlan {
 /** A shard is cut after this many lines or bytes, whichever comes first, and has at least one line. */
 export const SHARD_CUT = { lines: 1_000, bytes: 8 * 1024 * 1024 } as const;
 
+/** A shard that was taken oftener than this without a commit, and not given back, may be what processes die of. */
+export const MANY_TAKES = 5;
+
 /** More problems than this help nobody; how many there are in all is said after them. */
 export const MAX_REPORTED_ERRORS = 100;
 

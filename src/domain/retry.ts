@@ -7,6 +7,16 @@ export function isRetriedStatus(status: number): boolean {
   return RETRIED.has(status) || status >= 500;
 }
 
+/** Statuses by which an engine says that it has enough to do. */
+export function isRejection(status: number): boolean {
+  return status === 429 || status === 503;
+}
+
+/** Statuses by which what stands before an engine says that it waited too long; 524 is Cloudflare's. */
+export function isLate(status: number): boolean {
+  return status === 408 || status === 504 || status === 524;
+}
+
 export interface RetryPolicy {
   maxRetries: number;
   baseMs: number;

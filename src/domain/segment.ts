@@ -54,6 +54,16 @@ export interface AcceptedShard {
   parts: readonly PartRange[];
 }
 
+/** A shard of which storage has lost answers that were accepted. */
+export interface LostParts {
+  n: number;
+  lost: readonly PartRange[];
+  /** The lines that its other parts have, as bits. */
+  rest: Buffer;
+  /** What is wrong with the first of them, for people. */
+  reason: string;
+}
+
 /** Whether a bitmap has the bit of a line. */
 export function isSet(bitmap: Buffer, line: number): boolean {
   return (((bitmap[line >> 3] ?? 0) >> (line & 7)) & 1) === 1;

@@ -10,8 +10,10 @@ import { awaitInputs } from '../../processors/inputs.ts';
 import { finishJob } from '../../processors/settle.ts';
 import { Seats } from '../../processors/seats.ts';
 import { wakeLooks } from '../../processors/submission.ts';
+import { answerTrouble } from '../../processors/trouble.ts';
 import { Watches } from '../../processors/watch.ts';
 import { assemble } from '../dispatcher/assemble.ts';
+import { findLost } from '../dispatcher/lost-parts.ts';
 import { Dispatcher } from '../dispatcher/dispatcher.ts';
 import type { Load } from '../dispatcher/dispatcher.ts';
 import { selectLines } from '../dispatcher/select-lines.ts';
@@ -26,6 +28,7 @@ import type { Runtime } from '../runtimes/contract.ts';
 import { createEndpointRuntime } from '../runtimes/index.ts';
 import type { JobChange } from '../store/jobs.ts';
 import { clock } from './clock.ts';
+import { createShareEngine } from './engine-share.ts';
 import { planInput } from './plan-input.ts';
 import { soon } from './soon.ts';
 import type { Connected, System } from './system.ts';
@@ -60,6 +63,7 @@ export function settleDeps(
       (provision, to, change) => store.provisions.move(provision, to, change),
       add,
     ),
+    now: clock.now,
     manager: MANAGERS[settings.provisioner ?? 'static'](settings),
     ahead,
     log,
@@ -92,23 +96,26 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     log,
   });
   const runtime = createEndpointRuntime(settings);
-  const dispatcher = createDispatcher(system, settling, runtime);
+  const processes = () => heartbeat?.dispatchers ?? 1;
+  const dispatcher = createDispatcher(system, { settling, runtime, processes });
   const deps: Deps = {
     ...settling,
     ...processorParts(system, runtime),
     now,
     dispatcher,
     watches,
+    crashApartMs: settings.crashApart,
     graceOver: graceOver.signal,
   };
   const stops = await patient.store.jobs.subscribeStops((jobId) => watches.poke(jobId));
-  const seats = new Seats(dispatcher);
+  const seats = new Seats();
   const dispatch = awaitInputs(processors.dispatch);
   const workers = settings.queues.map((queue) =>
     startWorker({
       queue,
       connection: patient.redis.queues,
       namespace: system.namespace,
+      name: system.name,
       processor: queue === 'dispatch' ? seats.occupy(dispatch) : processors[queue],
       deps,
       stopping: stopping.signal,
@@ -127,7 +134,6 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
         () => graceOver.abort(new Error('the grace is over')),
         settings.shutdownGrace,
       );
-      seats.close();
       const closing = Promise.all(workers.map((worker) => worker.close()));
       await soon(closing, settings.shutdownGrace + AFTER_GRACE_MS);
       clearTimeout(grace);
@@ -147,13 +153,18 @@ function processorParts(system: System, runtime: Runtime) {
     selectLines: (...[input, errors, shards]: Parameters<Deps['selectLines']>) =>
       selectLines(input, errors, { maxLineBytes, shards }),
     readPlan: planInput.bind(null, system.settings),
+    findLost,
     assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>
       assemble(source, sinks, { ...options, maxLineBytes }),
     newToken: () => randomBytes(16).toString('hex'),
   };
 }
 
-function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime): Dispatcher {
+function createDispatcher(
+  system: System,
+  parts: { settling: SettleDeps; runtime: Runtime; processes: () => number },
+): Dispatcher {
+  const { settling, runtime, processes } = parts;
   const { settings, log, metrics } = system;
   const { store } = system.patient;
   return new Dispatcher({
@@ -161,8 +172,28 @@ function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime
     log,
     memoryBudget: settings.memoryBudget,
     maxResponseBytes: settings.maxResponseBytes,
+    timeouts: {
+      connect: settings.connectTimeout,
+      firstByte: settings.requestTimeout,
+      betweenBytes: settings.byteTimeout,
+      answer: settings.answerTimeout,
+    },
     maxLineBytes: settings.maxLineBytes,
     connect: (address) => runtime.connect(address),
+    weightOf: (address) => settings.engineWeights[settings.engineUrls.indexOf(address)] ?? 1,
+    processes,
+    share: createShareEngine(system.name, store.engines),
+    limits: {
+      engineLimits: {
+        requestsPerSecond: settings.engineRequestsPerSecond ?? null,
+        tokensPerMinute: settings.engineTokensPerMinute ?? null,
+      },
+      keyLimits: {
+        requestsPerSecond: settings.keyRequestsPerSecond ?? null,
+        tokensPerMinute: settings.keyTokensPerMinute ?? null,
+      },
+      draw: (...draw) => store.limits.draw(...draw),
+    },
     openInput: (key, range) => openInput(system, key, range),
     newSegmentId: () => randomBytes(16).toString('hex'),
     putSegment: createSegmentStore(system),
@@ -171,12 +202,15 @@ function createDispatcher(system: System, settling: SettleDeps, runtime: Runtime
       if (reply.last) await finishJob(jobId, settling);
       return reply.parts;
     },
+    crashApartMs: settings.crashApart,
+    markAlone: (...mark) => store.shards.markAlone(...mark),
     onRetry: (reason) => metrics.retries.inc({ reason }),
     onAnswered(kind, usage) {
       metrics.lines.inc({ kind });
       metrics.tokens.inc({ kind: 'input' }, usage.inputTokens);
       metrics.tokens.inc({ kind: 'output' }, usage.outputTokens);
     },
+    onTrouble: (jobId, trouble) => void answerTrouble(jobId, trouble, settling),
     onEngineDown(address, reason) {
       log.warn({ address, reason }, 'engine does not answer, sending stopped');
       void wakeLooks(address, settling);
@@ -218,9 +252,8 @@ interface Heartbeat {
 
 /** Tells the others every two seconds that this process lives, and learns how many they are. */
 async function startHeartbeat(system: System, dispatcher: Dispatcher): Promise<Heartbeat> {
-  const { settings, log, metrics } = system;
+  const { settings, log, metrics, name: id } = system;
   const { nodes } = system.patient.store;
-  const id = `${hostname()}-${process.pid}-${randomBytes(3).toString('hex')}`;
   const queues = [...settings.queues];
   const node = { id, roles: [...system.roles], queues, pid: process.pid, host: hostname() };
   let dispatchers = 1;

@@ -5,6 +5,9 @@ import {
   JOB_EVENT_KINDS,
   JOB_STATES,
   OUTCOMES,
+  JOB_CLASSES,
+  ON_ERROR_RATE,
+  UPSTREAM_STREAMS,
 } from '../domain/job.ts';
 import type { JobEvent, JobRecord } from '../domain/job.ts';
 import { count, integer, jsonText, parseEntered, parseRecord, textOrNull } from './parse.ts';
@@ -20,6 +23,15 @@ const jobError = v.object({
 });
 
 const retryPolicy = v.object({ maxRetries: v.number(), baseMs: v.number(), capMs: v.number() });
+const limits = v.object({
+  requestsPerSecond: v.nullable(v.number()),
+  tokensPerMinute: v.nullable(v.number()),
+});
+const adaptive = v.object({
+  maxFactor: v.nullable(v.number()),
+  healthyWindow: v.number(),
+  additiveIncrease: v.number(),
+});
 const template = v.object({ name: v.string(), version: v.string() });
 
 const options = v.pipe(
@@ -32,6 +44,13 @@ const options = v.pipe(
     retryOf: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.retryOf),
     webhook: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.webhook),
     retry: v.optional(v.nullable(retryPolicy), DEFAULT_OPTIONS.retry),
+    answerTimeoutMs: v.optional(v.nullable(v.number()), DEFAULT_OPTIONS.answerTimeoutMs),
+    limits: v.optional(limits, DEFAULT_OPTIONS.limits),
+    upstreamStream: v.optional(v.picklist(UPSTREAM_STREAMS), DEFAULT_OPTIONS.upstreamStream),
+    adaptive: v.optional(v.nullable(adaptive), DEFAULT_OPTIONS.adaptive),
+    priority: v.optional(v.picklist(JOB_CLASSES), DEFAULT_OPTIONS.priority),
+    onErrorRate: v.optional(v.picklist(ON_ERROR_RATE), DEFAULT_OPTIONS.onErrorRate),
+    hedging: v.optional(v.boolean(), DEFAULT_OPTIONS.hedging),
     template: v.optional(v.nullable(template), DEFAULT_OPTIONS.template),
     pinnedModel: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.pinnedModel),
     expectedRequests: v.optional(v.nullable(v.number()), DEFAULT_OPTIONS.expectedRequests),
@@ -55,6 +74,7 @@ const jobFields = v.object({
   options,
   cut: v.pipe(jsonText, v.object({ lines: v.number(), bytes: v.number() })),
   models: strings,
+  given_up: strings,
   lines: count,
   shards: count,
   done_shards: count,
@@ -93,6 +113,7 @@ export function parseJobRecord(id: string, fields: Fields): JobRecord {
     options: job.options,
     cut: job.cut,
     models: job.models,
+    givenUp: job.given_up,
     lines: job.lines,
     shards: job.shards,
     doneShards: job.done_shards,

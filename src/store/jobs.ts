@@ -86,11 +86,16 @@ export interface Jobs {
    * Holds a job that has no outcome yet: from now on none of its shards is taken. False where it has one, or is gone.
    * `by` is who asks, empty where nobody says.
    */
-  pause(id: string, by: string): Promise<boolean>;
+  pause(id: string, by: string, why?: string): Promise<boolean>;
   /** Ends a pause; whoever calls it opens shards. False as with `pause`. */
   resume(id: string): Promise<boolean>;
   /** Gives a job that has no outcome yet another deadline. False as with `pause`. */
   extend(job: JobRecord, completionWindow: string, windowMs: number): Promise<boolean>;
+  /**
+   * Gives models of a job up that is in progress: its lines that name them are answered with an error. False where it
+   * is not, or paused, or all its models were given up then.
+   */
+  giveUp(id: string, models: readonly string[], event: string): Promise<boolean>;
   /** Whether the index of deadlines had an earlier one than the record, which then is put right. */
   mendDeadline(job: JobRecord): Promise<boolean>;
   /**
@@ -130,10 +135,14 @@ export function createJobs(context: Context): Jobs {
     async note(id, reason) {
       await scripts.run('note', recordKey(id), reason);
     },
-    pause: (id, by) =>
-      amend(context, id, 'paused', pausedMessage(by), { paused_at: '@now', paused_by: by }),
+    pause: (id, by, why = '') =>
+      amend(context, id, 'paused', pausedMessage(by, why), { paused_at: '@now', paused_by: by }),
     resume: (id) => amend(context, id, 'resumed', 'Resumed.', { paused_at: '', paused_by: '' }),
     extend: (job, window, windowMs) => extendJob(context, job, window, windowMs),
+    async giveUp(id, models, event) {
+      const list = JSON.stringify(models);
+      return (await scripts.run('give-up', recordKey(id), list, event)) === 1;
+    },
     mendDeadline: (job) => mendDeadline(context, job),
     async page({ matches, ...place }) {
       const { records, ...rest } = await pageRecords(context, {
@@ -209,6 +218,8 @@ async function moveJob(
   to: JobState,
   change: JobChange,
 ): Promise<Moved | 'stale'> {
+  // A job that comes back from `finalizing` has a deadline again; index first, so that none is without an entry.
+  if (job.state === 'finalizing' && !isFinal(to)) await enterDeadline(context, job.id);
   const moved = await moveRecord(context, {
     id: job.id,
     from: job.state,
@@ -228,17 +239,23 @@ async function moveJob(
   return moved;
 }
 
+async function enterDeadline({ redis, keys }: Context, id: string): Promise<void> {
+  const deadline = await redis.hget(recordKey(id), 'deadline');
+  if (deadline !== null) await redis.zadd(keys.deadlines, deadline, id);
+}
+
 /** A filter that matches few must not keep a request and Redis busy for all jobs that there ever were. */
 const MOST_LOOKED = 1_000;
 
-function pausedMessage(by: string): string {
-  return by === '' ? 'Paused.' : `Paused by ${by}.`;
+function pausedMessage(by: string, why: string): string {
+  const paused = by === '' ? 'Paused.' : `Paused by ${by}.`;
+  return why === '' ? paused : `${paused} ${why}`;
 }
 
 async function amend(
   { scripts }: Context,
   id: string,
-  kind: Exclude<JobEventKind, 'state'>,
+  kind: Exclude<JobEventKind, 'state' | 'given_up'>,
   message: string,
   fields: Record<string, string | number>,
 ): Promise<boolean> {

@@ -7,7 +7,7 @@
  *                                 metadata max_concurrency engines options cut models lines shards next done_shards completed failed
  *                                 tokens_in tokens_cached tokens_out tokens_reasoning output_file error_file errors
  *                                 reason paused_at paused_by extended created_at told_at body_hash, and <state>_at
- *     {job_x}:s:<n>       hash    first lines offset bytes bad · wake op token takes done left parts
+ *     {job_x}:s:<n>       hash    first lines offset bytes bad · wake op token takes alone done left parts
  *     {job_x}:todo        list    shards given back; those never opened are `next` to `shards` - 1
  *     {job_x}:queued      zset    shard → since when it waits for a worker
  *     {job_x}:held        zset    shard → when it was taken
@@ -28,8 +28,8 @@
  *
  * `op`, `wake_op` and `amend_op` are the ids of the last changes, by which a command that ioredis sent again knows itself.
  * Of a shard, `done` and `bad` are bitmaps (line i is bit `1 << (i & 7)` of byte `i >> 3`), `takes` counts takes since the last
- * commit, and `parts` is ";segment offset length crc" in order of commit; what is not written yet means all lines
- * left, no bit, 0. Times are Redis time in ms.
+ * commit, `alone` is "line deaths at token" of one that was alone in hand of a holder, and `parts` is ";segment offset length crc ok failed tokens" in order of commit, the tokens four sums in the
+ * order of the job's; what is not written yet means all lines left, no bit, 0. Times are Redis time in ms.
  */
 
 /** What follows a record's key; scripts get these as constants. */
@@ -69,6 +69,9 @@ export const WEBHOOK_PARTS = {
   ATTEMPTS: ':a:',
   LEASE: ':lease',
 } as const;
+
+/** What follows the key of a token bucket, `{<ns>:limit:<name>}` (hash level at hungry): replies to draws, by op. */
+export const LIMIT_PARTS = { LIMIT_REPLY: ':o:' } as const;
 
 /** Key of the record of a job, a provision or a file. */
 export function recordKey(id: string): string {
@@ -113,6 +116,8 @@ export interface GlobalKeys {
   model: string;
   /** Heartbeats: process id → "time JSON". */
   nodes: string;
+  /** Begins the keys of what processes tell each other of an engine; they vanish with a minute of silence. */
+  engine: string;
   /** Who sweeps. */
   sweep: string;
   /** Identity of the storage that these records belong to. */
@@ -124,6 +129,8 @@ export interface GlobalKeys {
   /** Begin the keys of requests by their idempotency keys, and of the seeds of creates without one. */
   idempotency: string;
   seeds: string;
+  /** Key of the token bucket of this name. */
+  limit(name: string): string;
   /** The channel on which a job's id says that the job is to stop. */
   stop: string;
 }
@@ -141,12 +148,14 @@ export function globalKeys(namespace: string): GlobalKeys {
     everyProvision: `${namespace}:every-provision`,
     model: `${namespace}:model:`,
     nodes: `${namespace}:nodes`,
+    engine: `${namespace}:engine:`,
     sweep: `${namespace}:sweep`,
     storage: `${namespace}:storage`,
     telling: `${namespace}:telling`,
     webhooks: recordKey(`${namespace}:webhooks`),
     idempotency: `${namespace}:idem:`,
     seeds: `${namespace}:seed:`,
+    limit: (name) => recordKey(`${namespace}:limit:${name}`),
     stop: `${namespace}:stop`,
   };
 }

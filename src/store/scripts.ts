@@ -4,8 +4,9 @@ import type { Cluster, Redis } from 'ioredis';
 import { permanent } from '../domain/errors.ts';
 import type { SluiceError } from '../domain/errors.ts';
 import { isFinal, isSealed, JOB_STATES } from '../domain/job.ts';
+import { MANY_TAKES } from '../domain/plan.ts';
 import { PROVISION, PROVISION_STATES } from '../domain/provision.ts';
-import { SUFFIXES, WEBHOOK_PARTS } from './keys.ts';
+import { LIMIT_PARTS, SUFFIXES, WEBHOOK_PARTS } from './keys.ts';
 
 export type Client = Redis | Cluster;
 export type Argument = string | number | Buffer;
@@ -18,12 +19,15 @@ export const SCRIPT_NAMES = [
   'note',
   'serves',
   'amend',
+  'give-up',
   'remove',
   'open',
   'take',
+  'alone',
   'commit',
   'give',
   'rewake',
+  'strike',
   'pending',
   'enter',
   'age',
@@ -31,6 +35,7 @@ export const SCRIPT_NAMES = [
   'page',
   'beat',
   'nodes',
+  'engine-beat',
   'lease',
   'yield',
   'model-remove',
@@ -48,6 +53,7 @@ export const SCRIPT_NAMES = [
   'webhook-add',
   'webhook-due',
   'webhook-attempt',
+  'limit-draw',
   'upload-part',
   'upload-begin',
   'upload-end',
@@ -64,12 +70,13 @@ function luaSet(name: string, members: readonly string[]): string {
 
 /** What the scripts share with the rest: how keys end, and which states are final or sealed. */
 function renderConstants(): string {
-  const suffixes = Object.entries({ ...SUFFIXES, ...WEBHOOK_PARTS }).map(
+  const suffixes = Object.entries({ ...SUFFIXES, ...WEBHOOK_PARTS, ...LIMIT_PARTS }).map(
     ([name, text]) => `local ${name} = '${text}'`,
   );
   const released = PROVISION_STATES.filter((state) => PROVISION[state].next.length === 0);
   return [
     ...suffixes,
+    `local MANY_TAKES = ${MANY_TAKES}`,
     luaSet('FINAL', [...JOB_STATES.filter(isFinal), ...released]),
     luaSet('SEALED', JOB_STATES.filter(isSealed)),
   ].join('\n');

@@ -34,11 +34,19 @@ const fixedFields = {
 };
 
 const bitmap = v.instance(Buffer);
-const takenTail = v.object({ ...fixedFields, left: replyNumber, done: bitmap, bad: bitmap });
+const crashFields = v.tuple([integer, integer, integer]);
+const takenTail = v.object({
+  ...fixedFields,
+  left: replyNumber,
+  done: bitmap,
+  bad: bitmap,
+  takes: replyNumber,
+  crashed: text,
+});
 
 /** The reply of take.lua. */
 export function takeReply(jobId: string, n: number, reply: unknown): Taken {
-  const [word, waiting, first, lines, offset, bytes, left, done, bad] = v.parse(
+  const [word, waiting, first, lines, offset, bytes, left, done, bad, takes, crashed] = v.parse(
     v.array(v.unknown()),
     reply,
   );
@@ -46,7 +54,7 @@ export function takeReply(jobId: string, n: number, reply: unknown): Taken {
   if (outcome === 'not now') return { outcome };
   const shards = v.parse(waitingReply, waiting);
   if (outcome === 'stale') return { outcome, waiting: shards };
-  const tail = { first, lines, offset, bytes, left, done, bad };
+  const tail = { first, lines, offset, bytes, left, done, bad, takes, crashed };
   const taken = parseRecord(shardKey(jobId, n), takenTail, tail);
   return {
     outcome,
@@ -54,8 +62,15 @@ export function takeReply(jobId: string, n: number, reply: unknown): Taken {
     done: bitmapOf(taken.lines, taken.done),
     bad: taken.bad.length === 0 ? null : taken.bad,
     left: taken.left,
+    takes: taken.takes,
+    crashed: taken.crashed === '' ? null : parseCrash(shardKey(jobId, n), taken.crashed),
     waiting: shards,
   };
+}
+
+function parseCrash(key: string, value: string) {
+  const [line, deaths, at] = parseRecord(`${key} alone`, crashFields, value.split(' '));
+  return { line, deaths, at };
 }
 
 function word<const Word extends string>(expected: Word) {

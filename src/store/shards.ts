@@ -2,7 +2,7 @@ import * as v from 'valibot';
 import { permanent } from '../domain/errors.ts';
 import type { BadLines, ShardPlan } from '../domain/plan.ts';
 import { countBits } from '../domain/segment.ts';
-import type { AcceptedShard, Part, PartResult, SegmentInfo } from '../domain/segment.ts';
+import type { AcceptedShard, LostParts, Part, PartResult, SegmentInfo } from '../domain/segment.ts';
 import { jobKey, recordKey, shardKey } from './keys.ts';
 import type { Context } from './records.ts';
 import { wakeReply } from './records.ts';
@@ -31,6 +31,10 @@ export type Taken =
       /** Lines that no engine is to be asked; null: none. */
       bad: Buffer | null;
       left: number;
+      /** How often it was taken since the last commit, this time included, and not given back. */
+      takes: number;
+      /** A line (index within the shard) that was alone in hand of holders that died; `at` is when the last did. */
+      crashed: { line: number; deaths: number; at: number } | null;
       waiting: ShardWake[];
     }
   | { outcome: 'stale'; waiting: ShardWake[] }
@@ -46,10 +50,20 @@ export interface Shards {
   open(jobId: string, ahead: number): Promise<ShardWake[]>;
   /**
    * Makes `token`, a fresh random one, the only one that may commit, and opens the next shards.
-   * `stale`: the wake is another one, or the shard is done or given back. `not now`: the job is not in progress.
+   * `stale`: the wake is another one, or the shard is done or given back. `not now`: the job is not in progress, or
+   * paused, or its deadline is over.
+   * Deaths of holders with one line alone in hand count where they are `apartMs` apart.
    * A shard that was never planned is `store.damaged_record` (Permanent).
    */
-  take(jobId: string, shard: ShardWake, token: string, ahead: number): Promise<Taken>;
+  take(
+    jobId: string,
+    shard: ShardWake,
+    token: string,
+    ahead: number,
+    apartMs?: number,
+  ): Promise<Taken>;
+  /** Notes which line is alone in the holder's hand from now on, until a commit or `give`; false: the token does not hold it. */
+  markAlone(jobId: string, n: number, token: string, line: number): Promise<boolean>;
   /**
    * Accepts the parts of a segment that storage has, each whole or not at all; results are in the order of `parts`.
    * `last`: every shard of the job is done. A mask of another length than the shard's is `store.bad_mask` (Permanent),
@@ -60,6 +74,19 @@ export interface Shards {
     segment: SegmentInfo,
     parts: readonly Part[],
   ): Promise<{ last: boolean; parts: PartResult[] }>;
+  /**
+   * Takes back what a job that is `finalizing` counted of lost parts, and returns its new version: who ends the job
+   * has to read again. Nothing changes and it is `stale` where the job moved on, or the parts are struck out already.
+   * Where lines cannot be told apart, the whole shard is taken back. `message` is for the job's history; '' for none.
+   * A lost part whose counts were never recorded is `store.damaged_record` (Permanent).
+   */
+  strike(
+    job: { id: string; version: number },
+    lost: Pick<LostParts, 'n' | 'lost' | 'rest'>,
+    message: string,
+  ): Promise<number | 'stale'>;
+  /** Forgets those of the segments of which no part is accepted any more. */
+  forgetSegments(jobId: string, segments: Iterable<string>): Promise<void>;
   /** Gives back what the token holds, if it does, opens shards and returns all that wait. */
   give(jobId: string, n: number, token: string, ahead: number): Promise<ShardWake[]>;
   /** Lets a queued or held shard wait under a new wake, which is returned; its holder may commit until it is taken. */
@@ -73,6 +100,9 @@ export interface Shards {
   /** The segments of which a part was accepted. */
   segments(jobId: string): Promise<Map<string, { bytes: number; sha256: string }>>;
 }
+
+/** What kills all processes at once, as a full machine does, is not a line. */
+const CRASH_APART_MS = 10_000;
 
 /** Records that are written or read with one breath; bounds memory, and what waits in the client. */
 const AT_ONCE = 200;
@@ -88,11 +118,21 @@ export function createShards(context: Context): Shards {
       writeEach(shards, ({ n, bad }) => redis.hset(shardKey(jobId, n), { bad })),
     open: async (jobId, ahead) =>
       v.parse(waitingReply, await scripts.run('open', recordKey(jobId), ahead)),
-    async take(jobId, { n, wake }, token, ahead) {
-      const key = recordKey(jobId);
-      return takeReply(jobId, n, await scripts.runBinary('take', key, n, wake, token, ahead));
+    async take(jobId, { n, wake }, token, ahead, apartMs = CRASH_APART_MS) {
+      const args = [n, wake, token, ahead, apartMs];
+      return takeReply(jobId, n, await scripts.runBinary('take', recordKey(jobId), ...args));
     },
+    markAlone: async (jobId, n, token, line) =>
+      (await scripts.run('alone', recordKey(jobId), n, token, line)) === 1,
     commit: (jobId, segment, parts) => commitSegment(context, jobId, segment, parts),
+    async strike({ id, version }, { n, lost, rest }, message) {
+      const parts = lost.flatMap(({ segment, offset }) => [segment, offset]);
+      const args = [newOp(), version, n, rest, message, ...parts];
+      return wakeReply(await scripts.run('strike', recordKey(id), ...args));
+    },
+    async forgetSegments(jobId, segments) {
+      for (const id of segments) await redis.hdel(jobKey(jobId, 'SEGMENTS'), id);
+    },
     give: async (jobId, n, token, ahead) =>
       v.parse(waitingReply, await scripts.run('give', recordKey(jobId), n, token, ahead)),
     rewake: async (jobId, { n, wake }) =>

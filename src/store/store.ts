@@ -8,8 +8,12 @@ import { claimStorage } from './identity.ts';
 import { createJobs } from './jobs.ts';
 import type { Jobs } from './jobs.ts';
 import { globalKeys } from './keys.ts';
+import { createLimits } from './limits.ts';
+import type { Limits } from './limits.ts';
 import { createModels } from './models.ts';
 import type { Models } from './models.ts';
+import { createEngines } from './engines.ts';
+import type { Engines } from './engines.ts';
 import { createNodes } from './nodes.ts';
 import type { Nodes } from './nodes.ts';
 import type { OnDamaged } from './parse.ts';
@@ -51,9 +55,11 @@ export interface Store {
   models: Models;
   templates: Templates;
   nodes: Nodes;
+  engines: Engines;
   sweep: Sweep;
   webhooks: Webhooks;
   idempotency: Idempotency;
+  limits: Limits;
   /** Binds the records to a storage once, and returns the identity of the storage that they are bound to. */
   claimStorage(identity: string): Promise<string>;
 }
@@ -75,9 +81,11 @@ export function createStore({ redis, namespace = 'sluice', onDamaged }: StoreOpt
     models: createModels(context),
     templates: createTemplates(context),
     nodes: createNodes(context),
+    engines: createEngines(context),
     sweep: createSweep(context),
     webhooks: createWebhooks(context),
     idempotency: createIdempotency(context),
+    limits: createLimits(context),
     claimStorage: (identity) => claimStorage(context, identity),
   };
 }

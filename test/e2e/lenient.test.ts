@@ -129,6 +129,34 @@ test('lenient, nothing but bad lines: completed without an output file, and no e
   expect((await readJob(sluice.url, id)).provision).toBeNull();
 });
 
+test('lenient, nothing but bad lines and paused: it ends when it is resumed', async () => {
+  await using own = await makeFolder();
+  const options = { dataDir: own.path, engines: [engine.url] };
+  async function act(url: string, id: string, action: string): Promise<void> {
+    const path = `/api/v1/jobs/${id.replace('batch_', 'job_')}/${action}`;
+    expect((await fetch(`${url}${path}`, { method: 'POST' })).status).toBe(200);
+  }
+  let id: string;
+  {
+    // Nobody plans here, so that the pause comes first.
+    await using first = await startSluice({ ...options, env: { ROLES: 'api' } });
+    const input_file_id = await upload(first.url, 'nope\nneither');
+    const wish = { ...COMMON, input_file_id, aibrix: { validation: 'lenient' } };
+    ({ id } = await openaiClient(first.url).batches.create(wish));
+    await act(first.url, id, 'pause');
+    await first.stop();
+  }
+  await using second = await startSluice(options);
+  const isRead = async () => (await readJob(second.url, id)).error_message.includes('resumed');
+  await until(isRead, { timeoutMs: 10_000, what: 'the planning' });
+  expect((await readJob(second.url, id)).status).toBe('queued');
+  await act(second.url, id, 'resume');
+  // At once, not when it is looked at again.
+  const batch = await untilFinal(second.url, id, 4_000);
+  expect(batch).toMatchObject({ status: 'completed', request_counts: { total: 2, failed: 2 } });
+  await second.stop();
+});
+
 test('lenient, and the input as a whole is wrong: the batch fails with that alone', async () => {
   const many = Array.from({ length: 5_001 }, () => 'nope').join('\n');
   for (const [text, code] of [

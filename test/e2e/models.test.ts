@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
   createBatch,
   download,
@@ -94,19 +94,93 @@ test('lenient: a model that only a duplicate names is not waited for', async () 
   ]);
 });
 
-test('a model that no engine serves ends the batch after half a minute, with the answers of the others', async () => {
-  const input = mixed('three', 50, ['a', 'c', 'b']);
-  const { id } = await createBatch(sluice.url, await upload(sluice.url, input.text));
-  const batch = await untilFinal(sluice.url, id, 55_000);
-  expect(batch).toMatchObject({
-    status: 'failed',
-    request_counts: { total: 150, completed: 100, failed: 50 },
-  });
-  const message = "No engine serves 'c', which the input asks for; they serve 'a', 'b'.";
-  expect(batch.errors?.data).toMatchObject([{ code: 'engine_unfit', message }]);
-  expect(await readJob(sluice.url, id)).toMatchObject({
-    status: 'submit_failed',
-    error_message: message,
-  });
-  await asked();
-}, 60_000);
+/** Half a minute is waited for a model that no engine serves: these wait together. */
+describe.concurrent('a model that no engine serves', () => {
+  test('ends a strict batch after half a minute, with the answers of the others', async () => {
+    const input = mixed('three', 50, ['a', 'c', 'b']);
+    const { id } = await createBatch(sluice.url, await upload(sluice.url, input.text));
+    const batch = await untilFinal(sluice.url, id, 55_000);
+    expect(batch).toMatchObject({
+      status: 'failed',
+      request_counts: { total: 150, completed: 100, failed: 50 },
+    });
+    const message = "No engine serves 'c', which the input asks for; they serve 'a', 'b'.";
+    expect(batch.errors?.data).toMatchObject([{ code: 'engine_unfit', message }]);
+    const { error } = await expectExact(sluice.url, batch, input);
+    expect(new Set(error.map((line) => line.error?.code))).toEqual(new Set(['batch_failed']));
+    expect(error[0]?.error?.message).toContain(message);
+    expect(await readJob(sluice.url, id)).toMatchObject({
+      status: 'submit_failed',
+      error_message: message,
+    });
+    await asked();
+  }, 60_000);
+
+  test('fails its own lines of a lenient batch, and no others', async () => {
+    // More lines for it than may wait in hand, so that some are not even read when it is given up.
+    const input = mixed('lenient', 1_200, ['c', 'a', 'b']);
+    const wish = {
+      input_file_id: await upload(sluice.url, input.text),
+      endpoint: '/v1/chat/completions',
+      completion_window: '24h',
+      aibrix: { validation: 'lenient', client: { max_concurrency: 32 } },
+    } as const;
+    const { id } = await openaiClient(sluice.url).batches.create(wish);
+    const batch = await untilFinal(sluice.url, id, 55_000);
+    expect(batch).toMatchObject({
+      status: 'completed',
+      errors: null,
+      request_counts: { total: 3_600, completed: 2_400, failed: 1_200 },
+    });
+    const { error } = await expectExact(sluice.url, batch, input);
+    const message = "No engine serves 'c', which this request asks for; they serve 'a', 'b'.";
+    expect(new Set(error.map((line) => JSON.stringify(line.error)))).toEqual(
+      new Set([JSON.stringify({ code: 'model_not_found', message })]),
+    );
+    expect(error.every((line) => line.custom_id.startsWith('lenient-c-'))).toBe(true);
+    const { events, error_message: said } = await readJob(sluice.url, id);
+    expect(said).toBe('');
+    expect(events.map((event) => event.message).join()).toContain("Requests for 'c' fail");
+  }, 60_000);
+
+  test('and no other: every line is in the error file, and a retry asks them when it is there', async () => {
+    const wrong = await startVllmProcess({ flags: ['--profile', 'zero', '--model', 'wrong'] });
+    const input = makeInput(30, { name: 'alone', model: 'd' });
+    const wish = {
+      input_file_id: await upload(sluice.url, input.text),
+      endpoint: '/v1/chat/completions',
+      completion_window: '24h',
+      aibrix: { runtime: { target: 'External', options: { base_url: wrong.url } } },
+    } as const;
+    const { id } = await openaiClient(sluice.url).batches.create(wish);
+    const batch = await untilFinal(sluice.url, id, 55_000);
+    await wrong.close();
+    expect(batch).toMatchObject({
+      status: 'failed',
+      errors: { data: [{ code: 'engine_unfit', message: expect.stringContaining("'d'") }] },
+      output_file_id: null,
+      request_counts: { total: 30, completed: 0, failed: 30 },
+    });
+    const { error } = await expectExact(sluice.url, batch, input);
+    const why = "The engine serves 'wrong', but the input asks for 'd'";
+    for (const line of error)
+      expect(line.error?.message).toMatch(new RegExp(`executed: .*\\. ${why}$`));
+    expect(await readJob(sluice.url, id)).toMatchObject({
+      status: 'submit_failed',
+      error_code: 'engine_unfit',
+      errors: [{ code: 'engine_unfit' }],
+      error_dataset: batch.error_file_id,
+    });
+
+    const flags = ['--profile', 'zero', '--model', 'd'];
+    await using right = await startVllmProcess({ flags, port: wrong.port });
+    const path = `/api/v1/jobs/${id.replace('batch_', 'job_')}/retry`;
+    const answer = await fetch(`${sluice.url}${path}`, { method: 'POST' });
+    expect(answer.status).toBe(200);
+    const { batch_id: again } = (await answer.json()) as { batch_id: string }; // asserted by what follows
+    const retried = await untilFinal(sluice.url, again);
+    expect(retried).toMatchObject({ status: 'completed', request_counts: { completed: 30 } });
+    await expectExact(sluice.url, retried, input);
+    expect((await right.counts()).requests).toBe(30);
+  }, 90_000);
+});

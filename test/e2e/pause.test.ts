@@ -131,3 +131,54 @@ test('a paused job is cancelled at once, with what was answered', async () => {
   const { error } = await expectExact(sluice.url, batch, input);
   expect(new Set(error.map((line) => line.error?.code))).toEqual(new Set(['batch_cancelled']));
 });
+
+async function provisionsOf(
+  url: string,
+  batchId: string,
+): Promise<{ id: string; status: string }[]> {
+  const path = `/api/v1/provisions?job_id=${batchId.replace('batch_', 'job_')}`;
+  const answer = (await (await fetch(`${url}${path}`)).json()) as {
+    provisions: { id: string; status: string }[];
+  };
+  return answer.provisions;
+}
+
+test('a job whose engine was released in its pause gets another one when it is resumed, before any sweep', async () => {
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await engine.setConfig({ latency_ms: 20 });
+  await using folder = await makeFolder();
+  // Without a sweeper: what it would mend later must not be what makes the job go on.
+  await using sluice = await startSluice({
+    dataDir: folder.path,
+    engines: [engine.url],
+    roles: ['api', 'worker'],
+  });
+  const input = makeInput(LINES);
+  const id = await submit(sluice.url, input, { maxConcurrency: 20 });
+  await untilAnswered(sluice.url, id, 100);
+  await act(sluice.url, id, 'pause');
+  await untilQuiet(sluice.url, id, engine);
+  const [live] = await provisionsOf(sluice.url, id);
+  const released = await fetch(`${sluice.url}/api/v1/provisions/${live?.id}/release`, {
+    method: 'POST',
+    body: JSON.stringify({ job: 'rehome' }),
+  });
+  expect(released.status).toBe(200);
+  await until(
+    async () => (await provisionsOf(sluice.url, id)).every(({ status }) => status === 'released'),
+    { what: 'the release' },
+  );
+  expect((await readJob(sluice.url, id)).status).toBe('resource_preparing');
+  expect((await engine.counts()).in_flight).toBe(0);
+
+  await engine.setConfig({ latency_ms: 0 });
+  const before = (await engine.counts()).requests;
+  const at = performance.now();
+  await act(sluice.url, id, 'resume');
+  await until(async () => (await engine.counts()).requests > before, { what: 'a request' });
+  expect(performance.now() - at, 'milliseconds until a line is sent').toBeLessThan(2_000);
+  const batch = await untilFinal(sluice.url, id);
+  expect(batch.status).toBe('completed');
+  await expectExact(sluice.url, batch, input);
+  expect(await provisionsOf(sluice.url, id)).toHaveLength(2);
+});

@@ -105,19 +105,126 @@ test('aibrix.client.retry_policy changes what it names and leaves the rest', asy
   }
 });
 
+test('aibrix.client.request_timeout_seconds and upstream_stream reach the record, on both interfaces', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const asked: [object, object][] = [
+    [{}, { answerTimeoutMs: null, upstreamStream: 'auto' }],
+    [
+      { request_timeout_seconds: 1.5, upstream_stream: 'always' },
+      { answerTimeoutMs: 1_500, upstreamStream: 'always' },
+    ],
+    [{ upstream_stream: 'never' }, { answerTimeoutMs: null, upstreamStream: 'never' }],
+  ];
+  for (const [client, options] of asked) {
+    const more = { aibrix: { client } };
+    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    expect(record.options).toMatchObject(options);
+    const body = { input_dataset: input, endpoint: '/v1/embeddings', client };
+    const job = await recordOf(api, await postJson(api, '/api/v1/jobs', body));
+    expect(job.options).toMatchObject(options);
+  }
+});
+
+test('aibrix.client.requests_per_second and tokens_per_minute reach the record, on both interfaces', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const asked: [object, object][] = [
+    [{}, { requestsPerSecond: null, tokensPerMinute: null }],
+    [{ requests_per_second: 0.5 }, { requestsPerSecond: 0.5, tokensPerMinute: null }],
+    [
+      { requests_per_second: null, tokens_per_minute: 90_000 },
+      { requestsPerSecond: null, tokensPerMinute: 90_000 },
+    ],
+  ];
+  for (const [client, limits] of asked) {
+    const more = { aibrix: { client } };
+    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    expect(record.options.limits).toEqual(limits);
+    const body = { input_dataset: input, endpoint: '/v1/embeddings', client };
+    const job = await recordOf(api, await postJson(api, '/api/v1/jobs', body));
+    expect(job.options.limits).toEqual(limits);
+  }
+});
+
+test('aibrix.client.adaptive_* and aibrix.priority reach the record, on both interfaces and in a clone', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const asked: [object, object | null][] = [
+    [{}, { maxFactor: null, healthyWindow: 8, additiveIncrease: 1 }],
+    [{ adaptive_concurrency: false }, null],
+    [{ adaptive_concurrency: true }, { maxFactor: null, healthyWindow: 8, additiveIncrease: 1 }],
+    [
+      { adaptive_max_factor: 2.5, adaptive_healthy_window: 16, adaptive_additive_increase: 4 },
+      { maxFactor: 2.5, healthyWindow: 16, additiveIncrease: 4 },
+    ],
+  ];
+  for (const [client, adaptive] of asked) {
+    const more = { aibrix: { client, priority: 'high' } };
+    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    expect(record.options).toMatchObject({ adaptive, priority: 'high' });
+    const body = { input_dataset: input, endpoint: '/v1/embeddings', client, priority: 'low' };
+    const job = await recordOf(api, await postJson(api, '/api/v1/jobs', body));
+    expect(job.options).toMatchObject({ adaptive, priority: 'low' });
+    const path = `/api/v1/jobs/${job.id}/clone`;
+    const same = await recordOf(api, await postJson(api, path, {}));
+    expect(same.options).toMatchObject({ adaptive, priority: 'low' });
+    const other = await recordOf(api, await postJson(api, path, { priority: 'normal' }));
+    expect(other.options).toMatchObject({ adaptive, priority: 'normal' });
+  }
+});
+
+test('a job shows how its lines are sent, in the words in which that was asked for', async () => {
+  await using api = await start();
+  const client = {
+    max_concurrency: 7,
+    adaptive_concurrency: true,
+    adaptive_max_factor: 3,
+    adaptive_healthy_window: 9,
+    adaptive_additive_increase: 2,
+    retry_policy: { max_retries: 1, base_delay_seconds: 0.5, max_delay_seconds: 2 },
+    requests_per_second: 5,
+    tokens_per_minute: 600,
+    request_timeout_seconds: 30,
+    upstream_stream: 'always',
+    on_error_rate: 'continue',
+    hedging: true,
+  };
+  const job = await postJson(api, '/api/v1/jobs', {
+    input_dataset: await uploadInput(api),
+    endpoint: '/v1/embeddings',
+    client,
+    priority: 'low',
+  });
+  expect(job.body).toMatchObject({ client, priority: 'low' });
+});
+
 test('what has no effect on this server is refused with a reason and the mend', async () => {
   await using api = await start();
   const input = await uploadInput(api);
   const wrong: [object, string, RegExp][] = [
-    [{ client: { adaptive_concurrency: true } }, 'client.adaptive_concurrency', /max_concurrency/],
-    [{ client: { adaptive_max_factor: 2 } }, 'client.adaptive_max_factor', /max_concurrency/],
-    [{ client: { adaptive_healthy_window: 8 } }, 'client.adaptive_healthy_window', /adapts/],
-    [{ client: { adaptive_additive_increase: 1 } }, 'client.adaptive_additive_increase', /adapts/],
+    [{ client: { adaptive_concurrency: 1 } }, 'client.adaptive_concurrency', /true/],
+    [{ client: { adaptive_max_factor: 0.5 } }, 'client.adaptive_max_factor', /1 to 1024/],
+    [{ client: { adaptive_healthy_window: 0 } }, 'client.adaptive_healthy_window', /1 to 1024/],
+    [
+      { client: { adaptive_additive_increase: 1.5 } },
+      'client.adaptive_additive_increase',
+      /1 to 1024/,
+    ],
+    [
+      { client: { adaptive_concurrency: false, adaptive_healthy_window: 8 } },
+      'client.adaptive_concurrency',
+      /adaptive_healthy_window/,
+    ],
+    [{ priority: 'urgent' }, 'priority', /high, normal, low/],
     [
       { client: { retry_policy: { no_endpoint_max_retries: 3 } } },
       'client.retry_policy.no_endpoint_max_retries',
       /waits for one until the deadline/,
     ],
+    [{ client: { request_timeout_seconds: 0.5 } }, 'client.request_timeout_seconds', /1 to 86400/],
+    [{ client: { request_timeout_seconds: 86_401 } }, 'client.request_timeout_seconds', /86400/],
+    [{ client: { upstream_stream: true } }, 'client.upstream_stream', /auto, always, never/],
     [{ client: { retry_policy: { max_retries: 101 } } }, 'client.retry_policy.max_retries', /100/],
     [
       { client: { retry_policy: { base_delay_seconds: -1 } } },

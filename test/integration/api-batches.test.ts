@@ -187,10 +187,12 @@ describe('creation', () => {
     expect(await answer.text()).toContain(`"metadata":${metadata}`);
   });
 
-  test('unknown fields are ignored', async () => {
+  test('every field that OpenAI has is known, also where it is null', async () => {
     await using api = await start();
-    const more = { output_expires_after: { anchor: 'created_at', seconds: 3_600 }, x: 1 };
+    const more = { output_expires_after: { anchor: 'created_at', seconds: 3_600 }, metadata: {} };
     expect((await create(api, more)).status).toBe('validating');
+    const none = { output_expires_after: null, metadata: null, aibrix: null };
+    expect((await create(api, none)).status).toBe('validating');
   });
 
   test('aibrix names the engines and how many lines are sent to them at once', async () => {
@@ -219,7 +221,12 @@ describe('creation', () => {
   const wrong: [string, object, string, RegExp][] = [
     ['no input', { input_file_id: undefined }, 'input_file_id', /Missing required parameter/],
     ['an empty input', { input_file_id: '' }, 'input_file_id', /id of an uploaded file/],
-    ['an unknown input', { input_file_id: 'file-none' }, 'input_file_id', /no file 'file-none'/],
+    [
+      'an unknown input',
+      { input_file_id: 'file-none' },
+      'input_file_id',
+      /no file 'file-none': GET \/v1\/files lists all/,
+    ],
     ['a strange input', { input_file_id: '}{x' }, 'input_file_id', /no file/],
     ['no endpoint', { endpoint: undefined }, 'endpoint', /Missing required parameter/],
     ['an endpoint of another kind', { endpoint: '/v1/videos' }, 'endpoint', /\/v1\/responses/],
@@ -242,19 +249,31 @@ describe('creation', () => {
       'no lines at once',
       { aibrix: { client: { max_concurrency: 0 } } },
       'aibrix.client.max_concurrency',
-      /1 to 1024/,
+      /1 to 16384/,
     ],
     [
       'too many lines at once',
-      { aibrix: { client: { max_concurrency: 1_025 } } },
+      { aibrix: { client: { max_concurrency: 16_385 } } },
       'aibrix.client.max_concurrency',
-      /1 to 1024/,
+      /1 to 16384/,
     ],
     [
       'half a line at once',
       { aibrix: { client: { max_concurrency: 1.5 } } },
       'aibrix.client.max_concurrency',
-      /1 to 1024/,
+      /1 to 16384/,
+    ],
+    [
+      'no requests a second',
+      { aibrix: { client: { requests_per_second: 0 } } },
+      'aibrix.client.requests_per_second',
+      /0\.001 to 1000000000/,
+    ],
+    [
+      'tokens a minute in words',
+      { aibrix: { client: { tokens_per_minute: '10k' } } },
+      'aibrix.client.tokens_per_minute',
+      /tokens a minute/,
     ],
     [
       'unknown wishes',

@@ -24,7 +24,9 @@ const jobSchema = v.looseObject({
     v.looseObject({ label: v.string(), message: v.string(), duration_seconds: v.number() }),
   ),
 });
-const errorSchema = v.object({ error: v.object({ code: v.string(), message: v.string() }) });
+const errorSchema = v.object({
+  error: v.object({ code: v.string(), message: v.string(), param: v.nullable(v.string()) }),
+});
 
 function start(): Promise<TestApi> {
   return startApi(inject('redisUrl'));
@@ -96,13 +98,71 @@ test('a pause says who and since when, is shown once, and ends with resume', asy
     await act(api, over, 'cancel');
     expect(await refusal(api, over, action, { completion_window: '48h' })).toMatchObject({ code });
   }
-  const batch = await create(api);
-  await move(api, batch.id, 'resource_preparing');
-  await move(api, batch.id, 'submitting');
-  await move(api, batch.id, 'in_progress');
-  await act(api, batch.id, 'pause');
-  const { status } = await api.openai.batches.retrieve(batch.id.replace('job_', 'batch_'));
+});
+
+test('a paused job is in_progress under both interfaces, and says that it is paused', async () => {
+  await using api = await start();
+  const { id } = await create(api);
+  await move(api, id, 'resource_preparing');
+  await move(api, id, 'submitting');
+  await move(api, id, 'in_progress');
+  await act(api, id, 'pause', {}, { 'x-user-id': 'ann' });
+  const { status } = await api.openai.batches.retrieve(id.replace('job_', 'batch_'));
   expect(status).toBe('in_progress');
+  const job = v.parse(jobSchema, await (await fetch(`${api.url}${PATH}/${id}`)).json());
+  expect(job).toMatchObject({ status: 'in_progress', paused_by: 'ann' });
+  expect(job.paused_at * 1_000).toBeGreaterThan(Date.now() - 60_000);
+  expect(await explain(api, id)).toMatchObject({ code: 'paused' });
+
+  const document = await (await fetch(`${api.url}/openapi.json`)).json();
+  const says = { description: expect.stringContaining('paused_at') };
+  expect(document).toMatchObject({
+    paths: { [`${PATH}/{id}/pause`]: { post: says }, '/v1/batches/{id}': { get: says } },
+    components: {
+      schemas: {
+        Job: { properties: { paused_at: { description: expect.stringContaining('paused') } } },
+      },
+    },
+  });
+});
+
+test('a resume that is sent again is answered as at first, and ends no later pause', async () => {
+  await using api = await start();
+  const { id } = await create(api);
+  const key = { 'idempotency-key': `resume-${id}` };
+  await act(api, id, 'pause');
+  const resumed = await act(api, id, 'resume', {}, key);
+  expect(resumed).toMatchObject({ paused_at: 0 });
+  await act(api, id, 'pause');
+  expect(await act(api, id, 'resume', {}, key)).toEqual(resumed);
+  expect((await recordOf(api, id)).pausedAt, 'it was resumed once').not.toBeNull();
+});
+
+test('of two who resume at once both are answered, and one is in the history', async () => {
+  await using api = await start();
+  const { id } = await create(api);
+  await act(api, id, 'pause');
+  const both = await Promise.all([act(api, id, 'resume'), act(api, id, 'resume')]);
+  for (const each of both) expect(each).toMatchObject({ paused_at: 0, paused_by: '' });
+  const events = await api.store.jobs.events(id);
+  expect(events.filter(({ kind }) => kind === 'resumed')).toHaveLength(1);
+});
+
+test('of two who extend at once the longer one stays, whoever comes first', async () => {
+  await using api = await start();
+  for (let round = 0; round < 5; round += 1) {
+    const { id, created_at: created } = await create(api);
+    const windows = round % 2 === 0 ? ['48h', '72h'] : ['72h', '48h'];
+    const answers = await Promise.all(
+      windows.map((window) => postJson(api, `${PATH}/${id}/extend`, { completion_window: window })),
+    );
+    const longer = answers[windows.indexOf('72h')];
+    expect(longer).toMatchObject({ status: 200, body: { completion_window: '72h' } });
+    // It was there first, or is refused for being the shorter one.
+    expect([200, 400]).toContain(answers[windows.indexOf('48h')]?.status);
+    const job = v.parse(jobSchema, await (await fetch(`${api.url}${PATH}/${id}`)).json());
+    expect(job).toMatchObject({ completion_window: '72h', expires_at: created + 3 * 86_400 });
+  }
 });
 
 test('extend moves the deadline, and only to a later one', async () => {
@@ -117,6 +177,12 @@ test('extend moves the deadline, and only to a later one', async () => {
     expect(code).toBe('invalid_completion_window');
   }
   expect((await refusal(api, id, 'extend', {})).code).toBe('missing_required_parameter');
+  for (const completionWindow of ['', null]) {
+    expect(await refusal(api, id, 'extend', { completionWindow })).toMatchObject({
+      param: 'completion_window',
+      message: expect.stringContaining('such as 48h'),
+    });
+  }
 });
 
 test('a clone asks the same again, but for what the request says', async () => {
@@ -147,6 +213,10 @@ test('a clone asks the same again, but for what the request says', async () => {
   });
   expect(other).toMatchObject({ name: 'second', completion_window: '2h', metadata: { b: '2' } });
   expect((await recordOf(api, other.id)).maxConcurrency).toBe(9);
+  for (const completionWindow of ['', null]) {
+    const again = await act(api, other.id, 'clone', { completionWindow });
+    expect(again.completion_window, 'an empty window is one that was not given').toBe('2h');
+  }
 
   await api.store.files.delete(job.input_dataset);
   expect((await refusal(api, job.id, 'clone')).code).toBe('invalid_input_file');
@@ -183,11 +253,10 @@ test('retry is refused while a job runs, where nothing failed, and where its fil
 test('retry says why nothing can be asked again, and what to do instead', async () => {
   await using api = await start();
   const unserved = await create(api);
-  await move(api, unserved.id, 'resource_preparing', { set: { lines: 5 } });
-  await move(api, unserved.id, 'resource_failed', { set: { failed: 5 } });
+  await move(api, unserved.id, 'resource_failed', {});
   const early = await refusal(api, unserved.id, 'retry');
   expect(early.code).toBe('nothing_to_retry');
-  expect(early.message).toMatch(/before any request was answered.*clone asks all/);
+  expect(early.message).toMatch(/before its input was read.*clone asks all/);
 
   const wrong = await create(api);
   const errors = [{ code: 'url_mismatch', message: 'm', line: 1, param: 'url' }];
@@ -314,8 +383,20 @@ test('explain says in one sentence why a job does not run', async () => {
     /waits for the engine http:\/\/engine:8000, which does not serve it since \d{4}-.*: connect ECONNREFUSED\.$/,
   );
 
-  await move(api, id, 'submitting');
+  await api.store.shards.write(id, [{ n: 0, first: 0, lines: 4, offset: 0, bytes: 9 }]);
+  await move(api, id, 'submitting', { set: { lines: 4, shards: 1 } });
   await move(api, id, 'in_progress');
+  expect((await explain(api, id)).code).toBe('starting');
+  const [shard = { n: 0, wake: 0 }] = await api.store.shards.open(id, 1);
+  await api.store.shards.take(id, shard, 'holder', 1);
+  expect(await explain(api, id)).toMatchObject({
+    code: 'running',
+    explanation: 'It is running: 0 of 4 requests have their answer.',
+  });
+  await act(api, id, 'pause');
+  expect((await explain(api, id)).explanation).toMatch(/in flight is still being answered;/);
+  await act(api, id, 'resume');
+  await api.store.shards.give(id, 0, 'holder', 1);
   expect((await explain(api, id)).code).toBe('starting');
   await api.store.jobs.note(id, 'The input file is not in storage.');
   expect((await explain(api, id)).explanation).toBe(

@@ -209,6 +209,22 @@ describe('creation', () => {
     expect(v.parse(errorSchema, other.body).error.code).toBe('idempotency_key_reused');
   });
 
+  test('a model alone pins what it is served as; one that nobody registered is refused', async () => {
+    await using api = await start();
+    const modelId = `model-${Date.now()}`;
+    const model = { id: modelId, name: 'M', serving_name: 'Own/Name', categories: ['LLM'] };
+    expect(await postJson(api, '/api/v1/models', model)).toMatchObject({ status: 200 });
+    const job = await create(api, { model_id: modelId });
+    expect(job).toMatchObject({ model_template_ref: null, model_template_name: '' });
+    expect((await recordOf(api, job.id)).options).toMatchObject({
+      pinnedModel: 'Own/Name',
+      template: null,
+    });
+    const unknown = body(await uploadInput(api), { modelId: 'model-none' });
+    const { error } = v.parse(errorSchema, (await postJson(api, PATH, unknown)).body);
+    expect(error).toMatchObject({ code: 'model_not_found', param: 'model_id' });
+  });
+
   const wrong: [object, string][] = [
     [{ input_dataset: undefined }, 'input_dataset'],
     [{ input_dataset: '' }, 'input_dataset'],
@@ -218,7 +234,7 @@ describe('creation', () => {
     [{ completion_window: 'soon' }, 'completion_window'],
     [{ name: 'n'.repeat(513) }, 'name'],
     [{ client: { max_concurrency: 0 } }, 'client.max_concurrency'],
-    [{ client: { adaptiveConcurrency: true } }, 'client.adaptive_concurrency'],
+    [{ client: { adaptiveConcurrency: 'yes' } }, 'client.adaptive_concurrency'],
     [{ metadata: { k: 'v'.repeat(513) } }, 'metadata'],
   ];
   test('what is wrong is refused with the name of the field', async () => {
@@ -306,6 +322,7 @@ describe('the Job message', () => {
     expect(failed).toMatchObject({
       status: 'submit_failed',
       error_message: 'The engine serves no such model.',
+      errors: [{ code: 'submit_failed', message: 'The engine serves no such model.' }],
       runtime: { target: 'External', options: { base_urls: '["http://a"]' } },
     });
     expect(failed.submit_failed_at).toBeGreaterThan(0);

@@ -119,4 +119,88 @@ describe('engines that serve some of the models', () => {
     expect(world.dispatcher.load.budgetUsed).toBe(0);
     expect((await one.counts()).requests).toBe(10);
   });
+
+  const GIVEN_UP = {
+    response: null,
+    error: {
+      code: 'model_not_found',
+      message: "No engine serves 'b', which this request asks for; they serve 'a'.",
+    },
+  };
+
+  test('lines of a model that is given up fail, those that wait for it too, and the others run', async () => {
+    await using one = await startFor(['a']);
+    await using world = await openDispatchWorld({
+      engines: [one.url],
+      serves: new Map([[one.url, ['a']]]),
+      models: ['a', 'b'],
+      input: mixedLines(100, ['b', 'a']),
+      cutLines: 50,
+      maxConcurrency: 8,
+    });
+    const running = world.runAll();
+    await until(() => world.dispatcher.load.inFlight === 0 && world.dispatcher.load.unsent < 100, {
+      what: 'nothing but lines that wait',
+    });
+    world.givenUp.push('b');
+    world.dispatcher.enginesChanged();
+    expect(new Set(await running)).toEqual(new Set(['done']));
+    const answers = await world.ledger.answers();
+    expect(answers.size).toBe(100);
+    for (const [line, { kind, bytes }] of answers) {
+      expect(kind).toBe(line % 2 === 0 ? 'error' : 'output');
+      if (kind === 'output') continue;
+      expect(JSON.parse(bytes.toString())).toEqual({
+        id: `batch_req_test_${line}`,
+        custom_id: `line-${line}`,
+        ...GIVEN_UP,
+      });
+    }
+    expect((await one.counts()).requests).toBe(50);
+    expect(world.dispatcher.load).toMatchObject({ unsent: 0, inFlight: 0, budgetUsed: 0 });
+  });
+
+  test('a line that waits to be asked again fails when its model is given up', async () => {
+    await using one = await startFor(['a']);
+    await using two = await startFor(['b']);
+    await two.setFaults([{ kind: 'status', status: 500 }]);
+    const serves = new Map([
+      [one.url, ['a']],
+      [two.url, ['b']],
+    ]);
+    await using world = await openDispatchWorld({
+      engines: [one.url, two.url],
+      serves,
+      models: ['a', 'b'],
+      input: mixedLines(10, ['a', 'b']),
+      retry: { maxRetries: 10, baseMs: 60_000, capMs: 60_000 },
+    });
+    const running = world.run();
+    await until(() => world.retries.length === 5, { what: 'lines that wait for their turn' });
+    world.engines.pop();
+    world.givenUp.push('b');
+    world.dispatcher.enginesChanged();
+    expect(await running).toBe('done');
+    const answers = await world.ledger.answers();
+    const errors = [...answers.values()].filter(({ kind }) => kind === 'error');
+    expect(errors).toHaveLength(5);
+    for (const { bytes } of errors) expect(JSON.parse(bytes.toString())).toMatchObject(GIVEN_UP);
+  });
+
+  test('a stop leaves lines open that wait, even those of a model that is given up then', async () => {
+    await using one = await startFor(['a']);
+    await using world = await openDispatchWorld({
+      engines: [one.url],
+      serves: new Map([[one.url, ['a']]]),
+      models: ['a', 'b'],
+      input: mixedLines(10, ['b']),
+    });
+    const running = world.run();
+    await until(() => world.dispatcher.load.unsent === 0, { what: 'lines that wait' });
+    world.stop.abort();
+    world.givenUp.push('b');
+    world.dispatcher.enginesChanged();
+    expect(await running).toBe('stopped');
+    expect((await world.ledger.answers()).size).toBe(0);
+  });
 });

@@ -51,7 +51,7 @@ test('a process that runs for long keeps nothing of the shards that it has finis
     newToken: randomUUID,
     graceOver: NEVER,
     dispatcher: {
-      isFull: () => false,
+      asideMs: () => 0,
       // As the real one does: it waits on both, and no longer.
       async run(_shard, _job, { stop, abort }) {
         for (const signal of [stop, abort]) {

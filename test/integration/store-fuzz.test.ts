@@ -20,7 +20,7 @@ describe.each(BACK_ENDS)('the store on %s', (kind) => {
       const stats = await fuzzStore({ redis, seed, milliseconds });
       expect(stats.runs).toBeGreaterThan(5);
       expect(stats.overlap).toBe(0);
-      for (const kind of ['repeated', 'stale', 'stalls', 'kills'] as const) {
+      for (const kind of ['repeated', 'stale', 'stalls', 'kills', 'overdue', 'struck'] as const) {
         expect(stats[kind]).toBeGreaterThan(0);
       }
     },
@@ -39,15 +39,18 @@ describe('the fuzz turns red', () => {
   test.each([
     ['sealing check', 'commit', /elseif [^\n]+ then -- check: sealed/, 'elseif false then', 1],
     ['token check', 'commit', /elseif [^\n]+ then -- check: token/, 'elseif false then', 2],
-    ['look at a pause where a shard is taken', 'take', / or record\[2\] then/, ' then', 1],
+    ['look at a pause where a shard is taken', 'take', / or record\[2\] or/, ' or', 1],
+    ['look at the deadline where a shard is taken', 'take', / or isOver then/, ' then', 1],
     ['look at a pause where shards are opened', 'open', / and not record\[4\]/, '', 1],
+    ['counts that lost answers had', 'strike', /if struck[^\n]+ > 0 then/, 'if false then', 1],
+    ['way back for struck shards', 'strike', /redis.call\('LPUSH'[^\n]+/, '', 1],
   ] as const)(
     'without the %s',
     async (_name, script, find, replace, seed) => {
       const mutant = { script, find, replace };
       const bounds = { runs: 200, milliseconds: 25_000, compareRepeats: false };
       const fuzz = fuzzStore({ redis, seed, ...bounds, mutant });
-      await expect(fuzz).rejects.toThrow(/^fuzz seed \d, run \d+: AssertionError/);
+      await expect(fuzz).rejects.toThrow(/^fuzz seed \d, run \d+: (AssertionError|Error: stuck)/);
     },
     30_000,
   );

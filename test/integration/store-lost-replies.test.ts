@@ -24,6 +24,17 @@ async function collect<T>(items: AsyncIterable<T>): Promise<T[]> {
   return all;
 }
 
+/** Of a job that nobody has ended yet. */
+async function takePastDeadline(jobs: Store['jobs'], shards: Store['shards']): Promise<unknown> {
+  const id = 'job_late';
+  const { job } = await jobs.create(newJob({ id, windowMs: -1_000 }));
+  await shards.write(id, [{ n: 0, first: 0, lines: 4, offset: 0, bytes: 9 }]);
+  const at = { id, state: job.state, version: job.version };
+  const moved = await jobs.move(at, 'in_progress', { set: { lines: 4, shards: 1 } });
+  const waiting = await shards.open(id, 1);
+  return [moved, waiting, await shards.take(id, { n: 0, wake: 1 }, 't', 1)];
+}
+
 /** Every method of the store, in an order in which each finds what it needs. */
 async function callAll(
   {
@@ -33,22 +44,24 @@ async function callAll(
     files,
     uploads,
     nodes,
+    engines,
     sweep,
     webhooks,
     idempotency,
     models,
     templates,
+    limits,
     claimStorage,
   }: Store,
   call: Call,
 ) {
   const id = 'job_lost';
   const at = (state: JobRecord['state'], version: number) => ({ id, state, version });
-  await call('create', () => jobs.create(newJob({ id, windowMs: -1_000 })));
+  await call('create', () => jobs.create(newJob({ id })));
   await call('get', () => jobs.get(id));
   const plans = [0, 1, 2].map((n) => ({ n, first: 4 * n, lines: 4, offset: 9 * n, bytes: 9 }));
   await call('write', () => shards.write(id, plans));
-  const set = { lines: 12, shards: 3, models: ['m'] };
+  const set = { lines: 12, shards: 3, models: ['m', 'n'] };
   await call('move', () => jobs.move(at('queued', 1), 'resource_preparing', { set, event: 'x' }));
   await call('move', () => jobs.move(at('resource_preparing', 2), 'submitting'));
   await call('move', () => jobs.move(at('submitting', 3), 'in_progress'));
@@ -56,6 +69,8 @@ async function callAll(
   await call('wake', () => jobs.wake(id, 1));
   await call('stale wake', () => jobs.wake(id, 1));
   await call('note', () => jobs.note(id, 'because'));
+  await call('give up', () => jobs.giveUp(id, ['m'], 'no engine serves it'));
+  await call('give up all', () => jobs.giveUp(id, ['n'], 'the other one, too'));
   await call('open', () => shards.open(id, 2));
   await call('take', () => shards.take(id, { n: 0, wake: 1 }, 't0', 2));
   await call('take', () => shards.take(id, { n: 1, wake: 1 }, 't1', 2));
@@ -89,6 +104,7 @@ async function callAll(
     const job = await jobs.get(id);
     return job !== null && (await jobs.extend(job, '48h', 172_800_000));
   });
+  await call('late take', () => takePastDeadline(jobs, shards));
   await call('accepted', () => collect(shards.accepted(id, 0, 3)));
   await call('segments', () => shards.segments(id));
   await call('due', () => jobs.due(5));
@@ -102,7 +118,12 @@ async function callAll(
   await call('sealed commit', () => {
     return shards.commit(id, { ...SEGMENT, id: 'seg-3' }, [partOf(1, 't3', 4, [2])]);
   });
-  await call('end', () => jobs.move(at('finalizing', 7), 'cancelled', { set: { failed: 7 } }));
+  const lost = [{ segment: SEGMENT.id, offset: 10, length: 10, crc: 7 }];
+  const struck = { n: 1, lost, rest: Buffer.from([0]) };
+  await call('strike', () => shards.strike(at('finalizing', 7), struck, 'Lost.'));
+  await call('stale strike', () => shards.strike(at('finalizing', 7), struck, 'Lost.'));
+  await call('forgetSegments', () => shards.forgetSegments(id, ['seg-9']));
+  await call('end', () => jobs.move(at('finalizing', 8), 'cancelled', { set: { failed: 7 } }));
   await call('forget', () => jobs.forget(id));
   await call('publishStop', () => jobs.publishStop(id));
   await call('events', () => jobs.events(id));
@@ -199,6 +220,8 @@ async function callAll(
 
   const node = { id: 'node', roles: ['worker'], queues: ['dispatch'], pid: 1, host: 'h' };
   await call('beat', () => nodes.beat(node));
+  const engineBeat = { id: 'node', number: 1, tally: { inFlight: 1 }, limit: 64 };
+  await call('engine beat', () => engines.beat('http://engine', engineBeat));
   await call('live', () => nodes.live());
   await call('dispatchers', () => nodes.dispatchers());
   await call('leave', () => nodes.leave(node.id));
@@ -206,6 +229,12 @@ async function callAll(
   await call('lease of another', () => sweep.lease('b', 60_000));
   await call('yield', () => sweep.yield('a'));
   await call('lease', () => sweep.lease('b', 60_000));
+  const draw = async (want: number, back: number) => {
+    const units = { want, back, need: 'awaited' as const };
+    return (await limits.draw('lost', `op-${want}-${back}`, 0.001, units)).granted;
+  };
+  await call('draw', () => draw(2, 5));
+  await call('draw of what came back', () => draw(9, 0));
   const kept = { print: 'p', status: 200, body: Buffer.from('{}') };
   await call('claim', async () => 'holder' in (await idempotency.claim('k', 'p', 60_000)));
   await call('claim of another', () => idempotency.claim('k', 'q', 60_000));

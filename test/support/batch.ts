@@ -63,6 +63,9 @@ export async function upload(url: string, text: string, filename = 'input.jsonl'
 
 export interface BatchOptions {
   maxConcurrency?: number;
+  /** The rest of `aibrix.client`. */
+  client?: Record<string, unknown>;
+  priority?: 'high' | 'normal' | 'low';
   endpoint?: OpenAI.BatchCreateParams['endpoint'];
 }
 
@@ -70,10 +73,10 @@ export interface BatchOptions {
 export async function createBatch(
   url: string,
   fileId: string,
-  { maxConcurrency, endpoint = '/v1/chat/completions' }: BatchOptions = {},
+  { maxConcurrency, client, priority, endpoint = '/v1/chat/completions' }: BatchOptions = {},
 ): Promise<OpenAI.Batch> {
-  const extension =
-    maxConcurrency === undefined ? {} : { aibrix: { client: { max_concurrency: maxConcurrency } } };
+  const max = maxConcurrency === undefined ? {} : { max_concurrency: maxConcurrency };
+  const extension = { aibrix: { client: { ...max, ...client }, priority } };
   const batch = { input_file_id: fileId, endpoint, completion_window: '24h' as const };
   return openaiClient(url).batches.create({ ...batch, ...extension });
 }

@@ -9,8 +9,10 @@ import { readPlan } from '../../src/dispatcher/read-plan.ts';
 import { readEntries } from '../../src/dispatcher/segments.ts';
 import type { Part, PartRange, PartResult, SegmentInfo } from '../../src/domain/segment.ts';
 import { createUniqueIds } from '../../src/dispatcher/unique-ids.ts';
+import type { Adaptive, Endpoint } from '../../src/domain/job.ts';
 import type { ShardPlan } from '../../src/domain/plan.ts';
 import type { ServingEngine } from '../../src/domain/provision.ts';
+import { NO_LIMITS } from '../../src/domain/rate-limit.ts';
 import { DEFAULT_RETRY } from '../../src/domain/retry.ts';
 import type { RetryPolicy } from '../../src/domain/retry.ts';
 import { createEndpointRuntime } from '../../src/runtimes/endpoint.ts';
@@ -87,7 +89,7 @@ function createLedger(
       if (shard === undefined) throw new Error(`there is no shard ${n}`);
       shard.token = randomUUID();
       const { plan, token, done, bad, left } = shard;
-      return { plan, token, done: Buffer.from(done), bad, left };
+      return { plan, token, done: Buffer.from(done), bad, left, takes: 1, crashed: null };
     },
     async answers() {
       const found = new Map<number, Answer>();
@@ -162,6 +164,8 @@ export interface DispatchWorldOptions {
   engines: string[];
   /** Which models each serves, by its URL; absent: all. A test may change it. */
   serves?: Map<string, string[]>;
+  /** Chat completions unless given. */
+  endpoint?: Endpoint;
   /** Those that the job names. */
   models?: string[];
   input: string;
@@ -169,8 +173,16 @@ export interface DispatchWorldOptions {
   /** Takes bad lines, too. */
   lenient?: boolean;
   maxConcurrency?: number;
+  adaptive?: Adaptive;
+  /** Watch its errors, as if nothing of it had been answered before. */
+  guarded?: boolean;
+  hedged?: boolean;
   retry?: RetryPolicy;
+  /** How long an engine may be silent, before its answer and within it. */
   requestTimeout?: number;
+  timeouts?: Partial<DispatcherDeps['timeouts']>;
+  /** What the job says of its attempts. */
+  attempt?: Partial<Pick<DispatchJob, 'answerTimeoutMs' | 'upstreamStream'>>;
   /** How long a pause of the dispatcher lasts here, as a share of what it asked for. */
   sleepScale?: number;
   /** The same for timers, which close segments. */
@@ -186,11 +198,15 @@ export interface DispatchWorld extends AsyncDisposable {
   job: DispatchJob;
   /** Base URLs that lines are sent to; a test may change them. */
   engines: string[];
+  /** Models that the job has given up; a test may add some. */
+  givenUp: string[];
   stop: AbortController;
   abort: AbortController;
   /** What `onRetry` and `onEngineDown` were told, and what was logged as an error. */
   retries: string[];
   downs: string[];
+  /** What was found to be wrong with the job as a whole. */
+  troubles: string[];
   errors: string[];
   run(n?: number): Promise<'done' | 'lost' | 'stopped'>;
   runAll(): Promise<string[]>;
@@ -198,6 +214,7 @@ export interface DispatchWorld extends AsyncDisposable {
 
 async function planOf(
   input: Buffer,
+  endpoint: Endpoint,
   lines: number,
   lenient: boolean,
 ): Promise<{ plan: ShardPlan; bad: Buffer | null }[]> {
@@ -205,7 +222,7 @@ async function planOf(
   const bad = new Map<number, Buffer>();
   const uniqueIds = createUniqueIds({ directory: tmpdir() });
   const { problems } = await readPlan(Readable.from([input]), {
-    endpoint: '/v1/chat/completions',
+    endpoint,
     pinnedModel: null,
     cut: { lines, bytes: 8 * 1024 * 1024 },
     maxLines: 1_000_000,
@@ -229,16 +246,17 @@ async function planOf(
 /** Plans the input and opens a dispatcher over an in-memory ledger; closing it cuts what is left. */
 export async function openDispatchWorld(options: DispatchWorldOptions): Promise<DispatchWorld> {
   const { engines, requestTimeout = 10_000, sleepScale = 1, timerScale = 1 } = options;
+  const { endpoint = '/v1/chat/completions' } = options;
   const input = Buffer.from(options.input);
-  const plans = await planOf(input, options.cutLines ?? 1_000, options.lenient ?? false);
+  const plans = await planOf(input, endpoint, options.cutLines ?? 1_000, options.lenient ?? false);
   const ledger = createLedger(plans, { keepBytes: options.keepBytes ?? true });
   const runtime = createEndpointRuntime({
     engineApiKey: undefined,
     engineUrls: [],
-    requestTimeout,
+    connectTimeout: options.timeouts?.connect ?? 10_000,
   });
   const [stop, abort] = [new AbortController(), new AbortController()];
-  const [retries, downs, errors]: string[][] = [[], [], []];
+  const [retries, downs, errors, troubles]: string[][] = [[], [], [], []];
   const dispatcher = new Dispatcher({
     clock: {
       ...clock,
@@ -247,18 +265,38 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
     },
     memoryBudget: 128 * 1024 * 1024,
     maxResponseBytes: 64 * 1024 * 1024,
+    timeouts: {
+      connect: 10_000,
+      firstByte: requestTimeout,
+      betweenBytes: requestTimeout,
+      answer: 3_600_000,
+      ...options.timeouts,
+    },
     maxLineBytes: 10 * 1024 * 1024,
     connect: (address) => runtime.connect(address),
+    weightOf: () => 1,
+    processes: () => 1,
+    share: async (_address, _tally, limit) =>
+      Promise.resolve({ processes: 1, leads: true, limit, others: [] }),
     openInput: async (_key, { start, end }) => Readable.from([input.subarray(start, end)]),
     newSegmentId: () => randomUUID(),
     putSegment: ledger.put,
     commit: ledger.commit,
+    crashApartMs: 0,
+    markAlone: async () => Promise.resolve(true),
     onRetry: (reason) => void retries?.push(reason),
     onAnswered() {},
+    limits: {
+      engineLimits: NO_LIMITS,
+      keyLimits: NO_LIMITS,
+      draw: async () => Promise.reject(new Error('nothing is limited here')),
+    },
+    onTrouble: (_job, trouble) => void troubles?.push(trouble.message),
     onEngineDown: (_address, reason) => void downs?.push(reason),
     log: { warn() {}, error: (_fields, message) => void errors?.push(message) },
     ...options.deps,
   });
+  const givenUp: string[] = [];
   let known: readonly ServingEngine[] = [];
   function serving(): readonly ServingEngine[] {
     const now = engines.map((address) => {
@@ -269,13 +307,23 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
   }
   const job: DispatchJob = {
     id: 'job_test',
-    endpoint: '/v1/chat/completions',
+    endpoint,
     pinnedModel: null,
     models: options.models ?? ['sim-model'],
     inputKey: 'files/test',
     maxConcurrency: options.maxConcurrency ?? 64,
+    adaptive: options.adaptive ?? null,
+    rank: 1,
+    isGuarded: options.guarded ?? false,
+    isFresh: true,
+    isHedged: options.hedged ?? false,
     retry: options.retry ?? DEFAULT_RETRY,
+    answerTimeoutMs: null,
+    limits: NO_LIMITS,
+    upstreamStream: 'auto',
+    ...options.attempt,
     engines: serving,
+    givenUp: () => givenUp,
   };
   const signals = { stop: AbortSignal.any([stop.signal, abort.signal]), abort: abort.signal };
   const run = async (n = 0) => dispatcher.run(ledger.take(n), job, signals);
@@ -284,10 +332,12 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
     ledger,
     job,
     engines,
+    givenUp,
     stop,
     abort,
     retries: retries ?? [],
     downs: downs ?? [],
+    troubles: troubles ?? [],
     errors: errors ?? [],
     run,
     runAll: async () => Promise.all([...ledger.shards.keys()].map(run)),

@@ -17,13 +17,14 @@ export function envExample(): string {
   return head + parts.join('');
 }
 
-/** README.md with its table of settings as the schema has them. */
+/** README.md with its table of the settings that most need, as the schema has them. */
 export function withSettingsTable(readme: string): string {
   const begin = readme.indexOf(BEGIN);
   const end = readme.indexOf(END);
   if (begin === -1 || end === -1)
     throw new Error('README.md has lost the markers of its settings table');
-  const rows = all().map(
+  const common = all().filter(({ isRare }) => isRare !== true);
+  const rows = common.map(
     ({ doc, env, default: value }) =>
       `| \`${env}\` | ${value === undefined || value === '' ? '' : `\`${value}\``} | ${doc} |`,
   );

@@ -63,6 +63,7 @@ function newJob(state: JobState): JobRecord {
     reason: '',
     pausedAt: null,
     pausedBy: '',
+    givenUp: [],
     createdAt: 0,
     enteredAt: {},
   };

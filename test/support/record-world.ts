@@ -95,6 +95,7 @@ function moves(store: Store): SettleDeps & Pick<Deps, 'store'> {
     ),
     manager: { provider: 'static', slots: () => [{ slot: 0, address: ADDRESS }] },
     ahead: () => 1,
+    now: Date.now,
     log: { debug() {}, info() {}, warn() {}, error() {} },
   };
 }

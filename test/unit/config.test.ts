@@ -39,12 +39,18 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
   redisFsync: { values: ['no', 'ALWAYS'], allowed: 'always, everysec' },
   roles: { values: ['api,wrker', 'all', 'api,,worker'], allowed: 'api, worker, sweeper' },
   queues: { values: ['planing', 'planning;dispatch'], allowed: 'planning, provisioning' },
+  workerProcesses: { values: ['-1', '257', 'auto', '1.5'], allowed: 'from 0 to 256' },
   logLevel: { values: ['verbose', '3'], allowed: 'trace, debug' },
   provisioner: { values: ['slurm', 'Static'], allowed: 'static' },
   engineUrls: {
     values: ['localhost:8000', 'ftp://host', 'http://a,b', 'http://host/?key=1', 'http://u:p@host'],
     allowed: 'http(s) URLs',
   },
+  engineWeights: { values: ['0', '-1', 'many', '1001'], allowed: 'from 0.01 to 1000' },
+  engineRequestsPerSecond: { values: ['0', '-1', 'many', '1e3'], allowed: 'from 0.001 to' },
+  engineTokensPerMinute: { values: ['0', '1000000001', '1k'], allowed: 'from 0.001 to' },
+  keyRequestsPerSecond: { values: ['0', '0.0001', '.5'], allowed: 'from 0.001 to' },
+  keyTokensPerMinute: { values: ['0', '10/m', '1,5'], allowed: 'from 0.001 to' },
   engineApiKey: { values: ['two words', 'schlüssel'], allowed: 'printable ASCII' },
   storageType: { values: ['local', 'FTP'], allowed: 'AUTO, LOCAL' },
   maxFileBytes: {
@@ -55,9 +61,12 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
   maxBatchFileBytes: { values: ['0', 'much'], allowed: 'MiB' },
   maxBatchLines: { values: ['0', '1000000001', '1e3', '1.5'], allowed: 'from 1 to 1000000000' },
   maxLineBytes: { values: ['1023', '10 MiB'], allowed: 'at least 1024' },
-  maxConcurrency: { values: ['0', '1025', '-1', 'many'], allowed: 'from 1 to 1024' },
+  maxConcurrency: { values: ['0', '16385', '-1', 'many'], allowed: 'from 1 to 16384' },
   memoryBudget: { values: ['15MiB', '16M'], allowed: 'at least 16777216' },
   maxResponseBytes: { values: ['1000', '64MB'], allowed: 'at least 1024' },
+  connectTimeout: { values: ['99ms', '0', 'soon'], allowed: 'at least 100 ms' },
+  byteTimeout: { values: ['99ms', '5', '600h'], allowed: 'at least 100 ms' },
+  answerTimeout: { values: ['99ms', '1', '600h'], allowed: 'at least 100 ms' },
   requestTimeout: { values: ['99ms', '15', '1d', '600h', '-1s'], allowed: '500ms, 10s, 15m or 2h' },
   liveStreams: { values: ['0', '-1', 'many', '100001'], allowed: 'from 1 to 100000' },
   webhookSecret: {
@@ -71,6 +80,7 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
   },
   webhookAllowPrivate: { values: ['yes', '1', 'TRUE'], allowed: 'true, false' },
   webhookGiveUp: { values: ['1d', 'never'], allowed: '500ms, 10s, 15m or 2h' },
+  crashApart: { values: ['10', 'never'], allowed: '500ms, 10s, 15m or 2h' },
   shutdownGrace: { values: ['5', 'soon'], allowed: '500ms, 10s, 15m or 2h' },
 };
 
@@ -86,7 +96,10 @@ describe('defaults', () => {
       engineUrls: [],
       roles: ['api', 'worker', 'sweeper'],
       memoryBudget: 128 * 1024 * 1024,
+      connectTimeout: 10_000,
       requestTimeout: 900_000,
+      byteTimeout: 300_000,
+      answerTimeout: 3_600_000,
     });
   });
 

@@ -1,29 +1,69 @@
+import { crc32 } from 'node:zlib';
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { createBudget } from '../../src/dispatcher/budget.ts';
 import type { Engine } from '../../src/dispatcher/engine.ts';
 import { createRoom } from '../../src/dispatcher/room.ts';
-import type { Tenant } from '../../src/dispatcher/room.ts';
+import type { Tenant, Wish } from '../../src/dispatcher/room.ts';
 
 const NEVER = new AbortController().signal;
 
 interface FakeEngine extends Engine {
   isOpen: boolean;
+  window: Engine['window'] & { limit: number };
+  /** How often a line found its window full. */
+  full: number;
 }
 
 /** An engine as the room sees it; nothing is ever sent. */
-function engine(address = 'http://engine'): FakeEngine {
-  return {
+function engine(address = 'http://engine', limit = 1_000_000): FakeEngine {
+  const fake: FakeEngine = {
     address,
     isOpen: false,
     inFlight: 0,
+    full: 0,
+    get load() {
+      return fake.inFlight / fake.window.limit;
+    },
+    seed: crc32(address),
+    key: null,
+    window: {
+      limit,
+      processes: 1,
+      answered() {},
+      rejected() {},
+      timedOut() {},
+      wasFull() {
+        fake.full += 1;
+      },
+      close() {},
+    },
     send: async () => Promise.reject(new Error('nobody sends here')),
+    async doubt() {},
     async close() {},
+  };
+  return fake;
+}
+
+/** A job that only its own cap holds back. */
+function tenant(cap: number, engines: Engine[]): Tenant {
+  return {
+    rank: 1,
+    cap: () => cap,
+    mayAsk: () => true,
+    isAdaptive: false,
+    engines: () => engines,
+    inHand: 0,
+    inFlight: new Map(),
   };
 }
 
-function tenant(maxConcurrency: number, engines: Engine[]): Tenant {
-  return { maxConcurrency, engines: () => engines, inHand: 0 };
+function adaptive(...engines: Engine[]): Tenant {
+  return { ...tenant(1_000, engines), isAdaptive: true };
+}
+
+function wish(owner: Tenant, model: string | null = null, affinity: number | null = null): Wish {
+  return { tenant: owner, model, affinity };
 }
 
 /** What a waiting line got so far: undefined while it waits. */
@@ -47,7 +87,10 @@ describe('room', () => {
     const [a, b] = [engine('a'), engine('b')];
     const room = createRoom();
     const owner = tenant(2, [a, b]);
-    const given = Array.from({ length: 5 }, () => room.tryTakeFresh(owner, null)?.address ?? null);
+    const given = Array.from(
+      { length: 5 },
+      () => room.tryTakeFresh(wish(owner, null))?.address ?? null,
+    );
     expect(given).toEqual(['a', 'b', 'a', 'b', null]);
   });
 
@@ -59,25 +102,21 @@ describe('room', () => {
       ['a', [a, both]],
       ['b', [b, both]],
     ]);
-    const owner: Tenant = {
-      maxConcurrency: 2,
-      engines: (model) => serving.get(model) ?? [],
-      inHand: 0,
-    };
-    const given = (model: string | null) => room.tryTakeFresh(owner, model)?.address ?? null;
+    const owner: Tenant = { ...tenant(2, []), engines: (model) => serving.get(model) ?? [] };
+    const given = (model: string | null) => room.tryTakeFresh(wish(owner, model))?.address ?? null;
     expect(['a', 'a', 'a', 'a', 'a'].map(given)).toEqual(['a', 'both', 'a', 'both', null]);
     expect(['b', null, 'b'].map(given)).toEqual(['b', 'b', null]);
     const [forA, forC, forB] = ['a', 'c', 'b'].map((model) =>
-      watch(room.take(owner, model, NEVER)),
+      watch(room.take(wish(owner, model), NEVER)),
     );
-    room.give(b);
+    room.give(b, owner);
     await turn();
     expect([forA?.got, forC?.got, forB?.got]).toEqual([undefined, undefined, b]);
-    room.give(a);
+    room.give(a, owner);
     await turn();
     expect([forA?.got, forC?.got]).toEqual([a, undefined]);
     serving.set('c', [b]);
-    room.give(b);
+    room.give(b, owner);
     await turn();
     expect(forC?.got).toBe(b);
   });
@@ -86,7 +125,7 @@ describe('room', () => {
     const only = engine();
     const room = createRoom();
     only.isOpen = true;
-    const waiting = watch(room.take(tenant(1, [only]), null, NEVER));
+    const waiting = watch(room.take(wish(tenant(1, [only]), null), NEVER));
     room.kick();
     await turn();
     expect(waiting.got).toBeUndefined();
@@ -100,9 +139,9 @@ describe('room', () => {
     const shared = engine();
     const room = createRoom();
     const [small, large] = [tenant(1, [shared]), tenant(3, [shared])];
-    await room.take(small, null, NEVER);
-    const behind = watch(room.take(small, null, NEVER));
-    const served = watch(room.take(large, null, NEVER));
+    await room.take(wish(small, null), NEVER);
+    const behind = watch(room.take(wish(small, null), NEVER));
+    const served = watch(room.take(wish(large, null), NEVER));
     await turn();
     expect([behind.got, served.got]).toEqual([undefined, shared]);
   });
@@ -111,11 +150,12 @@ describe('room', () => {
     const shared = engine();
     const room = createRoom();
     const [small, large] = [tenant(1, [shared]), tenant(2, [shared])];
-    await room.take(large, null, NEVER);
-    await room.take(large, null, NEVER);
-    const behind = watch(room.take(small, null, NEVER));
-    const served = watch(room.take(large, null, NEVER));
-    room.give(shared);
+    await room.take(wish(small, null), NEVER);
+    await room.take(wish(large, null), NEVER);
+    await room.take(wish(large, null), NEVER);
+    const behind = watch(room.take(wish(small, null), NEVER));
+    const served = watch(room.take(wish(large, null), NEVER));
+    room.give(shared, large);
     await turn();
     expect([behind.got, served.got]).toEqual([undefined, shared]);
   });
@@ -125,14 +165,14 @@ describe('room', () => {
     const room = createRoom();
     const owner = tenant(1, [only]);
     const served: number[] = [];
-    await room.take(owner, null, NEVER);
+    await room.take(wish(owner, null), NEVER);
     for (const n of [1, 2, 3]) {
-      void room.take(owner, null, NEVER).then(() => {
+      void room.take(wish(owner, null), NEVER).then(() => {
         served.push(n);
-        room.give(only);
+        room.give(only, owner);
       });
     }
-    room.give(only);
+    room.give(only, owner);
     await turn();
     expect(served).toEqual([1, 2, 3]);
     expect(only.inFlight).toBe(0);
@@ -143,9 +183,9 @@ describe('room', () => {
     const room = createRoom();
     const owner = tenant(2, [only]);
     owner.inHand = 4;
-    expect(room.tryTakeFresh(owner, null)).toBeNull();
+    expect(room.tryTakeFresh(wish(owner, null))).toBeNull();
     owner.inHand = 3;
-    expect(room.tryTakeFresh(owner, null)).toBe(only);
+    expect(room.tryTakeFresh(wish(owner, null))).toBe(only);
   });
 
   test('a closed room gives nothing until everybody who closed it opens it', async () => {
@@ -154,7 +194,7 @@ describe('room', () => {
     const [one, two] = [{}, {}];
     room.setClosed(one, true);
     room.setClosed(two, true);
-    const waiting = watch(room.take(tenant(1, [only]), null, NEVER));
+    const waiting = watch(room.take(wish(tenant(1, [only]), null), NEVER));
     room.setClosed(one, false);
     await turn();
     expect(waiting.got).toBeUndefined();
@@ -168,14 +208,107 @@ describe('room', () => {
     const room = createRoom();
     const owner = tenant(1, [only]);
     const abort = new AbortController();
-    await room.take(owner, null, NEVER);
-    const waiting = watch(room.take(owner, null, abort.signal));
+    await room.take(wish(owner, null), NEVER);
+    const waiting = watch(room.take(wish(owner, null), abort.signal));
     abort.abort();
-    room.give(only);
+    room.give(only, owner);
     await turn();
     expect(waiting.got).toBeNull();
     expect(only.inFlight).toBe(0);
-    expect(await room.take(owner, null, abort.signal)).toBeNull();
+    expect(await room.take(wish(owner, null), abort.signal)).toBeNull();
+  });
+
+  test('jobs take turns: the one with the least in flight is served next', async () => {
+    const only = engine('only', 8);
+    const room = createRoom();
+    const [large, small] = [adaptive(only), adaptive(only)];
+    for (let n = 0; n < 8; n += 1) room.tryTakeFresh(wish(large));
+    const served: string[] = [];
+    for (let n = 0; n < 6; n += 1) {
+      void room.take(wish(large), NEVER).then(() => served.push('large'));
+    }
+    for (let n = 0; n < 6; n += 1) {
+      void room.take(wish(small), NEVER).then(() => served.push('small'));
+    }
+    await turn();
+    for (let n = 0; n < 6; n += 1) room.give(only, large);
+    await turn();
+    // 8 in flight, 6 come back: the newcomer has none until it has as many as the other.
+    expect(served).toEqual(['small', 'small', 'small', 'small', 'large', 'large']);
+  });
+
+  test('a higher class goes before those below it, whatever they have', async () => {
+    const only = engine('only', 2);
+    const room = createRoom();
+    const [low, high] = [
+      { ...adaptive(only), rank: 2 },
+      { ...adaptive(only), rank: 0 },
+    ];
+    for (let n = 0; n < 2; n += 1) room.tryTakeFresh(wish(high));
+    const served: string[] = [];
+    void room.take(wish(low), NEVER).then(() => served.push('low'));
+    void room.take(wish(high), NEVER).then(() => served.push('high'));
+    room.give(only, high);
+    await turn();
+    expect(served[0]).toBe('high');
+  });
+
+  test('an adaptive job keeps to the window of the engine, a fixed one to its own cap', () => {
+    const only = engine('only', 2);
+    const room = createRoom();
+    const [fixed, follows] = [tenant(5, [only]), adaptive(only)];
+    const given = (owner: Tenant) => room.tryTakeFresh(wish(owner)) !== null;
+    expect(Array.from({ length: 3 }, () => given(follows))).toEqual([true, true, false]);
+    expect(only.full).toBe(1);
+    expect(Array.from({ length: 6 }, () => given(fixed))).toEqual([...Array(5).fill(true), false]);
+    expect(only.full).toBe(1);
+  });
+
+  test('a job that takes more than the window does not shut out the others', () => {
+    const only = engine('only', 4);
+    const room = createRoom();
+    const greedy = tenant(10, [only]);
+    for (let n = 0; n < 10; n += 1) room.tryTakeFresh(wish(greedy));
+    const other = adaptive(only);
+    expect(room.tryTakeFresh(wish(other))).toBe(only);
+    expect(room.tryTakeFresh(wish(other))).toBeNull();
+  });
+
+  test('a window that grows lets those go that wait', async () => {
+    const only = engine('only', 1);
+    const room = createRoom();
+    const owner = adaptive(only);
+    room.tryTakeFresh(wish(owner));
+    const waiting = watch(room.take(wish(owner), NEVER));
+    room.kick();
+    await turn();
+    expect(waiting.got).toBeUndefined();
+    only.window.limit = 2;
+    room.kick();
+    await turn();
+    expect(waiting.got).toBe(only);
+  });
+
+  test('lines of one affinity keep to one engine until it is much busier than the others', () => {
+    const engines = Array.from({ length: 4 }, (_, n) => engine(`http://engine-${n}`, 100));
+    const room = createRoom();
+    const owner: Tenant = { ...tenant(100, engines), isAdaptive: true };
+    const homes = Array.from({ length: 200 }, (_, n) => {
+      const home = room.tryTakeFresh(wish(owner, null, n));
+      if (home !== null) room.give(home, owner);
+      return home;
+    });
+    // Each is home to about a quarter, and the same lines come home again.
+    for (const each of engines) {
+      const share = homes.filter((home) => home === each).length;
+      expect(share).toBeGreaterThan(25);
+      expect(share).toBeLessThan(85);
+    }
+    const crowd = Array.from({ length: 40 }, () => room.tryTakeFresh(wish(owner, null, 7)));
+    expect(new Set(crowd).size).toBeGreaterThan(1);
+    const [busiest, next] = engines.map((each) => each.inFlight).toSorted((a, b) => b - a);
+    expect(busiest).toBeGreaterThan(next ?? 0);
+    expect((busiest ?? 0) / Math.max(1, next ?? 0)).toBeLessThanOrEqual(2);
   });
 
   interface Step {
@@ -207,15 +340,15 @@ describe('room', () => {
               const abort = new AbortController();
               waiting.add(abort);
               const taking = fresh
-                ? room.takeFresh(owner, null, abort.signal)
-                : room.take(owner, null, abort.signal);
+                ? room.takeFresh(wish(owner, null), abort.signal)
+                : room.take(wish(owner, null), abort.signal);
               void taking.then((found) => {
                 waiting.delete(abort);
                 if (found !== null) held.push(found);
               });
             } else if (is === 'give') {
               const [given] = held.splice(pick % Math.max(1, held.length), 1);
-              if (given !== undefined) room.give(given);
+              if (given !== undefined) room.give(given, owner);
             } else if (is === 'abort') {
               [...waiting][pick % Math.max(1, waiting.size)]?.abort();
             } else if (is === 'flip' && each !== undefined) {

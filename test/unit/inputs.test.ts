@@ -4,6 +4,7 @@ import type { Deps } from '../../processors/deps.ts';
 import { awaitInputs } from '../../processors/inputs.ts';
 import type { Verdict } from '../../queues/worker.ts';
 import { transient } from '../../src/domain/errors.ts';
+import { NO_LIMITS } from '../../src/domain/rate-limit.ts';
 import { DEFAULT_RETRY } from '../../src/domain/retry.ts';
 import { openJobWorld } from '../support/job-world.ts';
 
@@ -21,10 +22,22 @@ function openInputs() {
     if (input.bytes === 0) throw transient('input.missing', 'The input file is not in storage.');
     return Readable.from(input.bytes >= end ? [Buffer.from('}')] : []);
   }
-  const shard = { plan: PLAN, token: 't', done: Buffer.alloc(2), bad: null, left: 10 };
+  const shard = {
+    plan: PLAN,
+    token: 't',
+    done: Buffer.alloc(2),
+    bad: null,
+    left: 10,
+    takes: 1,
+    crashed: null,
+  };
   const guarded = awaitInputs(async ({ id, signal }, { dispatcher }) => {
     const jobId = id.split('-')[0] ?? '';
-    const more = { pinnedModel: null, retry: DEFAULT_RETRY, engines: () => [] };
+    const place = { adaptive: null, rank: 1, retry: DEFAULT_RETRY, engines: () => [] };
+    const watched = { isGuarded: false, isFresh: true, isHedged: false };
+    const known = { ...place, ...watched, givenUp: () => [] };
+    const attempt = { answerTimeoutMs: null, limits: NO_LIMITS, upstreamStream: 'auto' } as const;
+    const more = { pinnedModel: null, ...known, ...attempt };
     const dispatch = { ...job, ...more, id: jobId, inputKey: 'files/x' };
     await dispatcher.run(shard, dispatch, { stop: signal, abort: signal });
     return 'done';
@@ -40,7 +53,7 @@ function openInputs() {
       },
     },
     dispatcher: {
-      isFull: () => false,
+      asideMs: () => 0,
       async run(_shard, { id }) {
         runs.push(id);
         if (id !== job.id) return 'done';

@@ -25,6 +25,7 @@ const EVENTS = [
   'pause',
   'resume',
   'expire',
+  'fail',
   'engine lost',
   'machine lost',
   'storage down',
@@ -44,6 +45,7 @@ const JOB_TABLE: Record<JobState, Record<Event, JobState>> = {
     pause: 'queued',
     resume: 'queued',
     expire: 'expired',
+    fail: 'submit_failed',
     'engine lost': 'queued',
     'machine lost': 'queued',
     'storage down': 'queued',
@@ -56,6 +58,7 @@ const JOB_TABLE: Record<JobState, Record<Event, JobState>> = {
     pause: 'resource_preparing',
     resume: 'resource_preparing',
     expire: 'cancelling',
+    fail: 'cancelling',
     'engine lost': 'submitting',
     'machine lost': 'resource_preparing',
     'storage down': 'resource_preparing',
@@ -68,6 +71,7 @@ const JOB_TABLE: Record<JobState, Record<Event, JobState>> = {
     pause: 'submitting',
     resume: 'submitting',
     expire: 'cancelling',
+    fail: 'cancelling',
     'engine lost': 'submitting',
     'machine lost': 'resource_preparing',
     'storage down': 'submitting',
@@ -80,6 +84,7 @@ const JOB_TABLE: Record<JobState, Record<Event, JobState>> = {
     pause: 'in_progress',
     resume: 'in_progress',
     expire: 'cancelling',
+    fail: 'cancelling',
     'engine lost': 'submitting',
     'machine lost': 'resource_preparing',
     'storage down': 'in_progress',
@@ -92,6 +97,7 @@ const JOB_TABLE: Record<JobState, Record<Event, JobState>> = {
     pause: 'cancelling',
     resume: 'cancelling',
     expire: 'cancelling',
+    fail: 'cancelling',
     'engine lost': 'cancelling',
     'machine lost': 'cancelling',
     // Collecting needs no storage; the files wait for it afterwards.
@@ -105,6 +111,7 @@ const JOB_TABLE: Record<JobState, Record<Event, JobState>> = {
     pause: 'finalizing',
     resume: 'finalizing',
     expire: 'finalizing',
+    fail: 'finalizing',
     'engine lost': 'finalizing',
     'machine lost': 'finalizing',
     'storage down': 'finalizing',
@@ -156,6 +163,7 @@ const PROVISION_TABLE: Record<ProvisionState, Record<Event, ProvisionState>> = {
     pause: 'intended',
     resume: 'intended',
     expire: 'releasing',
+    fail: 'releasing',
     'engine lost': 'intended',
     'machine lost': 'releasing',
     'storage down': 'intended',
@@ -168,6 +176,7 @@ const PROVISION_TABLE: Record<ProvisionState, Record<Event, ProvisionState>> = {
     pause: 'creating',
     resume: 'creating',
     expire: 'releasing',
+    fail: 'releasing',
     'engine lost': 'creating',
     'machine lost': 'releasing',
     'storage down': 'creating',
@@ -180,6 +189,7 @@ const PROVISION_TABLE: Record<ProvisionState, Record<Event, ProvisionState>> = {
     pause: 'booting',
     resume: 'booting',
     expire: 'releasing',
+    fail: 'releasing',
     'engine lost': 'booting',
     'machine lost': 'releasing',
     'storage down': 'booting',
@@ -192,6 +202,7 @@ const PROVISION_TABLE: Record<ProvisionState, Record<Event, ProvisionState>> = {
     pause: 'starting',
     resume: 'starting',
     expire: 'releasing',
+    fail: 'releasing',
     'engine lost': 'starting',
     'machine lost': 'releasing',
     'storage down': 'starting',
@@ -204,6 +215,7 @@ const PROVISION_TABLE: Record<ProvisionState, Record<Event, ProvisionState>> = {
     pause: 'serving',
     resume: 'serving',
     expire: 'releasing',
+    fail: 'releasing',
     'engine lost': 'starting',
     'machine lost': 'releasing',
     'storage down': 'serving',
@@ -216,6 +228,7 @@ const PROVISION_TABLE: Record<ProvisionState, Record<Event, ProvisionState>> = {
     pause: 'releasing',
     resume: 'releasing',
     expire: 'releasing',
+    fail: 'releasing',
     'engine lost': 'releasing',
     'machine lost': 'releasing',
     'storage down': 'releasing',
@@ -261,6 +274,11 @@ async function happenTo(here: JobWorld, own: Delivery | null, event: Event): Pro
       break;
     case 'expire':
       await stopJob(job.id, { outcome: 'expired', event: '' }, deps);
+      break;
+    case 'fail':
+      // That no line is answered makes no difference: all of them belong into the error file.
+      job.completed = 0;
+      await stopJob(job.id, { outcome: 'submit_failed', event: '' }, deps);
       break;
     case 'engine lost':
       await engineLost(here);

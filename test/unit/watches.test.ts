@@ -6,8 +6,8 @@ import type { Store } from '../../src/store/store.ts';
 import { ADDRESS, openJobWorld } from '../support/job-world.ts';
 import { until } from '../support/until.ts';
 
-/** Watches over one record, in a process whose clock is `aheadMs` before that of Redis. */
-function openWatches({ aheadMs = 0, deadline = Date.now() + 60_000 } = {}) {
+/** Watches over one record; Redis' clock is `aheadMs` before that of this host. */
+function openWatches({ aheadMs = 0, deadline = Date.now() + 60_000, onEngines = () => {} } = {}) {
   const { deps, job, provision } = openJobWorld('in_progress', 'serving');
   job.deadline = deadline;
   let read = async (): Promise<JobRecord> => ({ ...job });
@@ -18,7 +18,7 @@ function openWatches({ aheadMs = 0, deadline = Date.now() + 60_000 } = {}) {
   const watches = new Watches({
     store: { ...deps.store, jobs },
     now: () => Date.now() + aheadMs,
-    onEngines() {},
+    onEngines,
     log: { warn: (_fields, message) => void warnings.push(message) },
   });
   async function open() {
@@ -43,17 +43,41 @@ describe('a deadline', () => {
     await until(() => watch.signal.aborted, { timeoutMs: 1_000, what: 'the end of the watch' });
   });
 
-  test('that only this host believes to be over is left to the record', async () => {
-    const { watches, job, open } = openWatches({ aheadMs: 30_000, deadline: Date.now() + 25_000 });
-    const watch = await open();
-    await sleep(50);
-    expect(watch.signal.aborted, 'the record says in_progress').toBe(false);
+  test('that is over leaves nothing to watch, whatever the record says', async () => {
+    const { watches, job } = openWatches({ deadline: Date.now() - 1 });
+    expect(await watches.open(job.id)).toBeNull();
+    job.deadline = Date.now() + 60_000;
+    const watch = await watches.open(job.id);
+    expect(watch?.signal.aborted, 'it was extended').toBe(false);
+    watch?.close();
+  });
 
-    job.state = 'cancelling';
+  test("is over by Redis' clock, not by this host's", async () => {
+    const late = openWatches({ aheadMs: 30_000, deadline: Date.now() + 25_000 });
+    expect(await late.watches.open(late.job.id)).toBeNull();
+    const early = openWatches({ aheadMs: -30_000, deadline: Date.now() - 25_000 });
+    (await early.open()).close();
+  });
+
+  test('that is moved into the past ends the watch as soon as it is read', async () => {
+    const { watches, job, open } = openWatches();
+    const watch = await open();
+    job.deadline = Date.now() - 1;
+    // An end goes before a pause: who is gone cannot hold what is in flight.
+    job.pausedAt = 1;
     watches.poke(job.id);
     await until(() => watch.signal.aborted, { timeoutMs: 1_000, what: 'the end of the watch' });
+    expect(watch.signal.reason).toMatchObject({ message: 'the deadline is over' });
+    expect(watch.paused.aborted).toBe(false);
     watch.close();
-    expect(await watches.open(job.id)).toBeNull();
+  });
+
+  test('that lies further away than a timer reaches does not end the watch at once', async () => {
+    const { open } = openWatches({ deadline: Date.now() + 300 * 86_400_000 });
+    const watch = await open();
+    await sleep(20);
+    expect(watch.signal.aborted).toBe(false);
+    watch.close();
   });
 });
 
@@ -115,6 +139,20 @@ test('the engines of a job are one array until one comes, goes, or serves other 
   watches.poke(job.id);
   await until(() => watch.engines() !== before, { timeoutMs: 1_000, what: 'other models' });
   expect(watch.engines()).toEqual([{ address: ADDRESS, models: ['a'] }]);
+  watch.close();
+});
+
+test('models that are given up are known to whoever is told that the job was read again', async () => {
+  const seen: string[][] = [];
+  const { job, watches, open } = openWatches({
+    onEngines: () => void seen.push([...(watch?.givenUp() ?? [])]),
+  });
+  const watch = await open();
+  expect(watch.givenUp()).toEqual([]);
+  job.givenUp = ['b'];
+  watches.poke(job.id);
+  await until(() => seen.length > 0, { timeoutMs: 1_000, what: 'the second read' });
+  expect(seen).toEqual([['b']]);
   watch.close();
 });
 

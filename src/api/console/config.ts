@@ -1,6 +1,7 @@
 import { ENDPOINTS } from '../../domain/job.ts';
 import { MAX_MODELS } from '../../domain/plan.ts';
 import type { Provider } from '../../domain/provision.ts';
+import { MOST_CONCURRENCY } from '../client.ts';
 import type { Route } from '../routes.ts';
 import type { SubmitDeps } from '../submit.ts';
 
@@ -33,7 +34,7 @@ function capabilities({ provider, limits, defaults }: ConfigDeps) {
     endpoints: ENDPOINTS,
     validation_modes: ['strict', 'lenient'],
     completion_window: { default: '24h', longest: '365d' },
-    client: { default_max_concurrency: defaults.maxConcurrency, max_concurrency: 1_024 },
+    client: { default_max_concurrency: defaults.maxConcurrency, max_concurrency: MOST_CONCURRENCY },
     limits: {
       max_file_bytes: limits.maxFileBytes,
       max_input_bytes: limits.maxBatchFileBytes,

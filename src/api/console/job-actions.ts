@@ -3,7 +3,7 @@ import { invalidInput } from '../../domain/errors.ts';
 import { isOpen, isPaused, parseCompletionWindow } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import type { SluiceError } from '../../domain/errors.ts';
-import { parse } from '../body.ts';
+import { exactObject, parse } from '../body.ts';
 import { findJob } from '../find-job.ts';
 import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
@@ -45,7 +45,9 @@ async function resume(_c: ApiContext, job: JobRecord, deps: JobsDeps): Promise<J
 }
 
 const WINDOW_RULE = 'a text such as 48h, counted from the creation of the job';
-export const extendSchema = v.object({ completion_window: v.string(WINDOW_RULE) });
+export const extendSchema = exactObject({
+  completion_window: v.pipe(v.string(WINDOW_RULE), v.nonEmpty(WINDOW_RULE)),
+});
 
 async function extend(c: ApiContext, job: JobRecord, deps: JobsDeps): Promise<JobRecord> {
   const { completion_window: window } = parse(extendSchema, await optionalJson(c));

@@ -4,23 +4,24 @@ import { isExpired, retryInputId } from '../../domain/file.ts';
 import { isFinal } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import { countBits } from '../../domain/segment.ts';
-import { parse } from '../body.ts';
+import { exactObject, parse } from '../body.ts';
 import { clientSchema, clientWish } from '../client.ts';
 import { metadataSchema } from '../metadata.ts';
 import { requester } from '../requester.ts';
 import type { ApiContext } from '../routes.ts';
-import { creationJobId, submitJob } from '../submit.ts';
+import { creationJobId, prioritySchema, submitJob } from '../submit.ts';
 import type { JobWish } from '../submit.ts';
 import { jobFiles } from '../views.ts';
 import type { JobsDeps } from './job-read.ts';
-import { jobNameSchema, optionalJson } from './request.ts';
+import { jobNameSchema, optionalJson, windowSchema } from './request.ts';
 
 /** What a copy of a job may have otherwise; what is left out is as it was. */
-export const copySchema = v.object({
+export const copySchema = exactObject({
   name: v.nullish(jobNameSchema),
-  completion_window: v.nullish(v.string('a text such as 24h')),
+  completion_window: windowSchema,
   metadata: v.nullish(metadataSchema),
   client: v.nullish(clientSchema),
+  priority: prioritySchema,
 });
 
 /** A new job that asks all of another one again. */
@@ -93,7 +94,7 @@ async function whyNoErrorFile(job: JobRecord, deps: JobsDeps): Promise<string> {
   if (state === 'failed' && error !== undefined) {
     return `The input of the job '${id}' was refused (${error.code}), and none of its lines was asked: mend it, upload it, and create a job over it.`;
   }
-  const ended = `The job '${id}' is ${state}: it ended before any request was answered.`;
+  const ended = `The job '${id}' is ${state}: it ended before its input was read.`;
   if (retryOf !== null && (await isGone(job.input, deps))) {
     return `${ended} POST /api/v1/jobs/${retryOf}/retry asks the failed lines of that job again.`;
   }
@@ -118,7 +119,7 @@ async function countBadLines(job: JobRecord, { store }: JobsDeps): Promise<numbe
 /** A job like this one, but for what the request says. */
 async function copyOf(c: ApiContext, job: JobRecord): Promise<JobWish> {
   const body = parse(copySchema, await optionalJson(c));
-  const { maxConcurrency, retry: policy } = clientWish(body.client);
+  const { maxConcurrency, options } = clientWish(body.client);
   return {
     name: body.name ?? job.name,
     endpoint: job.endpoint,
@@ -130,7 +131,8 @@ async function copyOf(c: ApiContext, job: JobRecord): Promise<JobWish> {
     options: {
       ...job.options,
       owner: requester(c) || job.options.owner,
-      retry: policy ?? job.options.retry,
+      ...options,
+      ...(body.priority ? { priority: body.priority } : {}),
       expectedRequests: null,
     },
   };

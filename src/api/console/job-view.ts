@@ -2,6 +2,7 @@ import { batchIdOf, isFinal, isOpen, isPaused } from '../../domain/job.ts';
 import type { JobEvent, JobEventKind, JobRecord, JobState } from '../../domain/job.ts';
 import { isReleased } from '../../domain/provision.ts';
 import type { ProvisionRecord } from '../../domain/provision.ts';
+import { clientView } from '../client.ts';
 import {
   jobErrors,
   jobFiles,
@@ -63,13 +64,14 @@ export function jobView(
     },
     metadata: job.metadata,
     extra_body: {},
-    errors: job.errors.map(errorView),
+    errors: jobErrors(job).map(errorView),
     runtime: runtimeView(job),
     resource_allocation: null,
     model_template_ref: templateView(job),
     profile: null,
     name: job.name,
     ...optionFields(job),
+    client: clientView(job),
     ...pauseFields(job),
     batch_id: batchIdOf(job.id),
     provision_id: provision?.id ?? '',
@@ -97,6 +99,7 @@ function optionFields({ options }: JobRecord) {
     model_template_name: options.template?.name ?? '',
     model_template_version: options.template?.version ?? '',
     retry_of: options.retryOf ?? '',
+    priority: options.priority,
   };
 }
 
@@ -190,6 +193,7 @@ const CHANGES: Record<Exclude<JobEventKind, 'state'>, string> = {
   paused: 'Paused',
   resumed: 'Resumed',
   extended: 'Deadline moved',
+  given_up: 'Model given up',
 };
 
 /**
@@ -225,7 +229,7 @@ function durationOf(
   now: number,
 ): number {
   const event = events[index];
-  if (event === undefined || event.kind === 'resumed' || event.kind === 'extended') return 0;
+  if (event === undefined || (event.kind !== 'state' && event.kind !== 'paused')) return 0;
   const isEnd = (later: JobEvent): boolean =>
     later.kind === 'state'
       ? event.kind === 'state' || !isOpen(later.state)

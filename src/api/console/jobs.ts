@@ -2,7 +2,7 @@ import * as v from 'valibot';
 import { invalidInput } from '../../domain/errors.ts';
 import { isOpen } from '../../domain/job.ts';
 import { isModelId } from '../../domain/model.ts';
-import { parse, readJson } from '../body.ts';
+import { exactObject, parse, readJson } from '../body.ts';
 import { clientSchema, clientWish } from '../client.ts';
 import { findJob } from '../find-job.ts';
 import { isJobId } from '../ids.ts';
@@ -11,7 +11,7 @@ import { unknownCursor } from '../query.ts';
 import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
-import { endpointSchema, submitJob, validationSchema } from '../submit.ts';
+import { endpointSchema, submitJob, prioritySchema, validationSchema } from '../submit.ts';
 import type { JobWish } from '../submit.ts';
 import { jobWebhook, webhookSchema } from '../webhook-target.ts';
 import { explainRoute } from './explain.ts';
@@ -19,7 +19,7 @@ import { jobActionRoutes } from './job-actions.ts';
 import { jobChoice, listSchema } from './job-filter.ts';
 import { fullView } from './job-read.ts';
 import type { JobsDeps } from './job-read.ts';
-import { jobNameSchema, listQuery } from './request.ts';
+import { jobNameSchema, listQuery, windowSchema } from './request.ts';
 import { snakeKeys } from './snake-keys.ts';
 
 export type { JobsDeps } from './job-read.ts';
@@ -41,12 +41,6 @@ export function jobRoutes(deps: JobsDeps): Route[] {
   ];
 }
 
-/** protojson's habit: an empty text is one that was not given. */
-const windowSchema = v.pipe(
-  v.nullish(v.string('a text such as 24h'), ''),
-  v.transform((text) => (text === '' ? '24h' : text)),
-);
-
 const ID_RULE = 'the id of an uploaded file';
 const OWNER_RULE = 'a text of at most 255 characters';
 const MODEL_RULE = 'the id of a model of /api/v1/models';
@@ -57,7 +51,7 @@ const INJECTION_RULE =
 const REPLICAS_RULE = 'an integer from 0 to 1024';
 const PROVIDER_RULE =
   'left out or empty: the engines of this server are there already (PROVISIONER=static), and no provider is asked for any';
-const resourceSchema = v.object({
+const resourceSchema = exactObject({
   replicas: v.nullish(
     v.pipe(
       v.number(REPLICAS_RULE),
@@ -74,7 +68,7 @@ const resourceSchema = v.object({
     ),
   ),
 });
-export const createSchema = v.object({
+export const createSchema = exactObject({
   input_dataset: v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)),
   endpoint: endpointSchema,
   completion_window: windowSchema,
@@ -92,34 +86,36 @@ export const createSchema = v.object({
   resource_request: v.nullish(resourceSchema),
   injection_config: v.nullish(
     v.pipe(
-      v.looseObject({ enabled: v.nullish(v.unknown()) }),
+      v.looseObject({ enabled: v.nullish(v.unknown()) }, 'an object'),
       v.check(({ enabled }) => !enabled, INJECTION_RULE),
     ),
   ),
   webhook: webhookSchema,
   validation: validationSchema,
+  priority: prioritySchema,
 });
 
 /** What a request's body asks for, whether it is created or only validated. */
 export async function readWish(c: ApiContext, deps: JobsDeps): Promise<JobWish> {
   const body = parse(createSchema, snakeKeys(await readJson(c.env.incoming), ['metadata']));
-  const { maxConcurrency, retry } = clientWish(body.client);
+  const { maxConcurrency, options } = clientWish(body.client);
   checkReplicas(deps, body.resource_request?.replicas ?? 0);
   return {
     ...(await modelWish(deps, body)),
     name: body.name,
     endpoint: body.endpoint,
     input: body.input_dataset,
-    completionWindow: body.completion_window,
+    completionWindow: body.completion_window ?? '24h',
     metadata: body.metadata ?? {},
     maxConcurrency,
     engines: [],
     options: {
-      retry,
+      ...options,
       owner: body.created_by || requester(c),
       expectedRequests: body.request_count_total || null,
       webhook: jobWebhook(deps, body.webhook, 'webhook'),
       ...(body.validation ? { validation: body.validation } : {}),
+      ...(body.priority ? { priority: body.priority } : {}),
     },
   };
 }

@@ -7,6 +7,12 @@ const NAME_RULE = 'a text of at most 512 characters';
 /** The name that a job is asked to have. */
 export const jobNameSchema = v.pipe(v.string(NAME_RULE), v.maxLength(512, NAME_RULE));
 
+/** A completion window. By protojson's habit an empty text is one that was not given, which is null here. */
+export const windowSchema = v.pipe(
+  v.nullish(v.string('a text such as 24h'), ''),
+  v.transform((text) => (text === '' ? null : text)),
+);
+
 /**
  * The query of a list: both cases, what is given several times as one list, and, by protojson's habit, without those
  * that are empty.

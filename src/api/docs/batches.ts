@@ -44,6 +44,9 @@ export const batchDocs: Docs = {
     get: {
       tag: 'Batches',
       summary: 'Look at a batch',
+      description:
+        'A batch that is paused keeps its status, `in_progress` where it was sent already: `paused_at` of ' +
+        '`/api/v1/jobs/{id}` says that it is.',
       answer: {
         description: 'The batch.',
         schema: batchSchema,

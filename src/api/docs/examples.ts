@@ -87,6 +87,7 @@ export const EXAMPLE_JOB: JobRecord = {
   reason: '',
   pausedAt: null,
   pausedBy: '',
+  givenUp: [],
   createdAt: BEGUN,
   enteredAt: {
     queued: BEGUN,

@@ -80,7 +80,9 @@ export const jobDocs: Docs = {
   ),
   '/api/v1/jobs/:id/pause': action(
     'Pause a job',
-    'What is in flight is still answered, and nothing new begins. Its deadline runs on.',
+    'What is in flight is still answered, and nothing new begins. Its deadline runs on. Its `status` stays what it is, ' +
+      '`in_progress` here as under `/v1/batches`: that it is paused, since when and by whom, say `paused_at` and ' +
+      '`paused_by`, and `explain`.',
   ),
   '/api/v1/jobs/:id/resume': action('Let a paused job go on', 'One that is not paused stays so.'),
   '/api/v1/jobs/:id/extend': action(

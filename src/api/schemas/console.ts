@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { JOB_STATES } from '../../domain/job.ts';
+import { JOB_CLASSES, JOB_STATES } from '../../domain/job.ts';
 import { MODEL_CATEGORIES } from '../../domain/model.ts';
 import { PROVISION_STATES } from '../../domain/provision.ts';
 import { TEMPLATE_STATUSES } from '../../domain/template.ts';
@@ -64,8 +64,18 @@ export const jobSchema = v.looseObject({
   error_code: text,
   created_by: text,
   retry_of: text,
-  paused_at: time,
-  paused_by: text,
+  priority: v.picklist(JOB_CLASSES),
+  client: v.pipe(
+    v.looseObject({ max_concurrency: whole, adaptive_concurrency: v.boolean() }),
+    v.description(
+      'How its lines are sent, in the words of the request; null: nothing was asked for.',
+    ),
+  ),
+  paused_at: v.pipe(
+    whole,
+    v.description('Unix seconds since when it is paused, whatever its status; 0: it is not.'),
+  ),
+  paused_by: v.pipe(text, v.description('Who paused it; empty where nobody said.')),
   provision_id: text,
   provision: v.nullable(jobProvisionSchema),
   events: v.array(eventSchema),

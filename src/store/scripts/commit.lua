@@ -27,11 +27,19 @@ local function add(field, amount)
   if amount ~= '0' then redis.call('HINCRBY', job, field, amount) end
 end
 
-local function accept(at, n, shard, parts, done, left)
+local function accept(at, n, shard, parts, done, left, takes)
   redis.call('HSET', job .. SEGMENTS, segment, ARGV[2] .. ' ' .. ARGV[3])
-  local part = ';' .. segment .. ' ' .. ARGV[at + 9] .. ' ' .. ARGV[at + 10] .. ' ' .. ARGV[at + 11]
+  local range = segment .. ' ' .. ARGV[at + 9] .. ' ' .. ARGV[at + 10] .. ' ' .. ARGV[at + 11]
+  -- What the part counts is kept beside it: it has to be taken back should storage lose the part.
+  local part = ';' .. range .. ' ' .. table.concat(ARGV, ' ', at + 3, at + 8)
   redis.call('HSET', shard, 'done', done, 'left', left, 'parts', (parts or '') .. part)
-  redis.call('HDEL', shard, 'takes')
+  redis.call('HDEL', shard, 'alone')
+  -- One that many processes died with is not trusted again at once: what they died of may still be to come.
+  if tonumber(takes or 0) > MANY_TAKES then
+    redis.call('HSET', shard, 'takes', MANY_TAKES)
+  else
+    redis.call('HDEL', shard, 'takes')
+  end
   add('completed', ARGV[at + 3])
   add('failed', ARGV[at + 4])
   add('tokens_in', ARGV[at + 5])
@@ -49,7 +57,7 @@ local results = {}
 for at = 4, #ARGV, PER_PART do
   local n, token, mask = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local shard = job .. SHARD .. n
-  local found = redis.call('HMGET', shard, 'token', 'lines', 'left', 'done', 'parts')
+  local found = redis.call('HMGET', shard, 'token', 'lines', 'left', 'done', 'parts', 'takes')
   local lines, parts = tonumber(found[2] or 0), found[5]
   local left = tonumber(found[3] or lines)
   local place = ';' .. segment .. ' ' .. ARGV[at + 9] .. ' '
@@ -66,7 +74,7 @@ for at = 4, #ARGV, PER_PART do
     local merged = union(done, mask)
     if merged then
       left = left - ARGV[at + 3] - ARGV[at + 4]
-      accept(at, n, shard, parts, merged, left)
+      accept(at, n, shard, parts, merged, left, found[6])
       result = { 'committed', left }
     else
       result = { 'overlap', done }

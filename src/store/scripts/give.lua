@@ -7,6 +7,9 @@ local job, n, ahead = KEYS[1], ARGV[1], tonumber(ARGV[3])
 local shard = job .. SHARD .. n
 if redis.call('HGET', shard, 'token') == ARGV[2] and redis.call('ZREM', job .. HELD, n) == 1 then
   redis.call('HDEL', shard, 'token', 'takes')
+  -- It is not dead: what was counted stays, and no more is.
+  local counted = string.match(redis.call('HGET', shard, 'alone') or '', '^%d+ %d+ %d+ ')
+  if counted then redis.call('HSET', shard, 'alone', counted .. '-') end
   redis.call('LPUSH', job .. TODO, n)
 end
 return open(job, ahead)

@@ -9,24 +9,19 @@ local found = redis.call('HMGET', record, 'state', 'version', 'op', 'wake')
 if found[3] == op then return { tonumber(found[2]), tonumber(found[4]) } end
 if found[1] ~= from or found[2] ~= version then return {} end
 
--- A commit raises no version: between the caller's look and now a first line may have been answered, and what is
--- answered is collected before a job is final.
-local function isAnswered()
-  local counts = redis.call('HMGET', record, 'completed', 'failed')
-  return tonumber(counts[1] or 0) + tonumber(counts[2] or 0) > 0
-end
-if FINAL[to] and from ~= 'finalizing' and isAnswered() then return {} end
--- Nor does another deadline raise a version: what was over when the caller looked may have been extended since.
+-- Another deadline raises no version: what was over when the caller looked may have been extended since.
 local function isExtended()
   local found = redis.call('HMGET', record, 'extended', 'deadline')
   return found[1] and now() < tonumber(found[2])
 end
 if ARGV[6] == 'expired' and isExtended() then return {} end
+-- Nor does a pause: a job that has nothing to ask of an engine ends when it is resumed.
+if from == 'queued' and to == 'finalizing' and redis.call('HEXISTS', record, 'paused_at') == 1 then return {} end
 
 redis.call('HSET', record, 'state', to, 'op', op, unpack(ARGV, 9))
 redis.call('HSETNX', record, to .. '_at', now())
 -- Backwards out of `finalizing` the records are unsealed: the job has no outcome any more.
-if from == 'finalizing' and not FINAL[to] then redis.call('HDEL', record, 'outcome') end
+if from == 'finalizing' and not FINAL[to] then redis.call('HDEL', record, 'outcome', 'finalizing_at') end
 if ARGV[6] ~= '' then redis.call('HSETNX', record, 'outcome', ARGV[6]) end
 -- Who is on the way out is held by nobody; a job that comes back from `finalizing` goes on.
 if to == 'cancelling' or SEALED[to] then redis.call('HDEL', record, 'paused_at', 'paused_by') end

@@ -5,6 +5,7 @@ import type { Client, ScriptName } from '../../../src/store/scripts.ts';
 import { commandName, defineScripts, SCRIPTS } from '../../../src/store/scripts.ts';
 import { createStore } from '../../../src/store/store.ts';
 import { commitProcess } from './commit.ts';
+import { loseParts } from './lose-parts.ts';
 import { seededRandom } from './random.ts';
 import { repeatCommands } from './repeat-commands.ts';
 import { cancel, takeStep } from './steps.ts';
@@ -55,7 +56,8 @@ export async function fuzzStore(options: FuzzOptions): Promise<Stats> {
       stats.runs += 1;
     }
   } finally {
-    await Promise.all(Object.values(globalKeys(namespace)).map((key) => redis.unlink(key)));
+    const keys = Object.values(globalKeys(namespace)).filter((key) => typeof key === 'string');
+    await Promise.all(keys.map((key) => redis.unlink(key)));
     // The client is what it was.
     defineScripts(redis);
   }
@@ -67,7 +69,7 @@ async function runJob(world: World): Promise<void> {
   for (let step = 0; step < MOST_STEPS; step += 1) {
     if (world.cancelAt !== null && step > world.cancelAt && !world.cancelled) await cancel(world);
     await takeStep(world);
-    if (!world.sealed) continue;
+    if (!world.sealed || (await loseParts(world))) continue;
     await checkCounts(world);
     await checkAssembly(world);
     const sealed = await readWhole(world);
@@ -108,5 +110,7 @@ function emptyStats(): Stats {
     enginesLost: 0,
     cancelled: 0,
     pauses: 0,
+    struck: 0,
+    overdue: 0,
   };
 }

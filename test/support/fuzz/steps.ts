@@ -1,5 +1,6 @@
 import { deepStrictEqual, equal, notEqual } from 'node:assert/strict';
 import { commitParts, commitProcess, finish, seal } from './commit.ts';
+import { recordKey } from '../../../src/store/keys.ts';
 import { checkCounts } from './verify.ts';
 import type { World } from './world.ts';
 import { addAll, badLines, keysOf, linesIn, readJob } from './world.ts';
@@ -24,11 +25,18 @@ const STEPS: Step[] = [
   { weight: 2, run: resume },
   { weight: 3, run: sweep },
 ];
-const TOTAL = STEPS.map(({ weight }) => weight).reduce((sum, weight) => sum + weight, 0);
+/** Of every other run only: a deadline ends holders, of which those that outlive their time find the most. */
+const STEPS_WITH_DEADLINES: Step[] = [
+  ...STEPS,
+  { weight: 0.5, run: passDeadline },
+  { weight: 2, run: extend },
+];
 
 export async function takeStep(world: World): Promise<void> {
-  let at = (world.random.below(1_000_000) / 1_000_000) * TOTAL;
-  for (const { weight, run } of STEPS) {
+  const steps = world.stats.runs % 2 === 0 ? STEPS_WITH_DEADLINES : STEPS;
+  const total = steps.map(({ weight }) => weight).reduce((sum, weight) => sum + weight, 0);
+  let at = (world.random.below(1_000_000) / 1_000_000) * total;
+  for (const { weight, run } of steps) {
     if (at < weight) return run(world);
     at -= weight;
   }
@@ -48,10 +56,11 @@ async function takeShard(world: World): Promise<void> {
   if (!shard) return;
   queue.deliver(shard);
   const token = random.name();
-  const { pausedAt } = await readJob(world);
+  const { pausedAt, deadline } = await readJob(world);
   const taken = await store.shards.take(jobId, shard, token, ahead);
   if (taken.outcome !== 'not now') addAll(world, taken.waiting);
   if (pausedAt !== null) notEqual(taken.outcome, 'taken', 'a shard of a paused job was taken');
+  if (deadline === OVER) notEqual(taken.outcome, 'taken', 'a shard was taken past the deadline');
   if (taken.outcome !== 'taken') return queue.end(shard);
   const bad = badLines(world).find(({ n }) => n === shard.n)?.bad ?? null;
   deepStrictEqual(taken.bad, bad, 'bad lines of a taken shard');
@@ -169,6 +178,24 @@ async function resume(world: World): Promise<void> {
   const { store, jobId, ahead } = world;
   if ((await readJob(world)).pausedAt === null) return;
   if (await store.jobs.resume(jobId)) addAll(world, await store.shards.open(jobId, ahead));
+}
+
+/** A deadline that passed long ago, which no clock has to be waited for. */
+const OVER = 1;
+
+/** The deadline passes and nobody ends the job: some holders notice it sooner than others. */
+async function passDeadline({ redis, jobId, stats, holders, random }: World): Promise<void> {
+  stats.overdue += 1;
+  await redis.hset(recordKey(jobId), 'deadline', OVER);
+  for (const holder of holders) if (random.chance(0.5)) holder.ended = true;
+}
+
+async function extend(world: World): Promise<void> {
+  const { store, jobId, ahead } = world;
+  const job = await readJob(world);
+  if (job.deadline !== OVER) return;
+  if (!(await store.jobs.extend(job, '48h', 172_800_000))) return;
+  addAll(world, await store.shards.open(jobId, ahead));
 }
 
 async function sweep(world: World): Promise<void> {

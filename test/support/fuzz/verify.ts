@@ -14,7 +14,8 @@ export async function checkCounts(world: World): Promise<void> {
   equal(job.doneShards, bits.filter((some) => some === world.lines).length, 'done shards');
 }
 
-async function readShards({ store, jobId, shards }: World): Promise<AcceptedShard[]> {
+/** What is recorded of every shard. */
+export async function readShards({ store, jobId, shards }: World): Promise<AcceptedShard[]> {
   const all: AcceptedShard[] = [];
   for await (const shard of store.shards.accepted(jobId, 0, shards)) all.push(shard);
   return all;

@@ -58,6 +58,8 @@ export interface Stats {
   enginesLost: number;
   cancelled: number;
   pauses: number;
+  struck: number;
+  overdue: number;
 }
 
 /** One job and all that happens to it. */
@@ -84,6 +86,8 @@ export interface World {
   cancelled: boolean;
   /** The job is finalizing. */
   sealed: boolean;
+  /** How often storage has lost some of what it had. */
+  losses: number;
 }
 
 const PROCESSES = 3;
@@ -108,6 +112,7 @@ export function createWorld(
     cancelAt: random.chance(0.3) ? random.below(400) : null,
     cancelled: false,
     sealed: false,
+    losses: 0,
   };
 }
 

@@ -1,0 +1,33 @@
+import * as v from 'valibot';
+import type { ShareEngine } from '../dispatcher/engine-window.ts';
+import type { Store } from '../store/store.ts';
+
+const count = v.pipe(v.number(), v.minValue(0));
+const tallySchema = v.object({
+  elapsedMs: count,
+  answered: count,
+  outputTokens: count,
+  latencyMs: count,
+  generatingMs: count,
+  rejected: count,
+  timedOut: count,
+  inFlight: count,
+  wasFull: v.boolean(),
+});
+
+/** Tells the other processes through Redis what this one sees at its engines; each word of theirs counts once. */
+export function createShareEngine(id: string, engines: Store['engines']): ShareEngine {
+  const heard = new Map<string, number>();
+  let number = 0;
+  return async (address, tally, limit) => {
+    number += 1;
+    const standing = await engines.beat(address, { id, number, tally, limit });
+    const news = standing.others.filter((other) => {
+      const name = `${address} ${other.id}`;
+      const isNew = heard.get(name) !== other.beat;
+      heard.set(name, other.beat);
+      return isNew;
+    });
+    return { ...standing, others: news.map((other) => v.parse(tallySchema, other.tally)) };
+  };
+}

@@ -1,0 +1,64 @@
+import { createHash } from 'node:crypto';
+import * as v from 'valibot';
+import type { Context } from './records.ts';
+
+/** A process that has not beaten for this long sends nothing there any more. */
+const BEAT_MAX_AGE_MS = 2_500;
+
+/** What stands of an engine between the processes that send to it. */
+export interface EngineStanding<Tally> {
+  /** Those that send to it, whoever asks included. */
+  processes: number;
+  /** Whether it is for whoever asks to steer the window. */
+  leads: boolean;
+  /** Lines in flight for all of them together, as it was decided last; null: not yet. */
+  limit: number | null;
+  /** What each of the others saw since its beat before, with the beat's number; the same again until the next one. */
+  others: readonly { id: string; beat: number; tally: Tally }[];
+}
+
+/** How processes that send to one engine keep to one window. Nothing of it lasts: it is known again within a second. */
+export interface Engines {
+  /**
+   * To be called about twice a second by each process that sends to the engine. `tally` is JSON that the others get as
+   * it is; `limit` counts only from who leads.
+   */
+  beat(
+    address: string,
+    beat: { id: string; number: number; tally: object; limit: number | null },
+  ): Promise<EngineStanding<unknown>>;
+}
+
+export function createEngines({ scripts, keys }: Context): Engines {
+  return {
+    async beat(address, { id, number, tally, limit }) {
+      const name = createHash('sha256').update(address).digest('hex').slice(0, 32);
+      const key = `${keys.engine}${name}`;
+      const text = JSON.stringify(tally);
+      const window = limit === null ? '' : String(limit);
+      const [lead = '', decided = '', ...entries] = v.parse(
+        v.array(v.string()),
+        await scripts.run('engine-beat', key, id, number, text, window, BEAT_MAX_AGE_MS),
+      );
+      const others: { id: string; beat: number; tally: unknown }[] = [];
+      for (let at = 0; at < entries.length; at += 2) {
+        const [other = '', entry = ''] = entries.slice(at, at + 2);
+        if (other !== id) others.push({ id: other, ...parseEntry(entry) });
+      }
+      return {
+        processes: others.length + 1,
+        leads: lead === id,
+        limit: decided === '' ? null : Number(decided),
+        others,
+      };
+    },
+  };
+}
+
+function parseEntry(entry: string): { beat: number; tally: unknown } {
+  const space = entry.indexOf(' ');
+  return {
+    beat: Number(entry.slice(0, space)),
+    tally: JSON.parse(entry.slice(space + 1)) as unknown,
+  };
+}
