@@ -6,11 +6,12 @@ import { batchIdOf, plannedRules } from '../src/domain/job.ts';
 import type { JobRecord, Outcome } from '../src/domain/job.ts';
 import type { Deps } from './deps.ts';
 import { settle } from './settle.ts';
+import { askAgain, strikeLost } from './strike.ts';
 
 const FIRST_AGAIN_MS = 500;
 const LONGEST_AGAIN_MS = 30_000;
 
-/** What the error file says of a line that was never answered. */
+/** What the error file says of a line that was never answered; of a failure, what the job failed for follows. */
 const UNDONE = {
   completed: { code: 'batch_failed', message: 'This request was not answered.' },
   cancelled: {
@@ -22,19 +23,24 @@ const UNDONE = {
     message: 'This request could not be executed before the completion window expired.',
   },
   failed: { code: 'batch_failed', message: 'The batch failed before this request was executed.' },
-  resource_failed: { code: 'batch_failed', message: 'No engine could be had for this request.' },
-  submit_failed: { code: 'batch_failed', message: 'No engine could be started for this request.' },
+  resource_failed: {
+    code: 'batch_failed',
+    message: 'The batch ended before this request was executed: no engine could be had.',
+  },
+  submit_failed: {
+    code: 'batch_failed',
+    message: 'The batch ended before this request was executed: no engine could serve all of it.',
+  },
 } as const satisfies Record<Outcome, { code: string; message: string }>;
 
 /**
  * Writes the output and error files of a job whose records stand still, and moves it to its outcome. Tries as long as
- * it takes, and says so: nothing is paid for meanwhile. Also where a segment is damaged or gone, since it may still be
- * put back by hand.
+ * it takes, and says so: nothing is paid for meanwhile. What storage has lost for good is asked again.
  */
 export async function finalize(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Verdict> {
   try {
-    await writeFiles(job, signal, deps);
-    return 'done';
+    if (await askAgain(job, deps)) return 'done';
+    return await writeOrStrike(job, signal, deps);
   } catch (error) {
     signal.throwIfAborted();
     const reason = `The output files cannot be written: ${describeError(error)}`;
@@ -42,6 +48,17 @@ export async function finalize(job: JobRecord, signal: AbortSignal, deps: Deps):
     deps.log.error({ jobId: job.id, err: error }, 'output files cannot be written, trying again');
     const waited = deps.now() - (job.enteredAt.finalizing ?? 0);
     return { againInMs: Math.min(Math.max(waited, FIRST_AGAIN_MS), LONGEST_AGAIN_MS) };
+  }
+}
+
+async function writeOrStrike(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Verdict> {
+  try {
+    await writeFiles(job, signal, deps);
+    return 'done';
+  } catch (error) {
+    signal.throwIfAborted();
+    if (await strikeLost(job, error, signal, deps)) return { againInMs: 0 };
+    throw error;
   }
 }
 
@@ -61,6 +78,21 @@ async function writeFiles(job: JobRecord, signal: AbortSignal, deps: Deps): Prom
   if (moved !== 'stale') await settle(job.id, deps);
 }
 
+/** The same whoever asks: what it says is on record since the job was stopped. */
+async function describeUndone(job: JobRecord, outcome: Outcome, { store }: Deps) {
+  const { code, message } = UNDONE[outcome];
+  const [error] = job.errors;
+  if (error === undefined) return { code, message };
+  const provisions = await store.provisions.ofJob(job.id);
+  // Where the machines are is no business of the file; the longest first, since one may be how another one begins.
+  const addresses = provisions.map(({ address }) => address);
+  let cause = error.message;
+  for (const address of addresses.toSorted((a, b) => b.length - a.length)) {
+    cause = cause.replaceAll(address, 'the engine');
+  }
+  return { code, message: `${message} ${cause.slice(0, 1).toUpperCase()}${cause.slice(1)}` };
+}
+
 async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSignal, deps: Deps) {
   const anyError = job.lines > job.completed;
   const output = await openSink(job, 'output', job.completed > 0, signal, deps);
@@ -76,7 +108,7 @@ async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSign
       { output: output.sink, error: error.sink },
       {
         jobId: job.id,
-        undone: UNDONE[outcome],
+        undone: await describeUndone(job, outcome, deps),
         // A job that ran to its end had only bad lines where it has unanswered ones.
         ...(outcome === 'completed' ? { rules: plannedRules(job) } : {}),
       },

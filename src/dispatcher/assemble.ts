@@ -1,4 +1,5 @@
-import { permanent, SluiceError } from '../domain/errors.ts';
+import { permanent } from '../domain/errors.ts';
+import type { SluiceError } from '../domain/errors.ts';
 import { isSet } from '../domain/segment.ts';
 import type { AcceptedShard, PartRange } from '../domain/segment.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
@@ -12,7 +13,7 @@ import { readLines } from './lines.ts';
 import type { InputLine } from './lines.ts';
 import { createRangeReader } from './range-reader.ts';
 import type { RangeReader } from './range-reader.ts';
-import { damagedPart, readEntries } from './segments.ts';
+import { damagedPart, orLost, readEntries } from './segments.ts';
 
 /** A shard's parts share this much memory, in windows of at least `LEAST_WINDOW`. */
 const SHARD_BYTES = 8 * 1024 * 1024;
@@ -73,15 +74,6 @@ interface Assembly {
 function isAllDone({ plan, done }: AcceptedShard): boolean {
   for (let line = 0; line < plan.lines; line += 1) if (!isSet(done, line)) return false;
   return true;
-}
-
-/** A store's "not found" would make a queue stop quietly; here it is lost data. */
-async function orLost<T>(opening: Promise<T>, lost: () => SluiceError): Promise<T> {
-  try {
-    return await opening;
-  } catch (error) {
-    throw error instanceof SluiceError && error.kind === 'NotFound' ? lost() : error;
-  }
 }
 
 function inputChanged(shard: AcceptedShard, what: string): SluiceError {

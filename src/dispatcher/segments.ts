@@ -1,6 +1,5 @@
 import { crc32 } from 'node:zlib';
-import { permanent } from '../domain/errors.ts';
-import type { SluiceError } from '../domain/errors.ts';
+import { permanent, SluiceError } from '../domain/errors.ts';
 import type { PartBytes, PartRange } from '../domain/segment.ts';
 import type { Answer } from './contract.ts';
 
@@ -88,10 +87,26 @@ export class SegmentEncoder {
   }
 }
 
+const DAMAGED = 'segment.damaged';
+
 /** The error for a part that is not what its commit said: no retry mends it. */
 export function damagedPart(part: PartRange, what: string): SluiceError {
   const range = `bytes ${part.offset} to ${part.offset + part.length}`;
-  return permanent('segment.damaged', `segment ${part.segment}, ${range}: ${what}`);
+  return permanent(DAMAGED, `segment ${part.segment}, ${range}: ${what}`);
+}
+
+/** A store's "not found" would make a queue stop quietly; here it is lost data. */
+export async function orLost<T>(opening: Promise<T>, lost: () => SluiceError): Promise<T> {
+  try {
+    return await opening;
+  } catch (error) {
+    throw error instanceof SluiceError && error.kind === 'NotFound' ? lost() : error;
+  }
+}
+
+/** Whether an error says that what is stored is not what was recorded, rather than that it cannot be read now. */
+export function isDamage(error: unknown): error is SluiceError {
+  return error instanceof SluiceError && error.code === DAMAGED;
 }
 
 /** How far a part has been read. */

@@ -1,0 +1,126 @@
+import { describe, expect, test } from 'vitest';
+import type { Deps } from '../../processors/deps.ts';
+import { permanent, transient } from '../../src/domain/errors.ts';
+import type { LostParts } from '../../src/domain/segment.ts';
+import { openJobWorld } from '../support/job-world.ts';
+import type { JobWorld } from '../support/job-world.ts';
+
+const LOST: LostParts = {
+  n: 0,
+  lost: [{ segment: 'seg', offset: 0, length: 10, crc: 7 }],
+  rest: Buffer.alloc(3),
+  reason: 'segment seg, bytes 0 to 10: is missing',
+};
+
+/** An assembler that ends as the product's does: the files are broken off with its error. */
+function failing(error: Error): Deps['assemble'] {
+  return async (_source, sinks) => {
+    sinks.output.destroy(error);
+    sinks.error.destroy(error);
+    throw error;
+  };
+}
+
+const withoutAnswers: Deps['assemble'] = async (_source, sinks) => {
+  sinks.output.end();
+  sinks.error.end();
+  return { output: 0, error: 0, undone: 20 };
+};
+
+/** A job with 20 answers in one shard whose files cannot be written as they are. */
+function damaged() {
+  const world = openJobWorld('finalizing', 'released');
+  const { job, deps } = world;
+  Object.assign(job, { outcome: 'completed', completed: 20, doneShards: 1 });
+  job.enteredAt = { in_progress: 1, finalizing: 2 };
+  const notes: string[] = [];
+  const calls: string[] = [];
+  deps.store.jobs.note = async (_id, reason) => void notes.push(reason);
+  deps.storage.head = async () => ({ bytes: 1, modifiedAt: 0 });
+  deps.assemble = failing(permanent('segment.damaged', 'is missing'));
+  deps.findLost = async function* findLost() {
+    yield LOST;
+  };
+  deps.store.shards.strike = async ({ version }, { n }, message) => {
+    if (version !== job.version) return 'stale';
+    calls.push(`strike ${n}: ${message}`);
+    Object.assign(job, { completed: 0, doneShards: 0, version: version + 1 });
+    return job.version;
+  };
+  deps.store.shards.forgetSegments = async (_id, ids) =>
+    void calls.push(`forget ${[...ids].join()}`);
+  return { ...world, notes, calls };
+}
+
+function deliver({ deliver: run, job }: Pick<JobWorld, 'deliver' | 'job'>) {
+  return run({ queue: 'release', entity: job.id, wake: job.wake });
+}
+
+describe('a job whose answers are lost when its files are written', () => {
+  test('strikes them out first, and goes back when it is looked at again', async () => {
+    const here = damaged();
+    await deliver(here);
+    const message = 'Answers are lost in storage: segment seg, bytes 0 to 10: is missing.';
+    expect(here.calls).toEqual([`strike 0: ${message}`, 'forget seg']);
+    expect(here.job.state, 'a process may die here').toBe('finalizing');
+    await deliver(here);
+    expect(here.moves).toEqual(['resource_preparing']);
+    expect(here.calls).toHaveLength(2);
+  });
+
+  test('does not go back where its outcome is another one', async () => {
+    const here = damaged();
+    here.job.outcome = 'cancelled';
+    await deliver(here);
+    expect(here.calls).toHaveLength(2);
+    here.deps.assemble = withoutAnswers;
+    await deliver(here);
+    expect(here.moves).toEqual(['cancelled']);
+  });
+
+  test('does not go back where all its lines are bad, so that none was ever asked', async () => {
+    const here = damaged();
+    Object.assign(here.job, { completed: 0, doneShards: 0, enteredAt: { finalizing: 2 } });
+    here.deps.assemble = withoutAnswers;
+    await deliver(here);
+    expect(here.moves).toEqual(['completed']);
+  });
+
+  test('strikes nothing while storage cannot be read', async () => {
+    const here = damaged();
+    here.deps.findLost = async function* findLost() {
+      yield* [];
+      throw transient('storage.down', 'not now');
+    };
+    await deliver(here);
+    expect(here.calls).toEqual([]);
+    expect(here.job.state).toBe('finalizing');
+    expect(here.notes).toEqual(['The output files cannot be written: not now (storage.down)']);
+  });
+
+  test('strikes nothing that can be read after all, and says why it stands', async () => {
+    const here = damaged();
+    here.deps.findLost = async function* findLost() {};
+    await deliver(here);
+    expect(here.calls).toEqual([]);
+    expect(here.notes).toEqual([
+      'The output files cannot be written: is missing (segment.damaged)',
+    ]);
+  });
+
+  test('strikes nothing where the input is missing, too', async () => {
+    const here = damaged();
+    here.deps.storage.head = async () => null;
+    await deliver(here);
+    expect(here.calls).toEqual([]);
+    expect(here.notes[0]).toMatch(/neither all answers nor the input file/);
+  });
+
+  test('looks for nothing after another failure, such as a full disk', async () => {
+    const here = damaged();
+    here.deps.assemble = failing(transient('storage.full', 'no room left'));
+    await deliver(here);
+    expect(here.calls).toEqual([]);
+    expect(here.notes).toEqual(['The output files cannot be written: no room left (storage.full)']);
+  });
+});
