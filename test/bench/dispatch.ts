@@ -10,6 +10,9 @@ import { createRunClient } from '../../src/main/run-client.ts';
 import { startSluice } from '../support/server.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
 import type { VllmProcess } from '../support/vllm-process.ts';
+import { chatInput } from './chat-input.ts';
+import { measureProcesses, measureSlowEngine } from './processes.ts';
+import { median, round } from './timed-job.ts';
 
 const LINES = 50_000;
 const ROUNDS = 3;
@@ -44,9 +47,9 @@ export async function benchDispatch({ json }: { json: boolean }): Promise<void> 
   try {
     await using simulator = await startVllmProcess({ flags: ['--profile', 'zero'] });
     const input = join(folder, 'input.jsonl');
-    await writeFile(input, makeInput(LINES));
+    await writeFile(input, chatInput(LINES));
     const small = join(folder, 'small.jsonl');
-    await writeFile(small, makeInput(20));
+    await writeFile(small, chatInput(20));
     await using server = await startSluice({
       dataDir: join(folder, 'data'),
       engines: [simulator.url],
@@ -67,7 +70,18 @@ export async function benchDispatch({ json }: { json: boolean }): Promise<void> 
       latencies.push((await submitAndWait(server.url, file, POLL_SMALL_MS)) * 1_000);
     }
     const fsyncMs = await measureFsync(folder);
-    report({ raw, pipeline, latencies, fsyncMs }, json);
+    await server.stop();
+    const processes = await measureProcesses(simulator, input, LINES, folder);
+    const slow = await measureSlowEngine(
+      simulator,
+      async (lines) => {
+        const path = join(folder, 'slow.jsonl');
+        await writeFile(path, chatInput(lines, 100));
+        return path;
+      },
+      folder,
+    );
+    report({ raw, pipeline, latencies, fsyncMs, processes, slow }, json);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
@@ -124,6 +138,8 @@ function report(
     pipeline: readonly Run[];
     latencies: readonly number[];
     fsyncMs: number;
+    processes: Awaited<ReturnType<typeof measureProcesses>>;
+    slow: Awaited<ReturnType<typeof measureSlowEngine>>;
   },
   json: boolean,
 ): void {
@@ -146,6 +162,11 @@ function report(
     small_batch_ms: round(median(found.latencies), 1),
     small_batch_worst_ms: round(Math.max(...found.latencies), 1),
     fsync_ms: round(found.fsyncMs, 2),
+    processes: found.processes.map((each) => ({
+      ...each,
+      ratio_sending: round(each.lines_per_second_sending / (best?.lines_per_second ?? 1), 3),
+    })),
+    slow_engine: found.slow,
   };
   if (json) {
     console.log(JSON.stringify(result));
@@ -165,6 +186,16 @@ function report(
     `20 lines        ${result.small_batch_ms} ms median, ${result.small_batch_worst_ms} ms worst`,
   );
   console.log(`fsync           ${result.fsync_ms} ms`);
+  for (const each of result.processes) {
+    console.log(
+      `${each.processes} worker(s)     ${each.lines_per_second_sending} lines/s while sending ` +
+        `(${each.ratio_sending} of raw), ${each.lines_per_second} in all, ` +
+        `${each.worker_cpu_us_per_line} µs CPU and ${each.redis_commands_per_line} Redis commands a line`,
+    );
+  }
+  for (const each of result.slow_engine) {
+    console.log(`1 s, ${each.in_flight} in flight   ${each.of_ideal} of ideal`);
+  }
 }
 
 function summary(samples: readonly Sample[]) {
@@ -187,14 +218,6 @@ function show(sample: Sample | undefined): string {
   return sample === undefined ? '-' : `${Math.round(sample.perSecond)} lines/s`;
 }
 
-function median(values: readonly number[]): number {
-  return values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)] ?? 0;
-}
-
-function round(value: number, digits: number): number {
-  return Number(value.toFixed(digits));
-}
-
 async function cpuOf(simulator: VllmProcess): Promise<number> {
   const { cpu_seconds: cpu } = await simulator.counts();
   return cpu.user + cpu.system;
@@ -209,16 +232,4 @@ async function peakMemory(pid: number): Promise<number> {
 /** Has Linux measure VmHWM anew. */
 async function forgetPeak(pid: number): Promise<void> {
   await writeFile(`/proc/${pid}/clear_refs`, '5').catch(() => undefined);
-}
-
-/** Lines of 1 kB, all different. */
-function makeInput(lines: number): string {
-  const filler = 'lorem ipsum dolor sit amet consectetur '.repeat(24);
-  let text = '';
-  for (let n = 0; n < lines; n += 1) {
-    const content = `${n} ${filler}`.slice(0, 820);
-    const body = { model: 'sim-model', messages: [{ role: 'user', content }], max_tokens: 16 };
-    text += `${JSON.stringify({ custom_id: `line-${n}`, method: 'POST', url: '/v1/chat/completions', body })}\n`;
-  }
-  return text;
 }

@@ -283,4 +283,53 @@ describe('continuous batching', () => {
     const text = await (await fetch(`${sim.url}/metrics`)).text();
     expect(text).toMatch(/vllm:request_success_total\{.*finished_reason="abort"\} 1\.0/);
   });
+
+  test('knee_seqs: beyond it more requests at once get less done', async () => {
+    const config = { max_num_seqs: 64, decode_step_ms: 2, knee_seqs: 8, knee_power: 2 };
+    await using sim = await startVllm({ profile: 'small', config });
+    async function time(count: number): Promise<number> {
+      const from = performance.now();
+      const asks = Array.from({ length: count }, (_, i) =>
+        ask(sim.url, chat(`${count} ${i}`, { max_tokens: 20 })),
+      );
+      await Promise.all(asks);
+      return performance.now() - from;
+    }
+    // Three times as many take about nine times as long a step, not as long as three rounds of eight.
+    expect(await time(24)).toBeGreaterThan(4 * (await time(8)));
+  });
+
+  test('answer_decades: lengths spread over so many powers of ten, on a logarithmic scale alike', async () => {
+    const config = { answer_tokens: 50, answer_decades: 2 };
+    await using sim = await startVllm({ profile: 'zero', config });
+    const asks = Array.from({ length: 300 }, async (_, i) => {
+      const { usage } = JSON.parse(
+        (await ask(sim.url, chat(`${i}`))).text,
+      ) as OpenAI.ChatCompletion;
+      return usage?.completion_tokens ?? 0;
+    });
+    const lengths = (await Promise.all(asks)).toSorted((a, b) => a - b);
+    expect(lengths[0]).toBeLessThan(7);
+    expect(lengths[0]).toBeGreaterThanOrEqual(5);
+    expect(lengths[299]).toBeGreaterThan(400);
+    expect(lengths[299]).toBeLessThanOrEqual(500);
+    const short = lengths.filter((length) => length < 50).length;
+    expect(short).toBeGreaterThan(120);
+    expect(short).toBeLessThan(180);
+  });
+
+  test('metrics: false hides /metrics and nothing else; a profile may leave the unusual fields out', async () => {
+    await using sim = await startVllm({ profile: 'small', config: { metrics: false } });
+    expect((await fetch(`${sim.url}/metrics`)).status).toBe(404);
+    expect((await ask(sim.url, chat('x', { max_tokens: 5 }))).status).toBe(200);
+    expect((await sim.counts()).generated_tokens).toBe(5);
+    const config = await sim.setConfig({ metrics: true });
+    expect(config).toMatchObject({ knee_seqs: 0, knee_power: 0, answer_decades: 0 });
+    expect(await metric(sim.url, 'vllm:generation_tokens_total')).toBe(5);
+  });
+
+  test.for(['knee', 'decades', 'no-metrics'])('profile %s answers', async (profile) => {
+    await using sim = await startVllm({ profile });
+    expect((await ask(sim.url, chat('x', { max_tokens: 2 }))).status).toBe(200);
+  });
 });

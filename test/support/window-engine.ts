@@ -116,7 +116,7 @@ export class WindowRun {
         this.#since.rejected += 1;
         this.all.rejected += 1;
         this.#retries.push(this.now + RETRY_MS);
-        onReject(this.inFlight);
+        onReject(this.inFlight + 1);
         continue;
       }
       const tokens = this.#model.tokens(this.#random);

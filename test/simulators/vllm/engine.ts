@@ -160,7 +160,9 @@ export function createEngine(initial: Profile, metrics: Metrics): Engine {
   function stepMs({ prefill, decodes }: Step): number {
     const decode = decodes === 0 ? 0 : (decodes / profile.decode_tokens_per_s) * 1000;
     const read = (prefill / profile.prefill_tokens_per_s) * 1000;
-    return (profile.decode_step_ms + decode + read) / profile.speed;
+    const { knee_seqs: knee, knee_power: power } = profile;
+    const thrash = knee > 0 && running.length > knee ? (running.length / knee) ** power : 1;
+    return (thrash * (profile.decode_step_ms + decode + read)) / profile.speed;
   }
 
   function observeEnd({ job, arrivedAt, admittedAt, firstTokenAt, preemptions }: Slot): void {

@@ -52,6 +52,7 @@ function modelCards({ models, profile, startedAt }: SimulatorState): Reply {
 }
 
 function metrics(state: SimulatorState): Reply {
+  if (!state.profile.metrics) return json({ detail: 'Not Found' }, 404);
   const { running, waiting, kvUsage } = state.engine.stats();
   const numGpuBlocks = state.profile.num_gpu_blocks;
   const stats = { running, waiting, kvUsage, numGpuBlocks, dead: state.engine.dead };

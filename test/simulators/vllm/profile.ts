@@ -26,9 +26,20 @@ export interface Profile {
   answer_tokens: number;
   /** Share of `answer_tokens` by which such an answer may be longer or shorter. */
   answer_spread: number;
+  /**
+   * Above 0, such an answer's length is drawn from so many powers of ten instead, all lengths on a logarithmic scale
+   * alike, with `answer_tokens` in their middle.
+   */
+  answer_decades: number;
   /** Share of requests that stop before their `max_tokens`. */
   early_stop: number;
   embedding_dims: number;
+  /** Sequences in a step beyond which the whole step gets slower, as when memory thrashes; 0: there are none. */
+  knee_seqs: number;
+  /** How much slower: a step of twice `knee_seqs` takes 2 to the power of this as long as it otherwise would. */
+  knee_power: number;
+  /** false: `/metrics` is not there, as behind most gateways. */
+  metrics: boolean;
 }
 
 interface NumberRule {
@@ -59,8 +70,11 @@ const NUMBERS: Record<NumberField, NumberRule> = {
   max_model_len: count,
   answer_tokens: count,
   answer_spread: share,
+  answer_decades: { min: 0, max: 6, whole: false },
   early_stop: share,
   embedding_dims: { min: 1, max: 65_536, whole: true },
+  knee_seqs: { min: 0, max: LARGEST, whole: true },
+  knee_power: { min: 0, max: 10, whole: false },
 };
 
 /** A setting, fault or profile that makes no sense; the message says which and why. */
@@ -99,21 +113,24 @@ export function changeProfile(base: Profile, changes: Record<string, unknown>): 
   for (const [field, value] of Object.entries(changes)) {
     if (isNumberField(field)) {
       next[field] = asNumber(value, field, NUMBERS[field]);
-    } else if (field === 'modelled') {
-      if (typeof value !== 'boolean') throw new InvalidSetting('modelled must be true or false');
-      next.modelled = value;
+    } else if (field === 'modelled' || field === 'metrics') {
+      if (typeof value !== 'boolean') throw new InvalidSetting(`${field} must be true or false`);
+      next[field] = value;
     } else if (field === 'name' || field === 'doc') {
       if (typeof value !== 'string') throw new InvalidSetting(`${field} must be a string`);
       next[field] = value;
     } else {
-      const known = ['modelled', ...Object.keys(NUMBERS)].join(', ');
+      const known = ['modelled', 'metrics', ...Object.keys(NUMBERS)].join(', ');
       throw new InvalidSetting(`unknown field ${field}; known fields: ${known}`);
     }
   }
   return next;
 }
 
-/** Where `loadProfile` starts from; a file must still name every number itself. */
+/** What a file may leave out: most engines have none of it. */
+const USUAL = { answer_decades: 0, knee_seqs: 0, knee_power: 0, metrics: true } as const;
+
+/** Where `loadProfile` starts from; a file must still name every other field itself. */
 const BLANK: Profile = {
   name: '',
   doc: '',
@@ -132,15 +149,18 @@ const BLANK: Profile = {
   answer_spread: 0,
   early_stop: 0,
   embedding_dims: 1,
+  ...USUAL,
 };
 
-/** Reads a profile: a name of ../profiles, or the path of a JSON file that holds every field. */
+/** Reads a profile: a name of ../profiles, or the path of a JSON file that holds every field but the unusual ones. */
 export async function loadProfile(nameOrPath: string): Promise<Profile> {
   const isName = /^[a-z0-9-]+$/.test(nameOrPath);
   const where = isName ? new URL(`../profiles/${nameOrPath}.json`, import.meta.url) : nameOrPath;
   const read: unknown = JSON.parse(await readFile(where, 'utf8'));
   const fields = asObject(read, `profile ${nameOrPath}`);
-  const missing = Object.keys(BLANK).filter((field) => !Object.hasOwn(fields, field));
+  const missing = Object.keys(BLANK).filter(
+    (field) => !Object.hasOwn(fields, field) && !Object.hasOwn(USUAL, field),
+  );
   if (missing.length > 0) {
     throw new InvalidSetting(`profile ${nameOrPath} lacks ${missing.join(', ')}`);
   }

@@ -38,6 +38,7 @@ export interface SimulatorCounts extends Counts {
   connections: { opened: number; open: number };
   engine: { running: number; waiting: number; kv_cache_usage: number; preemptions: number };
   prefix_cache: { queries: number; hits: number };
+  generated_tokens: number;
 }
 
 /** `GET /admin/config`. */
@@ -50,7 +51,7 @@ export interface SimulatorConfig extends Profile {
 export function countsOf(state: SimulatorState): SimulatorCounts {
   const { user, system } = process.cpuUsage();
   const { running, waiting, kvUsage } = state.engine.stats();
-  const { preemptions, prefixQueries, prefixHits } = state.metrics.counters;
+  const { preemptions, prefixQueries, prefixHits, generationTokens } = state.metrics.counters;
   return {
     ...state.log.counts(),
     cpu_seconds: { user: user / 1e6, system: system / 1e6 },
@@ -58,6 +59,7 @@ export function countsOf(state: SimulatorState): SimulatorCounts {
     connections: { ...state.connections },
     engine: { running, waiting, kv_cache_usage: kvUsage, preemptions },
     prefix_cache: { queries: prefixQueries, hits: prefixHits },
+    generated_tokens: generationTokens,
   };
 }
 

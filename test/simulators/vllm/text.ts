@@ -69,7 +69,11 @@ export function answerText(
   limit: number | undefined,
   profile: Profile,
 ): Text {
-  const swing = 1 + profile.answer_spread * (2 * fraction(digest, 32) - 1);
+  const drawn = 2 * fraction(digest, 32) - 1;
+  const swing =
+    profile.answer_decades > 0
+      ? 10 ** ((drawn * profile.answer_decades) / 2)
+      : 1 + profile.answer_spread * drawn;
   const usual = Math.max(1, Math.round(profile.answer_tokens * swing));
   if (limit === undefined) return generatedText(digest, choice, usual);
   if (fraction(digest, 40) < profile.early_stop) {
