@@ -1,6 +1,12 @@
 import { isUtf8 } from 'node:buffer';
 import type { Usage } from '../domain/job.ts';
-import { isLate, isRejection, isRetriedStatus, parseRetryAfter, retryDelay } from '../domain/retry.ts';
+import {
+  isLate,
+  isRejection,
+  isRetriedStatus,
+  parseRetryAfter,
+  retryDelay,
+} from '../domain/retry.ts';
 import type { RetryPolicy } from '../domain/retry.ts';
 import { admit, admitAtOnce, admitFreely } from './admit.ts';
 import type { Admission, LimitedJob } from './admit.ts';
@@ -95,7 +101,7 @@ export async function askLine(
   where: Place,
   deps: AskDeps,
 ): Promise<Answered | null> {
-  const { stop, wish, retry } = where;
+  const { stop, retry } = where;
   let place: Engine | null = first;
   let attempt = 0;
   while (place !== null) {
@@ -103,16 +109,7 @@ export async function askLine(
       admitFreely(place, where.job, deps.limiter) ??
       (await admit(place, { ...where, body: question.body }, deps));
     if (admission === null) return null;
-    const { engine } = admission;
-    let tried: Attempt | null;
-    let engineIsDown = false;
-    try {
-      tried = await tryPlace(question, admission, where, deps);
-      if (tried?.is === 'failed' && tried.mayHaveKilled) await where.suspect.fell(engine);
-    } finally {
-      engineIsDown = engine.isOpen;
-      deps.room.give(engine, wish.tenant);
-    }
+    const { tried, engineIsDown } = await tryAndGive(question, admission, where, deps);
     if (tried === null) return null;
     if (tried.is === 'answered') {
       where.guard?.answered(tried.fault);
@@ -132,6 +129,23 @@ export async function askLine(
     place = await where.suspect.take(stop);
   }
   return null;
+}
+
+/** An attempt with a place, which is given back after it. */
+async function tryAndGive(
+  question: Question,
+  admission: Admission,
+  where: Place,
+  deps: AskDeps,
+): Promise<{ tried: Attempt | null; engineIsDown: boolean }> {
+  const { engine } = admission;
+  try {
+    const tried = await tryPlace(question, admission, where, deps);
+    if (tried?.is === 'failed' && tried.mayHaveKilled) await where.suspect.fell(engine);
+    return { tried, engineIsDown: engine.isOpen };
+  } finally {
+    deps.room.give(engine, where.wish.tenant);
+  }
 }
 
 /** One attempt, or, for a straggler of a job that wants that, two at the same time. */

@@ -9,6 +9,8 @@ export interface Breaker {
   readonly isOpen: boolean;
   succeeded(): void;
   failed(reason: string): void;
+  /** Looks at once instead of waiting for more failures, and opens where nobody answers. */
+  doubt(reason: string): Promise<void>;
   /** Ends probing for good. */
   close(): void;
 }
@@ -33,6 +35,12 @@ export function createBreaker(options: {
     }
   }
 
+  function openNow(reason: string): void {
+    open = true;
+    options.onOpen(reason);
+    void probeUntilUp();
+  }
+
   return {
     get isOpen() {
       return open;
@@ -42,10 +50,11 @@ export function createBreaker(options: {
     },
     failed(reason) {
       failures += 1;
-      if (open || failures < FAILURES_TO_OPEN) return;
-      open = true;
-      options.onOpen(reason);
-      void probeUntilUp();
+      if (!open && failures >= FAILURES_TO_OPEN) openNow(reason);
+    },
+    async doubt(reason) {
+      if (open || stop.signal.aborted || (await options.probe())) return;
+      if (!open && !stop.signal.aborted) openNow(reason);
     },
     close() {
       stop.abort();

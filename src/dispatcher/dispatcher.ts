@@ -1,4 +1,3 @@
-import { DEFAULT_ADAPTIVE } from '../domain/job.ts';
 import { servesModel } from '../domain/provision.ts';
 import type { ServingEngine } from '../domain/provision.ts';
 import { createBudget } from './budget.ts';
@@ -22,7 +21,7 @@ import { runShard } from './shard-run.ts';
 import { createSolitude } from './solitude.ts';
 import { createSuspects } from './suspects.ts';
 import type { Timeouts } from './timeouts.ts';
-import type { WindowRules } from './window.ts';
+import { windowRules } from './window-rules.ts';
 import type { DispatchJob, Hands, RunSignals, ShardRunDeps, TakenShard } from './shard-run.ts';
 
 export type { DispatchJob, RunSignals, TakenShard } from './shard-run.ts';
@@ -102,6 +101,8 @@ export class Dispatcher {
   readonly #budget;
   readonly #giveUp = new AbortController();
   readonly #drops = new Map<string, () => void>();
+  /** Jobs whose turn is over → until when others go first. */
+  readonly #resting = new Map<string, number>();
   #unsent = 0;
 
   constructor(deps: DispatcherDeps) {
@@ -133,7 +134,7 @@ export class Dispatcher {
   asideMs(jobId: string): number {
     if (this.#budget.isOver()) return OVER_BUDGET_MS;
     const hands = this.#hands.get(jobId);
-    if (hands === undefined) return this.#hands.size < MOST_JOBS ? 0 : this.#endTurn();
+    if (hands === undefined) return this.#restMs(jobId) || this.#seatMs();
     if (hands.turn.signal.aborted) return LONGEST_ASIDE_MS;
     if (hands.unsent < Math.max(1, placesOf(hands.tenant))) return 0;
     // Back before the last of them is sent, so that no place stays empty.
@@ -252,8 +253,16 @@ export class Dispatcher {
     return hands.rate;
   }
 
-  /** Has the job that had its turn for longest give its shards back; returns when to ask again, ms. */
-  #endTurn(): number {
+  /** How long a job whose turn is over leaves its place to those that waited, ms. */
+  #restMs(jobId: string): number {
+    const left = (this.#resting.get(jobId) ?? 0) - this.#deps.clock.now();
+    if (left <= 0) this.#resting.delete(jobId);
+    return Math.max(0, left);
+  }
+
+  /** Where every seat is taken, the job that had its turn for longest gives its shards back; 0: there is a seat. */
+  #seatMs(): number {
+    if (this.#hands.size < MOST_JOBS) return 0;
     const [first] = this.#hands.values();
     const over = this.#deps.clock.now() - TURN_MS;
     if (first !== undefined && first.begunAt <= over) {
@@ -305,6 +314,9 @@ export class Dispatcher {
     hands.holders -= 1;
     if (hands.holders > 0) return;
     this.#hands.delete(hands.job.id);
+    if (hands.turn.signal.aborted) {
+      this.#resting.set(hands.job.id, this.#deps.clock.now() + TURN_MS);
+    }
     // All of them, not only those that serve the job at the end: one that was lost would be probed for ever.
     for (const address of this.#engines.keys()) this.#dropLater(address);
   }
@@ -377,33 +389,3 @@ export class Dispatcher {
     for (const { writer } of this.#hands.values()) void writer.close();
   }
 }
-
-/** Lines in flight with which an engine begins of which nothing is known: few of vLLM's defaults take less. */
-const FIRST_LIMIT = 64;
-
-/** What the jobs at an engine want of its window: all that they may have together, in the most cautious steps. */
-function windowRules(jobs: readonly DispatchJob[]): WindowRules {
-  let most = 0;
-  let additiveIncrease = Number.POSITIVE_INFINITY;
-  let healthyWindow = 1;
-  for (const { adaptive, maxConcurrency } of jobs) {
-    const wish = adaptive ?? DEFAULT_ADAPTIVE;
-    const grown =
-      wish.maxFactor === null ? maxConcurrency : Math.ceil(FIRST_LIMIT * wish.maxFactor);
-    most += Math.min(grown, maxConcurrency);
-    additiveIncrease = Math.min(additiveIncrease, wish.additiveIncrease);
-    healthyWindow = Math.max(healthyWindow, wish.healthyWindow);
-  }
-  const adaptive = jobs.some((job) => job.adaptive !== null);
-  if (jobs.length === 0) return { ...IDLE_RULES, adaptive };
-  const start = Math.min(FIRST_LIMIT, most);
-  return { least: 1, most, start, adaptive, additiveIncrease, healthyWindow };
-}
-
-const IDLE_RULES = {
-  least: 1,
-  most: FIRST_LIMIT,
-  start: FIRST_LIMIT,
-  additiveIncrease: 1,
-  healthyWindow: 1,
-} as const;

@@ -14,7 +14,7 @@ export interface ScannedRequest {
   body: Buffer;
 }
 
-function skipSpace(line: Buffer, from: number): number {
+export function skipSpace(line: Buffer, from: number): number {
   let at = from;
   for (;;) {
     const byte = line[at];
@@ -112,7 +112,8 @@ function textOf(line: Buffer, from: number, to: number): string | null {
   }
 }
 
-interface Member {
+/** Where a member begins and ends; the key includes its quotes. */
+export interface Member {
   key: number;
   keyEnd: number;
   value: number;
@@ -131,8 +132,8 @@ function memberAt(line: Buffer, from: number): Member | null {
   return valueEnd === -1 ? null : { key, keyEnd, value, valueEnd };
 }
 
-/** Visits the members of the top level; false when that is no well-formed object. */
-function eachMember(line: Buffer, visit: (member: Member) => void): boolean {
+/** Visits the members of the top level in their order; false when that is no well-formed object. */
+export function eachMember(line: Buffer, visit: (member: Member) => void): boolean {
   let at = skipSpace(line, 0);
   let separator = line[at] === OPEN_BRACE ? COMMA : -1;
   while (separator === COMMA) {

@@ -75,38 +75,9 @@ type Lines = Map<string, Set<Waiter>>;
 /** By how much busier than the least busy one the engine of a line's affinity may be. */
 const MOST_BUSIER = 1.25;
 
-export function createRoom(): Room {
+/** Who waits for a place, by job. */
+function createWaiters() {
   const waiting = new Map<Tenant, Lines>();
-  const closers = new Set<object>();
-  const kept = new Map<Engine, Pass>();
-
-  function tryTake(wish: Wish, isFresh: boolean): Engine | null {
-    const { tenant, pass = null } = wish;
-    if (closers.size > (pass !== null && closers.has(pass) ? 1 : 0)) return null;
-    if (isFresh && tenant.inHand >= 2 * placesOf(tenant)) return null;
-    const engine = choose(wish, kept);
-    if (engine === null) tellWindows(wish);
-    else occupy(engine, tenant, 1);
-    return engine;
-  }
-
-  async function take(wish: Wish, isFresh: boolean, signal: AbortSignal): Promise<Engine | null> {
-    if (signal.aborted) return null;
-    const engine = tryTake(wish, isFresh);
-    if (engine !== null) return engine;
-    return new Promise((resolve) => {
-      const waiter: Waiter = { wish, isFresh, resolve: finish };
-      const forgetSignal = onAbort(signal, () => {
-        leave(waiter);
-        resolve(null);
-      });
-      function finish(found: Engine | null): void {
-        forgetSignal();
-        resolve(found);
-      }
-      enter(waiter);
-    });
-  }
 
   function enter(waiter: Waiter): void {
     const { tenant } = waiter.wish;
@@ -125,6 +96,45 @@ export function createRoom(): Room {
     line?.delete(waiter);
     if (line?.size === 0) lines?.delete(keyOf(waiter));
     if (lines?.size === 0) waiting.delete(tenant);
+  }
+
+  async function wait(wish: Wish, isFresh: boolean, signal: AbortSignal): Promise<Engine | null> {
+    return new Promise((resolve) => {
+      const waiter: Waiter = { wish, isFresh, resolve: finish };
+      const forgetSignal = onAbort(signal, () => {
+        leave(waiter);
+        resolve(null);
+      });
+      function finish(found: Engine | null): void {
+        forgetSignal();
+        resolve(found);
+      }
+      enter(waiter);
+    });
+  }
+  return { waiting, wait, leave };
+}
+
+export function createRoom(): Room {
+  const { waiting, wait, leave } = createWaiters();
+  const closers = new Set<object>();
+  const kept = new Map<Engine, Pass>();
+
+  function tryTake(wish: Wish, isFresh: boolean): Engine | null {
+    const { tenant, pass = null } = wish;
+    if (closers.size > (pass !== null && closers.has(pass) ? 1 : 0)) return null;
+    if (isFresh && tenant.inHand >= 2 * placesOf(tenant)) return null;
+    const engine = choose(wish, kept);
+    if (engine === null) tellWindows(wish);
+    else occupy(engine, tenant, 1);
+    return engine;
+  }
+
+  async function take(wish: Wish, isFresh: boolean, signal: AbortSignal): Promise<Engine | null> {
+    if (signal.aborted) return null;
+    const engine = tryTake(wish, isFresh);
+    if (engine !== null) return engine;
+    return wait(wish, isFresh, signal);
   }
 
   function kick(): void {
@@ -186,7 +196,7 @@ function occupy(engine: Engine, tenant: Tenant, change: 1 | -1): void {
 function inTurn(tenants: Iterable<Tenant>): Tenant[] {
   const all = [...tenants];
   if (all.length === 1) return all;
-  return all.sort((a, b) => a.rank - b.rank || inFlightOf(a) - inFlightOf(b));
+  return all.toSorted((a, b) => a.rank - b.rank || inFlightOf(a) - inFlightOf(b));
 }
 
 function inFlightOf({ inFlight }: Tenant): number {
@@ -229,15 +239,24 @@ function openTo(
 function choose(wish: Wish, kept: ReadonlyMap<Engine, Pass>): Engine | null {
   const { tenant, model, affinity, avoid, pass = null } = wish;
   const engines = openTo(pass, tenant.engines(model), kept);
+  const best = leastBusy(engines, tenant, avoid);
+  if (best === null || affinity === null || engines.length === 1) return best;
+  const home = homeOf(affinity, engines);
+  const isThere = home !== null && home !== avoid && isFree(home, tenant);
+  return isThere && home.load <= best.load * MOST_BUSIER ? home : best;
+}
+
+function leastBusy(
+  engines: readonly Engine[],
+  tenant: Tenant,
+  avoid: Engine | undefined,
+): Engine | null {
   let best: Engine | null = null;
   for (const engine of engines) {
     if (engine === avoid) continue;
     if (isFree(engine, tenant) && (best === null || engine.load < best.load)) best = engine;
   }
-  if (best === null || affinity === null || engines.length === 1) return best;
-  const home = homeOf(affinity, engines);
-  const isThere = home !== null && home !== avoid && isFree(home, tenant);
-  return isThere && home.load <= best.load * MOST_BUSIER ? home : best;
+  return best;
 }
 
 /** Rendezvous hashing: an engine that comes or goes moves only the lines that it gets or had. */

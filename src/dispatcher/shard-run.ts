@@ -1,34 +1,57 @@
 import type { Readable } from 'node:stream';
-import { transient } from '../domain/errors.ts';
-import type { Usage } from '../domain/job.ts';
+import type { Adaptive, Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
 import type { ServingEngine } from '../domain/provision.ts';
 import type { RetryPolicy } from '../domain/retry.ts';
 import { isSet } from '../domain/segment.ts';
+import type { ErrorGuard } from './error-guard.ts';
+import type { Hedging } from './hedge.ts';
+import type { GivenUp } from './given-up.ts';
+import type { LimitedJob } from './admit.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
 import { askLine } from './ask.ts';
 import type { AskDeps, Answered, Question } from './ask.ts';
-import { refusalOf } from './check-line.ts';
+import { createCareful } from './careful.ts';
+import type { Careful, CrashMark } from './careful.ts';
+import { customIdOf, refusalOf } from './check-line.ts';
 import type { PlannedRules } from './check-line.ts';
 import type { Budget } from './budget.ts';
 import type { Answer, FreshAnswer } from './contract.ts';
 import type { Engine } from './engine.ts';
 import { scanModel, scanRequest } from './json-scan.ts';
-import { readLines } from './lines.ts';
 import type { InputLine } from './lines.ts';
-import type { Tenant } from './room.ts';
+import { affinityOf } from './prefix-order.ts';
+import { placesOf } from './room.ts';
+import type { Tenant, Wish } from './room.ts';
 import type { Holder, SegmentWriter } from './segment-writer.ts';
+import { openLines } from './shard-lines.ts';
+import type { Solitude } from './solitude.ts';
+import type { Suspect, Suspects } from './suspects.ts';
+import type { AttemptWish } from './upstream.ts';
 import { NO_USAGE } from './usage.ts';
 
 /** What the dispatcher needs to know of a job; its endpoint is the path that each line asks. */
-export interface DispatchJob extends PlannedRules {
+export interface DispatchJob extends PlannedRules, AttemptWish, LimitedJob {
   id: string;
   /** Storage key of its input. */
   inputKey: string;
+  /** Lines in flight that it may have at one engine, all processes together. */
   maxConcurrency: number;
+  /** How it wants windows to adapt; null: `maxConcurrency` is all that holds it back. */
+  adaptive: Adaptive | null;
+  /** Its turn among other jobs, the lowest first. */
+  rank: number;
+  /** Its errors are watched: where they are not its lines' own, whoever runs the job is told. */
+  isGuarded: boolean;
+  /** None of its lines was answered when this process began with it. */
+  isFresh: boolean;
+  /** Its last lines may be asked twice. */
+  isHedged: boolean;
   retry: RetryPolicy;
   /** The engines that serve it at this moment; the same array while they are the same. */
   engines(): readonly ServingEngine[];
+  /** Models whose lines are answered with an error, since no engine serves them. */
+  givenUp(): readonly string[];
 }
 
 /** A shard that this process has taken. */
@@ -39,12 +62,19 @@ export interface TakenShard {
   /** Lines that go to no engine: their answer is what is wrong with them. Null: none. */
   bad: Buffer | null;
   left: number;
+  /** How often it was taken since the last commit, this time included, and not given back. */
+  takes: number;
+  /** What is held against one of its lines; null: nothing. */
+  crashed: CrashMark | null;
 }
 
 /** What one process has in hand of one job. */
 export interface Hands {
   readonly job: DispatchJob;
   readonly tenant: Tenant;
+  readonly givenUp: GivenUp;
+  readonly guard: ErrorGuard | null;
+  readonly hedging: Hedging | null;
   readonly writer: SegmentWriter;
   /** Lines of held shards without an answer: sent, waiting, or not even read. */
   unanswered: number;
@@ -55,6 +85,12 @@ export interface Hands {
 export interface ShardRunDeps extends AskDeps {
   maxLineBytes: number;
   openInput(key: string, range: { start: number; end: number }): Promise<Readable>;
+  suspects: Suspects;
+  solitude: Solitude;
+  /** Deaths of processes that count for a line are so far apart, ms. */
+  crashApartMs: number;
+  /** Notes which line of a shard is alone in hand; false where the token does not hold the shard. */
+  markAlone(jobId: string, n: number, token: string, line: number): Promise<boolean>;
   /** A line left the shard: for an engine, or as a bad one. */
   onSent(): void;
   onAnswered(kind: Answer['kind'], usage: Usage): void;
@@ -81,6 +117,7 @@ export async function runShard(
   deps: ShardRunDeps,
 ): Promise<void> {
   const failures: unknown[] = [];
+  const careful = carefulOf(shard, hands, deps);
   const allBack = Promise.withResolvers<void>();
   /** Lines sent and not back, and one for the reading itself. */
   let out = 1;
@@ -96,6 +133,7 @@ export async function runShard(
     hands.tenant.inHand -= 1;
     deps.room.kick();
     if (found !== null) keep(found);
+    careful?.afterCommit(hands.writer);
     back();
   }
 
@@ -115,17 +153,17 @@ export async function runShard(
   }
 
   try {
-    await eachOpenLine(shard, hands, signals.stop, deps, {
-      send(line, model, engine) {
+    await eachOpenLine(shard, careful, hands, signals.stop, deps, {
+      send(line, wish, engine) {
         hands.tenant.inHand += 1;
         out += 1;
         deps.onSent();
-        const asking = ask({ line, model, engine }, shard.plan, hands, signals, deps);
+        const asking = ask({ line, wish, engine }, shard.plan, hands, signals, deps);
         void asking.then(answered, failed);
       },
-      refuse(line) {
+      answer(found) {
         deps.onSent();
-        keep({ answer: refused(line, shard.plan, hands.job, deps), usage: NO_USAGE });
+        keep(found);
       },
     });
   } finally {
@@ -139,79 +177,99 @@ export async function runShard(
   if (unanswered === 0 && holder.state === 'holding') await hands.writer.recommit(holder);
 }
 
+function carefulOf(shard: TakenShard, hands: Hands, deps: ShardRunDeps): Careful | null {
+  const { plan, token } = shard;
+  return createCareful(shard, {
+    ...deps,
+    markAlone: async (line) => deps.markAlone(hands.job.id, plan.n, token, line),
+  });
+}
+
 /** What becomes of a line without an answer. */
 interface Handover {
-  /** Without an engine the line waits in hand for a place at one of its model. */
-  send(line: InputLine, model: string | null, engine: Engine | null): void;
-  refuse(line: InputLine): void;
+  /** Without an engine the line waits in hand for a place at one of its model, as long as that is wanted. */
+  send(line: InputLine, wish: Wish, engine: Engine | null): void;
+  /** The line goes to no engine: it is a bad one, its model is given up, or processes died of it. */
+  answer(found: Answered): void;
 }
 
 /** Reads the shard's lines and hands over each that has no answer. */
 async function eachOpenLine(
   { plan, done, bad }: TakenShard,
+  careful: Careful | null,
   hands: Hands,
   stop: AbortSignal,
   deps: ShardRunDeps,
   to: Handover,
 ): Promise<void> {
   if (stop.aborted) return;
-  const source = await deps.openInput(hands.job.inputKey, {
-    start: plan.offset,
-    end: plan.offset + plan.bytes,
-  });
-  const lines = readLines(whole(source, plan), {
-    maxLineBytes: deps.maxLineBytes,
-    startOffset: plan.offset,
-    startIndex: plan.first,
-  });
-  try {
-    for await (const batch of lines) {
-      const open = batch.filter((line) => !isSet(done, line.index - plan.first));
-      const isBad = (line: InputLine) => bad !== null && isSet(bad, line.index - plan.first);
-      if (!(await handOver(open, isBad, hands, stop, deps, to))) return;
-    }
-  } finally {
-    source.destroy();
+  const { inputKey, endpoint } = hands.job;
+  // Who looks for one line looks at them in the same order each time.
+  const wanted = { plan, done, inputKey, endpoint, inOrder: careful !== null };
+  const isBad = (line: InputLine) => bad !== null && isSet(bad, line.index - plan.first);
+  const crew = { careful, plan, isBad, hands };
+  for await (const lines of openLines(wanted, deps)) {
+    if (!(await handOver(lines, crew, stop, deps, to))) return;
   }
 }
 
-/** The source to its planned end: where an input is still being copied back, its last line may be half of one. */
-async function* whole(source: Readable, plan: ShardPlan): AsyncGenerator<Buffer> {
-  let missing = plan.bytes;
-  for await (const chunk of source as AsyncIterable<Buffer>) {
-    missing -= chunk.length;
-    yield chunk;
-  }
-  if (missing > 0) {
-    throw transient('input.short', 'The input file in storage is shorter than it was.');
-  }
+interface Crew {
+  careful: Careful | null;
+  plan: ShardPlan;
+  isBad(line: InputLine): boolean;
+  hands: Hands;
 }
 
 /** False when it was stopped before the last line. */
 async function handOver(
   lines: readonly InputLine[],
-  isBad: (line: InputLine) => boolean,
-  hands: Hands,
+  crew: Crew,
   stop: AbortSignal,
-  { room, budget }: ShardRunDeps,
+  deps: ShardRunDeps,
   to: Handover,
 ): Promise<boolean> {
+  const { isBad, hands, careful, plan } = crew;
   for (const line of lines) {
-    if (budget.isOver()) await budget.room(stop);
+    if (deps.budget.isOver()) await deps.budget.room(stop);
     if (stop.aborted) return false;
-    if (isBad(line)) {
-      to.refuse(line);
+    const model = isBad(line) ? null : modelOf(line, hands.job);
+    if (isBad(line) || (model !== null && hands.givenUp.has(model))) {
+      to.answer(refused(line, model, plan, hands, deps));
       continue;
     }
-    const model = modelOf(line, hands.job);
-    let engine = room.tryTakeFresh(hands.tenant, model);
-    if (engine === null && !mayWait(model, hands, budget)) {
-      engine = await room.takeFresh(hands.tenant, model, stop);
-      if (engine === null) return false;
+    const wish = wishOf(line, model, hands);
+    const fate =
+      careful === null ? 'send' : await careful.before(line.index - plan.first, wish, stop);
+    if (fate === 'stopped') return false;
+    if (fate === 'send') {
+      to.send(line, wish, await placeNow(line, wish, hands, stop, deps));
+      continue;
     }
-    to.send(line, model, engine);
+    to.answer(crashed(line, plan, hands, WORKER_CRASHED));
+    careful?.afterCommit(hands.writer);
   }
   return true;
+}
+
+function wishOf(line: InputLine, model: string | null, { tenant, job }: Hands): Wish {
+  const { bytes } = line;
+  const isSpread = bytes !== null && tenant.engines(model).length > 1;
+  return { tenant, model, affinity: isSpread ? affinityOf(bytes, job.endpoint) : null };
+}
+
+/** A place for a line that is not in hand yet, waited for unless it may wait in hand. */
+async function placeNow(
+  line: InputLine,
+  wish: Wish,
+  hands: Hands,
+  stop: AbortSignal,
+  { room, budget, suspects }: ShardRunDeps,
+): Promise<Engine | null> {
+  // It waits for a place in quarantine, and nobody behind it for that.
+  if (suspects.isCharged(hands.job.id, line.index)) return null;
+  const engine = room.tryTakeFresh(wish);
+  if (engine !== null || mayWait(wish, hands, budget)) return engine;
+  return room.takeFresh(wish, hands.givenUp.whileWanted(wish.model, stop));
 }
 
 /** The model that decides where a line goes; null where the job names only one, so that any of its engines will do. */
@@ -226,79 +284,113 @@ function modelOf({ bytes }: InputLine, { models }: DispatchJob): string | null {
  * Whether a line without a place may wait in hand, so that lines of other models behind it go on. Those that wait take
  * at most half of what the job may have in hand, and of the memory: the other half is for lines that can go.
  */
-function mayWait(model: string | null, { tenant, waiting }: Hands, budget: Budget): boolean {
+function mayWait({ tenant, model }: Wish, { waiting }: Hands, budget: Budget): boolean {
   if (model === null || budget.used * 2 >= budget.limit) return false;
-  return waiting < tenant.maxConcurrency * tenant.engines(null).length;
+  return waiting < placesOf(tenant);
 }
 
 interface Asked {
   line: InputLine;
-  model: string | null;
+  wish: Wish;
   engine: Engine | null;
 }
 
 async function ask(
-  { line, model, engine }: Asked,
+  { line, wish, engine }: Asked,
   plan: ShardPlan,
   hands: Hands,
   signals: RunSignals,
   deps: ShardRunDeps,
 ): Promise<Answered | null> {
   const bytes = line.bytes?.length ?? 0;
+  const suspect = deps.suspects.of(hands.job.id, line.index, wish);
   deps.budget.add(bytes);
+  let found: Answered | null = null;
   try {
-    const place = engine ?? (await waitForPlace(model, hands, signals.stop, deps));
-    return place === null ? null : await askAt(place, line, model, plan, hands, signals, deps);
+    const { model } = wish;
+    const stop = hands.givenUp.whileWanted(model, signals.stop);
+    const place = engine ?? (await waitForPlace(suspect, hands, stop));
+    const at = { engine: place, line, wish, suspect };
+    const until = { stop, abort: signals.abort };
+    found = await askAt(at, plan, hands, until, deps);
+    if (found !== null || signals.stop.aborted) return found;
+    if (suspect.blame > 0) return crashed(line, plan, hands, engineCrashed(suspect.blame));
+    return hands.givenUp.has(model) ? refused(line, model, plan, hands, deps) : null;
   } finally {
+    suspect.left(found !== null);
     deps.budget.remove(bytes);
   }
 }
 
 async function waitForPlace(
-  model: string | null,
+  suspect: Suspect,
   hands: Hands,
   stop: AbortSignal,
-  { room }: ShardRunDeps,
 ): Promise<Engine | null> {
   hands.waiting += 1;
   try {
-    return await room.take(hands.tenant, model, stop);
+    return await suspect.take(stop);
   } finally {
     hands.waiting -= 1;
   }
 }
 
 async function askAt(
-  engine: Engine,
-  line: InputLine,
-  model: string | null,
+  { engine, line, wish, suspect }: Asked & { suspect: Suspect },
   plan: ShardPlan,
-  { job, tenant }: Hands,
+  { job, guard, hedging }: Hands,
   signals: RunSignals,
   deps: ShardRunDeps,
 ): Promise<Answered | null> {
+  if (engine === null) return null;
   const id = requestId(job.id, line.index);
   const request = line.bytes === null ? null : scanRequest(line.bytes);
   const inShard = line.index - plan.first;
   if (request === null) {
-    deps.room.give(engine);
+    deps.room.give(engine, wish.tenant);
     return { answer: unreadable(inShard, id), usage: NO_USAGE };
   }
   const question: Question = { line: inShard, id, ...request };
   const { endpoint: path, retry } = job;
-  return askLine(question, engine, { path, retry, tenant, model, ...signals }, deps);
+  const where = { path, retry, wish, job, suspect, guard, hedging, ...signals };
+  return askLine(question, engine, where, deps);
 }
 
-/** The answer of a line that planning marked as bad. */
+/** The answer of a line whose model is given up, or, where that is null, of one that planning marked as bad. */
 function refused(
   line: InputLine,
+  model: string | null,
   plan: ShardPlan,
-  job: DispatchJob,
+  { job, givenUp }: Hands,
   { maxLineBytes }: ShardRunDeps,
-): FreshAnswer {
+): Answered {
   const id = requestId(job.id, line.index);
-  const pieces = [errorOnlyLine({ id, ...refusalOf(line, job, maxLineBytes) })];
-  return { line: line.index - plan.first, kind: 'error', pieces };
+  const refusal =
+    model === null ? refusalOf(line, job, maxLineBytes) : givenUp.refusalOf(line, model);
+  const pieces = [errorOnlyLine({ id, ...refusal })];
+  return { answer: { line: line.index - plan.first, kind: 'error', pieces }, usage: NO_USAGE };
+}
+
+const WORKER_CRASHED = {
+  code: 'worker_crashed',
+  message: 'Three processes died while this request was the only one that they worked on.',
+};
+
+function engineCrashed(deaths: number) {
+  const message = `An engine died ${deaths} times while this request was in flight, in the end as the only one there.`;
+  return { code: 'engine_crashed', message };
+}
+
+/** The answer of a line that is not asked any more, for what became of whoever worked on it. */
+function crashed(
+  line: InputLine,
+  plan: ShardPlan,
+  { job }: Hands,
+  error: { code: string; message: string },
+): Answered {
+  const id = requestId(job.id, line.index);
+  const pieces = [errorOnlyLine({ id, customId: customIdOf(line), ...error })];
+  return { answer: { line: line.index - plan.first, kind: 'error', pieces }, usage: NO_USAGE };
 }
 
 /** Planning has read this line as a request: the stored input is no longer what it was. */

@@ -3,7 +3,7 @@ import { hostname } from 'node:os';
 import type { Readable } from 'node:stream';
 import { createAdvance } from '../../queues/advance.ts';
 import { startWorker } from '../../queues/worker.ts';
-import type { Attempt } from '../../queues/worker.ts';
+import type { Attempt, QueueWorker } from '../../queues/worker.ts';
 import type { Deps, SettleDeps } from '../../processors/deps.ts';
 import { processors } from '../../processors/index.ts';
 import { awaitInputs } from '../../processors/inputs.ts';
@@ -108,22 +108,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     graceOver: graceOver.signal,
   };
   const stops = await patient.store.jobs.subscribeStops((jobId) => watches.poke(jobId));
-  const seats = new Seats();
-  const dispatch = awaitInputs(processors.dispatch);
-  const workers = settings.queues.map((queue) =>
-    startWorker({
-      queue,
-      connection: patient.redis.queues,
-      namespace: system.namespace,
-      name: system.name,
-      processor: queue === 'dispatch' ? seats.occupy(dispatch) : processors[queue],
-      deps,
-      stopping: stopping.signal,
-      onAttempt: (attempt) => report(system, attempt),
-      onError: (error) => log.debug({ queue, err: error }, 'queue error'),
-    }),
-  );
-  seats.follow(workers.find(({ queue }) => queue === 'dispatch'));
+  const workers = serveQueues(system, deps, stopping.signal);
   const heart = await startHeartbeat(system, dispatcher);
   heartbeat = heart;
   return {
@@ -142,6 +127,27 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
       await soon(heart.close(), AFTER_GRACE_MS);
     },
   };
+}
+
+function serveQueues(system: System, deps: Deps, stopping: AbortSignal): QueueWorker[] {
+  const { settings, log, patient, namespace, name } = system;
+  const seats = new Seats();
+  const dispatch = seats.occupy(awaitInputs(processors.dispatch));
+  const workers = settings.queues.map((queue) =>
+    startWorker({
+      queue,
+      connection: patient.redis.queues,
+      namespace,
+      name,
+      processor: queue === 'dispatch' ? dispatch : processors[queue],
+      deps,
+      stopping,
+      onAttempt: (attempt) => report(system, attempt),
+      onError: (error) => log.debug({ queue, err: error }, 'queue error'),
+    }),
+  );
+  seats.follow(workers.find(({ queue }) => queue === 'dispatch'));
+  return workers;
 }
 
 function processorParts(system: System, runtime: Runtime) {

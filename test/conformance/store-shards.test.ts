@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { shardKey } from '../../src/store/keys.ts';
+import { recordKey, shardKey } from '../../src/store/keys.ts';
 import type { Client } from '../../src/store/scripts.ts';
 import { createStore } from '../../src/store/store.ts';
 import type { AcceptedShard } from '../../src/domain/segment.ts';
@@ -90,6 +90,65 @@ describe.each(BACK_ENDS)('shards on %s', (kind) => {
     expect(again.left, 'what was answered stays answered').toBe(8);
   });
 
+  /** Moves the deadline of a job past the store; its record is as it was created otherwise. */
+  async function setDeadline(id: string, deadline: number): Promise<void> {
+    await redis.hset(recordKey(id), 'deadline', deadline);
+  }
+
+  test('past its deadline nothing of a job is taken, and holders commit and give back', async () => {
+    const { id } = await jobInProgress(store, { shards: 4, lines: 10 });
+    await store.shards.open(id, 2);
+    await taken(id, 0, 1, 't0', 2);
+    await setDeadline(id, Date.now() - 1);
+
+    const refused = await store.shards.take(id, { n: 1, wake: 1 }, 't1', 2);
+    expect(refused).toEqual({ outcome: 'not now' });
+    const pending = await store.shards.pending(id);
+    expect(new Set(pending.map(({ n }) => n))).toEqual(new Set([0, 2]));
+    const reply = await store.shards.commit(id, SEGMENT, [partOf(0, 't0', 10, [0, 1])]);
+    expect(reply.parts, 'what was answered in time counts').toEqual([
+      { outcome: 'committed', left: 8 },
+    ]);
+    await store.shards.give(id, 0, 't0', 2);
+    const waiting = await store.shards.open(id, 9);
+    for (const { n, wake } of waiting) {
+      const late = await store.shards.take(id, { n, wake }, `late${n}`, 9);
+      expect(late.outcome).toBe('not now');
+    }
+    expect(await store.shards.pending(id), 'none opens another one').toEqual([]);
+
+    const job = await store.jobs.get(id);
+    if (job === null) throw new Error('it is there');
+    expect(await store.jobs.extend(job, '48h', 172_800_000)).toBe(true);
+    const open = await store.shards.open(id, 9);
+    expect(new Set(open.map(({ n }) => n))).toEqual(new Set([0, 1, 2, 3]));
+    const again = await taken(id, 0, open.find(({ n }) => n === 0)?.wake ?? 0, 't3', 9);
+    expect(again.left, 'what was answered stays answered').toBe(8);
+  });
+
+  test('take answers a repeat as at first, wherever the deadline passes in between', async () => {
+    const { id } = await jobInProgress(store, { shards: 2, lines: 10 });
+    await store.shards.open(id, 2);
+    const first = await taken(id, 0, 1, 't', 2);
+    await setDeadline(id, Date.now() - 1);
+    expect(await taken(id, 0, 1, 't', 2), 'its reply may have been lost').toEqual(first);
+    expect(await store.shards.held(id)).toBe(1);
+    for (const _time of ['first', 'again']) {
+      const refused = await store.shards.take(id, { n: 1, wake: 1 }, 'u', 2);
+      expect(refused).toEqual({ outcome: 'not now' });
+    }
+    // Another one asks for what is held, as after a lost lock: nobody has it from then on.
+    const other = await store.shards.take(id, { n: 0, wake: 1 }, 'v', 2);
+    expect(other).toEqual({ outcome: 'not now' });
+    expect(await store.shards.held(id)).toBe(0);
+    const { parts } = await store.shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0])]);
+    expect(parts).toEqual([{ outcome: 'stale' }]);
+
+    await setDeadline(id, Date.now() + 60_000);
+    const late = await store.shards.take(id, { n: 1, wake: 1 }, 'u', 2);
+    expect(late, 'what was refused is not taken later').toMatchObject({ outcome: 'stale' });
+  });
+
   test('a job that has its outcome is neither paused nor resumed nor extended', async () => {
     const { id, version } = await jobInProgress(store);
     const job = await store.jobs.get(id);
@@ -153,6 +212,8 @@ describe.each(BACK_ENDS)('shards on %s', (kind) => {
       done: Buffer.from([0, 0]),
       bad: null,
       left: 10,
+      takes: 1,
+      crashed: null,
       waiting: [{ n: 1, wake: 1 }],
     });
     const all = [...Array(10).keys()];

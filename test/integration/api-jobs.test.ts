@@ -3,6 +3,7 @@ import { describe, expect, inject, test } from 'vitest';
 import type { JobRecord, JobState } from '../../src/domain/job.ts';
 import { provisionId } from '../../src/domain/provision.ts';
 import { postJson, rawRequest, startApi, uploadInput } from '../support/api.ts';
+import { jobInProgress, partOf, SEGMENT } from '../support/store-back-ends.ts';
 import type { TestApi } from '../support/api.ts';
 
 const seconds = v.pipe(v.number(), v.integer(), v.minValue(0));
@@ -59,6 +60,8 @@ const jobSchema = v.strictObject({
   usage: v.nullable(
     v.strictObject({ input_tokens: seconds, output_tokens: seconds, total_tokens: seconds }),
   ),
+  prefix_cache_hit_rate: v.nullable(v.number()),
+  priority: v.picklist(['high', 'normal', 'low']),
   metadata: v.record(v.string(), v.string()),
   extra_body: v.record(v.string(), v.string()),
   errors: v.array(
@@ -81,6 +84,7 @@ const jobSchema = v.strictObject({
   model_template_name: v.string(),
   model_template_version: v.string(),
   retry_of: v.string(),
+  client: v.looseObject({ max_concurrency: v.number(), adaptive_concurrency: v.boolean() }),
   paused_at: seconds,
   paused_by: v.string(),
   error_code: v.string(),
@@ -328,6 +332,27 @@ describe('the Job message', () => {
     expect(failed.submit_failed_at).toBeGreaterThan(0);
     expect(failed.failed_at).toBe(failed.submit_failed_at);
   });
+});
+
+test('shows how much of the input prefix caches had, as soon as an engine says it', async () => {
+  await using api = await start();
+  const { shards } = api.store;
+  const told = { inputTokens: 40, cachedTokens: 0, outputTokens: 5, reasoningTokens: 0 };
+  const { id } = await jobInProgress(api.store, { shards: 1, lines: 10 });
+  async function hitRate(): Promise<unknown> {
+    const answer: unknown = await (await fetch(`${api.url}${PATH}/${id}`)).json();
+    return v.parse(v.looseObject({ prefix_cache_hit_rate: v.unknown() }), answer)
+      .prefix_cache_hit_rate;
+  }
+  const [waiting] = await shards.open(id, 1);
+  await shards.take(id, { n: 0, wake: waiting?.wake ?? 0 }, 't', 1);
+  await shards.commit(id, SEGMENT, [partOf(0, 't', 10, [0], { usage: told })]);
+  expect(await hitRate(), 'none says anything').toBeNull();
+  const usage = { ...told, inputTokens: 60, cachedTokens: 25 };
+  await shards.commit(id, { ...SEGMENT, id: 'seg-2' }, [partOf(0, 't', 10, [1], { usage })]);
+  expect(await hitRate()).toBe(0.25);
+  const batch = await api.openai.batches.retrieve(id.replace('job_', 'batch_'));
+  expect(batch.usage).toMatchObject({ input_tokens_details: { cached_tokens: 25 } });
 });
 
 describe('lists', () => {

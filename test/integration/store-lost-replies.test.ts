@@ -74,6 +74,7 @@ async function callAll(
   await call('open', () => shards.open(id, 2));
   await call('take', () => shards.take(id, { n: 0, wake: 1 }, 't0', 2));
   await call('take', () => shards.take(id, { n: 1, wake: 1 }, 't1', 2));
+  await call('mark', () => shards.markAlone(id, 1, 't1', 2));
   await call('stale take', () => shards.take(id, { n: 1, wake: 7 }, 't2', 2));
   await call('commit', () =>
     shards.commit(id, SEGMENT, [

@@ -100,6 +100,35 @@ describe('faults', () => {
     expect(contentOf((await ask(sim.url, chat('ECHO: whole'))).text)).toBe('whole');
   });
 
+  test("proxy_cut answers 524 in the engine's stead once no byte has come for delay_ms", async () => {
+    await using sim = await startVllm({ profile: 'small', config: { decode_step_ms: 40 } });
+    await sim.setFaults([{ kind: 'proxy_cut', delay_ms: 200 }]);
+    const begun = performance.now();
+    const cut = await ask(sim.url, chat('x', { max_tokens: 20 }));
+    expect(performance.now() - begun).toBeGreaterThan(195);
+    expect(performance.now() - begun).toBeLessThan(600);
+    expect(cut.status).toBe(524);
+    expect(cut.headers.get('content-type')).toBe('text/html');
+    // Who hung up was the proxy: the engine stops, and the next request on the connection is a new one.
+    expect((await sim.requests())[0]).toMatchObject({ fault: 'proxy_cut', aborted: true });
+    const quick = await ask(sim.url, chat('ECHO: short'));
+    expect(contentOf(quick.text)).toBe('short');
+    expect((await sim.requests())[1]).toMatchObject({ fault: null, status: 200 });
+  });
+
+  test('proxy_cut lets a stream pass that goes on, and cuts one that falls silent', async () => {
+    await using sim = await startVllm({ profile: 'small', config: { decode_step_ms: 40 } });
+    await sim.setFaults([{ kind: 'proxy_cut', delay_ms: 200 }]);
+    const body = chat('x', { max_tokens: 20, stream: true });
+    const whole = await ask(sim.url, body);
+    expect(whole.status).toBe(200);
+    expect(whole.text.endsWith('data: [DONE]\n\n')).toBe(true);
+    const streaming = ask(sim.url, { ...body, seed: 1 });
+    await until(async () => (await sim.counts()).in_flight === 1);
+    await sim.setConfig({ decode_step_ms: 2_000 });
+    expect(await failure(streaming)).toMatch(/ECONNRESET|terminated|closed/);
+  });
+
   test('truncate and content_type answer 200 with what is no answer', async () => {
     await using half = await withFault({ kind: 'truncate' }).start();
     const cut = await ask(half.url, chat('x'));

@@ -62,6 +62,7 @@ export function jobView(
       output_tokens: usage.output_tokens,
       total_tokens: usage.total_tokens,
     },
+    prefix_cache_hit_rate: hitRate(job),
     metadata: job.metadata,
     extra_body: {},
     errors: jobErrors(job).map(errorView),
@@ -79,6 +80,11 @@ export function jobView(
     provision: provision === undefined ? null : provisionView(provision),
     events: eventViews(job, events, now),
   };
+}
+
+/** Null where no engine said that it had any of the input cached: those that hit and do not say so look like others. */
+function hitRate({ usage }: JobRecord): number | null {
+  return usage.cachedTokens === 0 ? null : usage.cachedTokens / usage.inputTokens;
 }
 
 /** Until planning has counted, what whoever asked has said; null where nobody did. */

@@ -58,6 +58,12 @@ export const jobSchema = v.looseObject({
   usage: v.nullable(
     v.looseObject({ input_tokens: whole, output_tokens: whole, total_tokens: whole }),
   ),
+  prefix_cache_hit_rate: v.pipe(
+    v.nullable(v.number()),
+    v.description(
+      'Share of the input tokens, 0 to 1, that engines had in their prefix caches. Null until one says so in its usage: vLLM does with --enable-prompt-tokens-details.',
+    ),
+  ),
   metadata: v.record(text, text),
   errors: v.array(v.object({ code: text, message: text, param: text, line: whole })),
   error_message: text,

@@ -3,6 +3,7 @@ import { tokensOf } from './kv-cache.ts';
 import { readPrompts } from './prompt.ts';
 import {
   checkContext,
+  countsOf,
   createdOf,
   event,
   readChoices,
@@ -62,33 +63,37 @@ function chatAnswer(frame: Frame, texts: readonly Text[], usage: string): string
   const choices = texts.map(
     (text, index) =>
       `{"index":${index},"message":{"role":"assistant","content":${JSON.stringify(text.whole)},` +
-      '"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[],' +
-      `"reasoning":null},"logprobs":null,${finishOf(text)},"stop_reason":null,"token_ids":null}`,
+      '"refusal":null,"annotations":null,"audio":null,"function_call":null,"reasoning":null},' +
+      `"logprobs":null,${finishOf(text)},"stop_reason":null,"token_ids":null,"routed_experts":null}`,
   );
   return (
     `{"id":${frame.id},"object":"chat.completion","created":${frame.created},` +
     `"model":${frame.model},"choices":[${choices.join(',')}],"service_tier":null,` +
     `"system_fingerprint":null,"usage":${usage},"prompt_logprobs":null,` +
-    '"prompt_token_ids":null,"kv_transfer_params":null}'
+    '"prompt_token_ids":null,"prompt_text":null,"kv_transfer_params":null,' +
+    '"ec_transfer_params":null,"metrics":null}'
   );
 }
 
-/** Chunks of vllm/entrypoints/openai/chat_completion/serving.py: role first, then text, then usage if asked. */
+/** Chunks (vLLM 0.32.0, seen) of vllm/entrypoints/openai/chat_completion/serving.py: role first, then text, then usage if asked. */
 function chatStream(frame: Frame, texts: readonly Text[], usage: string | undefined): EventStream {
   const head =
     `{"id":${frame.id},"object":"chat.completion.chunk","created":${frame.created},` +
     `"model":${frame.model},"choices":[`;
-  const chunk = (index: number, delta: string, finish: string): string =>
-    event(`${head}{"index":${index},"delta":${delta},"logprobs":null,${finish}}]}`);
+  const chunk = (index: number, delta: string, finish: string, more = ''): string =>
+    event(`${head}{"index":${index},"delta":${delta},"logprobs":null,${finish}}]${more}}`);
   const open = '"finish_reason":null';
+  const role = '{"role":"assistant","content":""}';
+  const prompt = ',"prompt_token_ids":null,"prompt_text":null';
   return {
-    open: () => texts.map((_, i) => chunk(i, '{"role":"assistant","content":""}', open)).join(''),
+    open: () => texts.map((_, i) => chunk(i, role, open, prompt)).join(''),
     token(sequence, index) {
       const text = texts[sequence];
       if (text === undefined) return '';
       const last = index === text.tokens - 1;
       const finish = last ? `${finishOf(text)},"stop_reason":null` : open;
-      return chunk(sequence, `{"content":${JSON.stringify(text.piece(index))}}`, finish);
+      const delta = `{"content":${JSON.stringify(text.piece(index))}}`;
+      return chunk(sequence, delta, `${finish},"token_ids":null`);
     },
     close: () => (usage === undefined ? '' : event(`${head}],"usage":${usage}}`)) + event('[DONE]'),
   };
@@ -115,21 +120,24 @@ export function chatTask(input: TaskInput): Task | ApiError {
   for (let i = 0; i < choices; i += 1) {
     texts.push(echo === undefined ? answerText(digest, i, limit, profile) : givenText(echo));
   }
-  const usage = usageOf(tokensOf(prompt), texts);
+  const promptTokens = tokensOf(prompt);
+  const usage = usageOf(promptTokens, texts);
   const frame = frameOf(`chatcmpl-${id}`, digest, model);
   return {
     sequences: texts.map((text) => ({ prompt, text })),
     answer: () => chatAnswer(frame, texts, usage),
     stream:
       body['stream'] === true
-        ? chatStream(frame, texts, wantsUsage(body) ? usage : undefined)
+        ? chatStream(frame, texts, wantsUsage(body) ? countsOf(promptTokens, texts) : undefined)
         : undefined,
   };
 }
 
+/** `echoes` are sent before the first token of each sequence. */
 function completionStream(
   frame: Frame,
   texts: readonly Text[],
+  echoes: readonly string[],
   usage: string | undefined,
 ): EventStream {
   const head =
@@ -141,9 +149,11 @@ function completionStream(
       const text = texts[sequence];
       if (text === undefined) return '';
       const finish = index === text.tokens - 1 ? finishOf(text) : '"finish_reason":null';
-      const piece = JSON.stringify(text.piece(index));
+      const echo = index === 0 ? (echoes[sequence] ?? '') : '';
+      const piece = JSON.stringify(echo + text.piece(index));
       return event(
-        `${head}{"index":${sequence},"text":${piece},"logprobs":null,${finish},"stop_reason":null}]}`,
+        `${head}{"index":${sequence},"text":${piece},"logprobs":null,${finish},` +
+          '"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}',
       );
     },
     close: () => (usage === undefined ? '' : event(`${head}],"usage":${usage}}`)) + event('[DONE]'),
@@ -188,18 +198,25 @@ export function completionTask(input: TaskInput): Task | ApiError {
         const whole = JSON.stringify(repeats ? prompt + text.whole : text.whole);
         return (
           `{"index":${index},"text":${whole},"logprobs":null,${finishOf(text)},` +
-          '"stop_reason":null,"token_ids":null,"prompt_logprobs":null,"prompt_token_ids":null}'
+          '"stop_reason":null,"token_ids":null,"prompt_logprobs":null,"prompt_token_ids":null,' +
+          '"routed_experts":null}'
         );
       });
       return (
         `{"id":${frame.id},"object":"text_completion","created":${frame.created},` +
         `"model":${frame.model},"choices":[${shown.join(',')}],"service_tier":null,` +
-        `"system_fingerprint":null,"usage":${usage},"kv_transfer_params":null}`
+        `"system_fingerprint":null,"usage":${usage},"kv_transfer_params":null,` +
+        '"ec_transfer_params":null,"metrics":null}'
       );
     },
     stream:
       body['stream'] === true
-        ? completionStream(frame, texts, wantsUsage(body) ? usage : undefined)
+        ? completionStream(
+            frame,
+            texts,
+            repeats ? sequences.map(({ prompt }) => prompt) : [],
+            wantsUsage(body) ? countsOf(promptTokens, texts) : undefined,
+          )
         : undefined,
   };
 }

@@ -130,6 +130,44 @@ export function hang(x: Exchange, fault: Fault, resume: () => void): void {
   });
 }
 
+/** Cloudflare's, after which it answers 524. */
+const USUAL_PATIENCE_MS = 100_000;
+const LOOKS = 20;
+
+/**
+ * A proxy's patience: when `delay_ms` have passed without a byte, it answers in the engine's stead, or cuts an answer
+ * that has begun, and lets go of the engine. Only a request that it strikes is logged with the fault.
+ */
+export function cutWhenSilent(x: Exchange, fault: Fault): void {
+  const patience = fault.delay_ms ?? USUAL_PATIENCE_MS;
+  const { socket } = x.req;
+  let written = socket.bytesWritten;
+  let lastByte = performance.now();
+  const looks = setInterval(() => {
+    const now = performance.now();
+    if (socket.bytesWritten !== written) {
+      written = socket.bytesWritten;
+      lastByte = now;
+    } else if (now - lastByte >= patience) {
+      cut();
+    }
+  }, patience / LOOKS);
+  x.res.once('close', () => clearInterval(looks));
+  function cut(): void {
+    clearInterval(looks);
+    if (x.ended) return;
+    x.fault = fault;
+    if (x.res.headersSent) {
+      settle(x, null, 'fault', true);
+      socket.resetAndDestroy();
+      return;
+    }
+    settle(x, fault.status, 'fault', true);
+    writeHead(x, { status: fault.status, type: 'text/html' }, PROXY_PAGE.length);
+    x.res.end(PROXY_PAGE);
+  }
+}
+
 /** Sends a whole answer, or what a fault leaves of it. The request counts as answered once it is handed to the socket. */
 export function send(x: Exchange, reply: Reply): void {
   if (x.ended) return;

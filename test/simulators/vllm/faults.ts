@@ -10,6 +10,9 @@ import { asNumber, asObject, InvalidSetting } from './profile.ts';
  *   hangs, so a client that watches only health waits for ever.
  * - `truncate`: half of the JSON under a matching Content-Length, as proxies with a full buffer do.
  * - `content_type`: a proxy's HTML page with status 200 instead of the answer.
+ * - `proxy_cut`: a proxy between client and engine, which gives up once no byte has passed for `delay_ms`
+ *   (100 s unless given): it answers `status` (524 unless given, as Cloudflare does) before the answer, and
+ *   cuts the connection within it. A stream that goes on passes.
  * - `oom`: EngineCore dies: 500 to all in flight, nobody listens any more, and the process ends 0.1 s
  *   later; `/health` never says 503 (vLLM 0.32.0, seen). With `delay_ms` it listens so long, fails
  *   every request and says 503 in `/health`: an engine that died with only streams in flight is not
@@ -26,6 +29,7 @@ export const FAULT_KINDS = [
   'hang_body',
   'truncate',
   'content_type',
+  'proxy_cut',
   'oom',
   'drain_silently',
   'exit',
@@ -50,7 +54,7 @@ export interface Fault {
   path: string | null;
   /** `reset`: before the answer or in the middle of it. */
   at: 'headers' | 'body';
-  /** `hang_*`: goes on after this time; null never. `oom`: time until the process ends and the port closes; null is at once. */
+  /** `hang_*`: goes on after this time; null never. `proxy_cut`: its patience. `oom`: time until the process ends and the port closes; null is at once. */
   delay_ms: number | null;
   exit_code: number;
 }
@@ -84,6 +88,8 @@ const FIELDS = [
 ];
 const COUNT = { min: 1, max: 1e9, whole: true };
 const MILLISECONDS = { min: 0, max: 86_400_000, whole: false };
+
+const USUAL_STATUS: Partial<Record<FaultKind, number>> = { status: 500, proxy_cut: 524 };
 
 function optional<T>(value: unknown, fallback: T, parse: (value: unknown) => T): T {
   return value === undefined || value === null ? fallback : parse(value);
@@ -121,7 +127,7 @@ function parseFault(input: unknown, index: number): Fault {
   const n = (field: string, rule: { min: number; max: number; whole: boolean }) => {
     return (value: unknown): number => asNumber(value, field, rule);
   };
-  const usualStatus = kind === 'status' ? 500 : 200;
+  const usualStatus = USUAL_STATUS[kind] ?? 200;
   const status = n('status', { min: 200, max: 599, whole: true });
   const seconds = n('retry_after', { min: 0, max: 86_400, whole: false });
   return {

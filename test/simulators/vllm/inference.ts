@@ -1,8 +1,18 @@
 import { ENGINE_DEAD, errorBody, httpError, queueFull, unknownModel } from './api-error.ts';
 import type { ApiError } from './api-error.ts';
 import { chatTask, completionTask } from './chat.ts';
+import { sha256 } from './digest.ts';
 import type { Ticket } from './engine.ts';
-import { EVENTS_TYPE, hang, JSON_TYPE, send, sendError, settle, writeHead } from './exchange.ts';
+import {
+  cutWhenSilent,
+  EVENTS_TYPE,
+  hang,
+  JSON_TYPE,
+  send,
+  sendError,
+  settle,
+  writeHead,
+} from './exchange.ts';
 import type { Exchange, Reply } from './exchange.ts';
 import type { Fault } from './faults.ts';
 import { tokensOf } from './kv-cache.ts';
@@ -37,6 +47,10 @@ const DEATH_MS = 100;
 
 /** A fault that needs no answer of the engine; false when the request goes on. */
 export function strike(state: SimulatorState, x: Exchange, fault: Fault, go: () => void): boolean {
+  if (fault.kind === 'proxy_cut') {
+    cutWhenSilent(x, fault);
+    return false;
+  }
   x.fault = fault;
   if (fault.kind === 'status') {
     const headers = fault.retry_after === null ? [] : ['retry-after', String(fault.retry_after)];
@@ -112,7 +126,16 @@ function readTask(state: SimulatorState, x: Exchange, handler: TaskHandler): Tas
   if (typeof model === 'object') return model;
   // _base_request_id of serve/engine/serving.py (vLLM 0.32.0, seen)
   const id = String(x.req.headers['x-request-id'] ?? x.sha256.slice(0, 16));
-  return handler({ body, digest: x.sha256, id, model, profile: state.profile });
+  const digest = body['stream'] === true ? wholeDigest(body) : x.sha256;
+  return handler({ body, digest, id, model, profile: state.profile });
+}
+
+/** A stream says what the whole answer says to the same body without the stream, as `JSON.stringify` writes it. */
+function wholeDigest(body: Record<string, unknown>): string {
+  const whole = { ...body };
+  delete whole['stream'];
+  delete whole['stream_options'];
+  return sha256(JSON.stringify(whole));
 }
 
 function eventsOf(task: Task, stream: EventStream): string {

@@ -131,11 +131,17 @@ export function wantsUsage(body: Record<string, unknown>): boolean {
 
 /** Usage as chat and completions report it; `n` choices share one prompt. */
 export function usageOf(promptTokens: number, texts: readonly Text[]): string {
+  const counts = countsOf(promptTokens, texts);
+  return `${counts.slice(0, -1)},"prompt_tokens_details":null,"completion_tokens_details":null}`;
+}
+
+/** The same at the end of a stream, which leaves out what is null (vLLM 0.32.0, seen). */
+export function countsOf(promptTokens: number, texts: readonly Text[]): string {
   let output = 0;
   for (const text of texts) output += text.tokens;
   return (
     `{"prompt_tokens":${promptTokens},"total_tokens":${promptTokens + output},` +
-    `"completion_tokens":${output},"prompt_tokens_details":null}`
+    `"completion_tokens":${output}}`
   );
 }
 

@@ -1,0 +1,160 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { expect, test } from 'vitest';
+import type { Engine } from '../../src/dispatcher/engine.ts';
+import { createRoom } from '../../src/dispatcher/room.ts';
+import type { Tenant, Wish } from '../../src/dispatcher/room.ts';
+import { createSuspects } from '../../src/dispatcher/suspects.ts';
+import { clock } from '../../src/main/clock.ts';
+
+const NEVER = new AbortController().signal;
+/** The quarantine's pauses, a tenth of what they are. */
+const quick = {
+  ...clock,
+  random: () => 0.1,
+  sleep: async (ms: number): Promise<void> => delay(ms / 10),
+};
+const ANSWER_MS = 10;
+
+interface Mortal extends Engine {
+  isOpen: boolean;
+}
+
+/** An engine that lines are sent to; it dies of poison, with all that is in flight, and is back a moment later. */
+function createWorld({ poison, processes = 1 }: { poison: number | null; processes?: number }) {
+  const room = createRoom();
+  const suspects = createSuspects({ room, clock: quick });
+  /** How many lines were in flight at each death. */
+  const deaths: number[] = [];
+  const flying = new Map<number, () => void>();
+  const engine: Mortal = {
+    address: 'http://engine',
+    isOpen: false,
+    inFlight: 0,
+    load: 0,
+    seed: 1,
+    key: null,
+    window: {
+      limit: 1_000,
+      processes,
+      answered() {},
+      rejected() {},
+      timedOut() {},
+      wasFull() {},
+      close() {},
+    },
+    send: async () => Promise.reject(new Error('nobody sends here')),
+    async doubt() {},
+    async close() {},
+  };
+  const tenant: Tenant = {
+    rank: 1,
+    cap: () => 1_000,
+    mayAsk: () => true,
+    isAdaptive: false,
+    engines: () => [engine],
+    inHand: 0,
+    inFlight: new Map(),
+  };
+
+  function die(): void {
+    deaths.push(flying.size);
+    engine.isOpen = true;
+    suspects.died(engine);
+    const cut = [...flying.values()];
+    flying.clear();
+    for (const fall of cut) fall();
+    setTimeout(() => {
+      engine.isOpen = false;
+      room.kick();
+    }, ANSWER_MS);
+  }
+
+  /** True when it is answered, false when the engine dies. */
+  async function send(line: number): Promise<boolean> {
+    const fall = Promise.withResolvers<boolean>();
+    flying.set(line, () => fall.resolve(false));
+    if (line === poison) setTimeout(die, ANSWER_MS / 2);
+    const answer = delay(ANSWER_MS).then(() => true);
+    const isAnswered = await Promise.race([answer, fall.promise]);
+    if (isAnswered) flying.delete(line);
+    return isAnswered;
+  }
+
+  async function run(line: number): Promise<'answered' | 'blamed'> {
+    const wish: Wish = { tenant, model: null, affinity: null };
+    const suspect = suspects.of('job', line, wish);
+    let isAnswered = false;
+    for (;;) {
+      const place = await suspect.take(NEVER);
+      if (place === null) break;
+      isAnswered = await send(line);
+      if (!isAnswered) await suspect.fell(place);
+      room.give(place, tenant);
+      if (isAnswered) break;
+    }
+    suspect.left(isAnswered);
+    return isAnswered ? 'answered' : 'blamed';
+  }
+  return { room, suspects, engine, tenant, deaths, run, die, flying };
+}
+
+test('the line that kills is found by halving, and nobody else is blamed', async () => {
+  const world = createWorld({ poison: 11 });
+  const results = await Promise.all([...Array(32).keys()].map((line) => world.run(line)));
+  const blamed = results.flatMap((result, line) => (result === 'blamed' ? [line] : []));
+  expect(blamed).toEqual([11]);
+  // Twice all that were in flight, then at most half of them each time, and alone until it is blamed.
+  expect(world.deaths).toEqual([32, 32, 16, 8, 4, 2, 1, 1]);
+  expect(world.suspects.isCharged('job', 11), 'should its answer be lost').toBe(true);
+  expect(world.suspects.isCharged('job', 12)).toBe(false);
+});
+
+test('beside other processes a line has to be alone at three deaths', async () => {
+  const world = createWorld({ poison: 0, processes: 2 });
+  expect(await Promise.all([0, 1].map((line) => world.run(line)))).toEqual(['blamed', 'answered']);
+  expect(world.deaths).toEqual([2, 2, 1, 1, 1]);
+});
+
+test('an engine that dies by itself, even twice, costs no line its answer', async () => {
+  const world = createWorld({ poison: null });
+  const results = Promise.all([...Array(8).keys()].map((line) => world.run(line)));
+  await delay(ANSWER_MS / 2);
+  world.die();
+  await expect.poll(() => world.flying.size, { interval: 1 }).toBe(8);
+  world.die();
+  expect(new Set(await results)).toEqual(new Set(['answered']));
+  expect(world.suspects.isCharged('job', 0), 'what is answered is cleared').toBe(false);
+});
+
+test('nothing else is in flight beside those in quarantine', async () => {
+  const world = createWorld({ poison: null });
+  const suspected = [0, 1, 2, 3].map((line) => world.run(line));
+  for (const death of [1, 2]) {
+    await expect.poll(() => world.flying.size, { interval: 1, message: `${death}` }).toBe(4);
+    world.die();
+  }
+  await expect.poll(() => world.flying.size > 0, { interval: 1 }).toBe(true);
+  expect(world.flying.size, 'half of them').toBe(2);
+  const other: Wish = { tenant: world.tenant, model: null, affinity: null };
+  expect(world.room.tryTakeFresh(other)).toBeNull();
+  await Promise.all(suspected);
+  await expect.poll(() => world.room.tryTakeFresh(other)).toBe(world.engine);
+});
+
+test('a suspect that is stopped leaves its place in the line, and is one still', async () => {
+  const world = createWorld({ poison: null });
+  const wish: Wish = { tenant: world.tenant, model: null, affinity: null };
+  const suspect = world.suspects.of('job', 5, wish);
+  for (const _death of [1, 2]) {
+    world.engine.isOpen = true;
+    world.suspects.died(world.engine);
+    await suspect.fell(world.engine);
+  }
+  const stop = new AbortController();
+  const taking = suspect.take(stop.signal);
+  stop.abort();
+  expect(await taking).toBeNull();
+  suspect.left(false);
+  expect(world.suspects.isCharged('job', 5)).toBe(true);
+  expect(suspect.blame).toBe(0);
+});
