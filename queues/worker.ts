@@ -14,7 +14,7 @@ export interface Task extends Payload {
   signal: AbortSignal;
   /** Aborted when the lock is lost: somebody else may work on the same record now. */
   lockLost: AbortSignal;
-  /** It was added before all that wait. */
+  /** Whoever had it died, or it was added before all that wait: nobody is to put it aside. */
   first?: boolean;
 }
 
@@ -133,7 +133,8 @@ async function work<Deps>(
   let verdict: Verdict;
   try {
     const either = AbortSignal.any([stopping, lockLost]);
-    const first = job.opts.lifo === true;
+    // Whoever had it died: a supervisor handed it back, or its lock ran out.
+    const first = job.opts.lifo === true || job.stalledCounter > 0;
     verdict = await processor({ ...parsed.output, signal: either, lockLost, first }, deps);
   } catch (error) {
     const action = queueAction(error);

@@ -21,6 +21,12 @@ const CONCURRENCY = 32;
 /** Between two kills, ms: a segment is open for two seconds, so some kills come sooner than a commit. */
 const PAUSE = { least: 500, most: 3_500 };
 const LATENCY = { first: 300, least: 20, most: 4_000 };
+/** Share of the lines in flight before at which slots count as filled again: some are always between two lines. */
+const FULL = 0.9;
+/** What a process has sent before it died arrives this late at most; no other one is so quick. */
+const ON_THE_WAY_MS = 20;
+/** The level before a kill is the highest of this time: answers come in bursts. */
+const LEVEL_MS = 1_000;
 const NAMESPACE = 'sluice';
 
 /** Two worker processes of which one is killed again and again. */
@@ -53,10 +59,16 @@ interface Measured {
   /** The most that may be asked twice: over all kills, lines in flight and lines answered since the last commit. */
   inFlight: number;
   answeredUncommitted: number;
-  /** From a kill until a line that was in hand is asked again, ms. */
-  takeoverP50: number;
-  takeoverP95: number;
-  takeoverMax: number;
+  /** From a kill until a line that was in hand is asked again, or others have filled the slots, ms. */
+  takeover: Quantiles;
+  /** From a kill until a line that was in hand is asked again; who has enough to do finishes that before, ms. */
+  askedAgain: Quantiles;
+}
+
+interface Quantiles {
+  p50: number;
+  p95: number;
+  max: number;
 }
 
 /**
@@ -84,12 +96,12 @@ export async function benchRecovery({
 
 function show(run: Measured | undefined): void {
   if (run === undefined) return;
-  const { takeoverP50: p50, takeoverP95: p95, takeoverMax: max } = run;
+  const times = ({ p50, p95, max }: Quantiles) => `p50 ${p50} ms, p95 ${p95} ms, max ${max} ms`;
   const bound = `${run.inFlight} in flight + ${run.answeredUncommitted} answered since the last commit`;
   console.log(
     `${run.setup}: ${run.kills} kills in ${run.seconds} s (${run.killsWithLines} with lines in hand): ` +
       `${run.lost} lines lost, ${run.repeated} repeated, ${run.askedTwice} asked twice (${bound}); ` +
-      `takeover p50 ${p50} ms, p95 ${p95} ms, max ${max} ms`,
+      `takeover ${times(run.takeover)}; asked again ${times(run.askedAgain)}`,
   );
 }
 
@@ -203,33 +215,67 @@ function judge(kills: readonly Kill[], log: readonly LogEntry[], input: Input) {
   const askedTwice = asks.reduce((sum, entries) => sum + Math.max(entries.length - 1, 0), 0);
   const blamedAt = new Map<number, number>();
   const takeovers: number[] = [];
-  let [inFlight, answered, killsWithLines] = [0, 0, 0];
+  const askedAgain: number[] = [];
+  let [inFlight, answered] = [0, 0];
   for (const { at, undone } of kills) {
-    let [mine, againAt] = [0, Infinity];
+    let againAt = Infinity;
+    let hadLines = false;
     for (const line of undone) {
       const entries = asks[line] ?? [];
-      const last = entries.findLast((entry) => entry.at <= at);
+      const last = entries.findLast((entry) => entry.at <= at + ON_THE_WAY_MS);
       if (last === undefined || last.at <= (blamedAt.get(line) ?? 0)) continue;
-      blamedAt.set(line, at);
-      mine += 1;
+      blamedAt.set(line, last.at);
+      hadLines = true;
       if ((last.finished_at ?? Infinity) >= at) inFlight += 1;
       else answered += 1;
-      againAt = Math.min(againAt, entries.find((entry) => entry.at > at)?.at ?? Infinity);
+      againAt = Math.min(
+        againAt,
+        entries.find((entry) => entry.at > at + ON_THE_WAY_MS)?.at ?? Infinity,
+      );
     }
-    if (mine > 0) killsWithLines += 1;
-    if (againAt < Infinity) takeovers.push(againAt - at);
+    if (!hadLines) continue;
+    if (againAt < Infinity) askedAgain.push(againAt - at);
+    takeovers.push(Math.min(againAt, refilledAt(log, at)) - at);
   }
-  const sorted = takeovers.toSorted((a, b) => a - b);
-  const quantile = (share: number) => sorted[Math.ceil(share * sorted.length) - 1] ?? 0;
   return {
-    killsWithLines,
+    killsWithLines: takeovers.length,
     askedTwice,
     inFlight,
     answeredUncommitted: answered,
-    takeoverP50: quantile(0.5),
-    takeoverP95: quantile(0.95),
-    takeoverMax: quantile(1),
+    takeover: quantiles(takeovers),
+    askedAgain: quantiles(askedAgain),
   };
+}
+
+function quantiles(values: readonly number[]): Quantiles {
+  const sorted = values.toSorted((a, b) => a - b);
+  const at = (share: number) => sorted[Math.ceil(share * sorted.length) - 1] ?? 0;
+  return { p50: at(0.5), p95: at(0.95), max: at(1) };
+}
+
+/** When the engine had as many lines in flight again as before a kill; those that died with it do not count. */
+function refilledAt(log: readonly LogEntry[], killedAt: number): number {
+  let level = 0;
+  for (const { time, count } of levels(log)) {
+    if (time <= killedAt && time > killedAt - LEVEL_MS) level = Math.max(level, count);
+  }
+  const diedThen = (e: LogEntry) =>
+    e.at <= killedAt + ON_THE_WAY_MS && e.aborted && (e.finished_at ?? Infinity) >= killedAt;
+  const others = log.filter((entry) => !diedThen(entry));
+  const full = levels(others).find(({ time, count }) => time > killedAt && count >= FULL * level);
+  return full?.time ?? Infinity;
+}
+
+/** How many lines were in flight, from each change on. */
+function levels(log: readonly LogEntry[]): { time: number; count: number }[] {
+  const changes = log.flatMap(({ at, finished_at: end }) => [
+    { time: at, by: 1 },
+    { time: end ?? Infinity, by: -1 },
+  ]);
+  let count = 0;
+  return changes
+    .toSorted((a, b) => a.time - b.time || a.by - b.by)
+    .map(({ time, by }) => ({ time, count: (count += by) }));
 }
 
 /** Of each line, in input order, when it was asked. */

@@ -257,7 +257,7 @@ describe('a lock', () => {
     expect(ended).toEqual(['job_1', 'job_2']);
   });
 
-  test('of a process that was killed is taken over within 10 s', async () => {
+  test('of a process that was killed is taken over within 10 s, and put aside by nobody', async () => {
     const child = spawn(process.execPath, [VICTIM, inject('redisUrl'), namespace], {
       stdio: ['pipe', 'pipe', 'inherit'],
     });
@@ -268,10 +268,15 @@ describe('a lock', () => {
       child.kill('SIGKILL');
       await once(child, 'exit');
       const killed = Date.now();
-      work(async () => 'done');
+      const first: unknown[] = [];
+      work(async (task) => {
+        first.push(task.first);
+        return 'done';
+      });
       await until(() => attempts.length === 1, { timeoutMs: 15_000 });
       expect(Date.now() - killed).toBeLessThan(10_000);
       expect(attempts).toMatchObject([{ result: 'done', attempt: 1 }]);
+      expect(first).toEqual([true]);
     } finally {
       child.kill('SIGKILL');
     }

@@ -1,0 +1,65 @@
+import { afterAll, expect, test } from 'vitest';
+import { makeInput, submit, untilFinal } from '../support/batch.ts';
+import { callsScript, cleanOutput, expectUnharmed, LONG, openRedis } from '../support/chaos.ts';
+import { startRedis } from '../support/redis.ts';
+import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { startTapProxy } from '../support/tap-proxy.ts';
+import { startVllmProcess } from '../support/vllm-process.ts';
+
+afterAll(requireNothingLeft);
+
+const LINES = 2_000;
+/** Of job and provisions, those that schedule work. */
+const STATES = LONG
+  ? ['starting', 'submitting', 'serving', 'in_progress', 'finalizing', 'releasing']
+  : ['starting', 'in_progress', 'finalizing'];
+
+test('between transition and enqueue: the worker is killed at each move of job and provision', async () => {
+  await using server = await startRedis();
+  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  await using store = openRedis(server.url);
+  await using tap = await startTapProxy(server);
+  await using folder = await makeFolder();
+  const shared = { dataDir: folder.path, engines: [engine.url] };
+  await using api = await startSluice({
+    ...shared,
+    redisUrl: server.url,
+    roles: ['api', 'sweeper'],
+  });
+  const redisUrl = `redis://${tap.host}:${tap.port}`;
+  const startWorker = () => startSluice({ ...shared, redisUrl, roles: ['worker'] });
+  const input = makeInput(LINES);
+  let worker = await startWorker();
+  try {
+    const clean = await cleanOutput(api.url, engine, input);
+    await engine.setConfig({ latency_ms: 50 });
+    const isMove = callsScript('move');
+    const takeovers: number[] = [];
+    const before = await engine.counts();
+    let id = '';
+    for (const state of STATES) {
+      const fired = tap.arm({
+        request: (chunk) => isMove(chunk) && chunk.includes(`\r\n${state}\r\n$1\r\n`),
+        // It was made; its version and wake are numbers.
+        reply: (chunk) => chunk.includes('*2\r\n:'),
+        arrives: false,
+        act: () => process.kill(worker.pid, 'SIGKILL'),
+      });
+      if (id === '') id = await submit(api.url, input, { maxConcurrency: 64 });
+      await fired;
+      const killedAt = performance.now();
+      await worker.exited;
+      worker = await startWorker();
+      takeovers.push(performance.now() - killedAt);
+    }
+    const batch = await untilFinal(api.url, id, 60_000);
+    const askedTwice = (await engine.counts()).requests - before.requests - LINES;
+    await expectUnharmed(
+      { url: api.url, batch, input, dataDir: folder.path, redis: store.client, clean },
+      { name: 'between transition and enqueue', kills: STATES.length, askedTwice, takeovers },
+    );
+    expect(askedTwice).toBe(0);
+  } finally {
+    await worker.stop();
+  }
+});
