@@ -109,13 +109,13 @@ export async function askLine(
       admitFreely(place, where.job, deps.limiter) ??
       (await admit(place, { ...where, body: question.body }, deps));
     if (admission === null) return null;
-    const { tried, engineIsDown } = await tryAndGive(question, admission, where, deps);
+    const tried = await tryAndGive(question, admission, where, deps);
     if (tried === null) return null;
     if (tried.is === 'answered') {
       where.guard?.answered(tried.fault);
       return tried.answered;
     }
-    if (!engineIsDown) {
+    if (!admission.engine.isOpen) {
       attempt += 1;
       if (!tried.isRefusal) where.guard?.failed(tried.reason);
       if (attempt > retry.maxRetries) {
@@ -137,26 +137,37 @@ async function tryAndGive(
   admission: Admission,
   where: Place,
   deps: AskDeps,
-): Promise<{ tried: Attempt | null; engineIsDown: boolean }> {
+): Promise<Attempt | null> {
   const { engine } = admission;
   try {
     const tried = await tryPlace(question, admission, where, deps);
     if (tried?.is === 'failed' && tried.mayHaveKilled) await where.suspect.fell(engine);
-    return { tried, engineIsDown: engine.isOpen };
+    return tried;
   } finally {
     deps.room.give(engine, where.wish.tenant);
   }
 }
 
 /** One attempt, or, for a straggler of a job that wants that, two at the same time. */
-async function tryPlace(
+function tryPlace(
   question: Question,
   admission: Admission,
   where: Place,
   deps: AskDeps,
 ): Promise<Attempt | null> {
   const { hedging } = where;
-  if (hedging === null) return tryOnce(question, admission, where, deps);
+  return hedging === null
+    ? tryOnce(question, admission, where, deps)
+    : tryHedged(question, admission, { ...where, hedging }, deps);
+}
+
+async function tryHedged(
+  question: Question,
+  admission: Admission,
+  where: Place & { hedging: Hedging },
+  deps: AskDeps,
+): Promise<Attempt | null> {
+  const { hedging } = where;
   const begun = deps.clock.now();
   const tried = await withHedge(
     { first: admission.engine, wish: where.wish, abort: where.abort },

@@ -4,7 +4,7 @@ import { createBudget } from './budget.ts';
 import { createChunkPool } from './chunk-pool.ts';
 import { createEngine } from './engine.ts';
 import type { Engine, EngineConnection } from './engine.ts';
-import { createErrorGuard } from './error-guard.ts';
+import { createErrorGuard, SILENT_MS } from './error-guard.ts';
 import type { ErrorGuard, Trouble } from './error-guard.ts';
 import { createHedging } from './hedge.ts';
 import { createMetricsReader } from './engine-metrics.ts';
@@ -274,6 +274,8 @@ export class Dispatcher {
   #openGuard(job: DispatchJob, places: () => number): ErrorGuard {
     const { clock, onTrouble } = this.#deps;
     const tell = (trouble: Trouble) => onTrouble(job.id, trouble);
+    // Caution ends by itself where nothing is answered, and then lines wait that may go.
+    if (job.isFresh) clock.after(SILENT_MS, () => this.#room.kick());
     return createErrorGuard({ isFresh: job.isFresh, places, now: clock.now, onTrouble: tell });
   }
 

@@ -25,6 +25,8 @@ interface GuardOptions {
 
 /** So many lines are sent before the first good answer, and so many equal errors at the start are enough. */
 export const CANARY_LINES = 50;
+/** Engines refuse at once: one that has said nothing for so long is at work. */
+export const SILENT_MS = 300;
 const SPAN = 1_000;
 const MOST_EQUAL = 200;
 const MOST_FAULTS = 500;
@@ -41,6 +43,7 @@ const OVERDRAWN_MS = 60_000;
 export function createErrorGuard(options: GuardOptions): ErrorGuard {
   const { now, onTrouble, isFresh } = options;
   const span = createFaultSpan();
+  const begun = now();
   let isCautious = isFresh;
   let isTold = false;
   let answers = 0;
@@ -64,6 +67,7 @@ export function createErrorGuard(options: GuardOptions): ErrorGuard {
   return {
     get most() {
       if (isTold) return 1;
+      if (isCautious && answers === 0 && now() - begun >= SILENT_MS) isCautious = false;
       return isCautious ? CANARY_LINES : Number.POSITIVE_INFINITY;
     },
     answered(fault) {

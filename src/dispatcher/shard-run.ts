@@ -242,7 +242,8 @@ async function handOver(
       careful === null ? 'send' : await careful.before(line.index - plan.first, wish, stop);
     if (fate === 'stopped') return false;
     if (fate === 'send') {
-      to.send(line, wish, await placeNow(line, wish, hands, stop, deps));
+      const place = placeNow(line, wish, hands, stop, deps);
+      to.send(line, wish, place instanceof Promise ? await place : place);
       continue;
     }
     to.answer(crashed(line, plan, hands, WORKER_CRASHED));
@@ -257,14 +258,14 @@ function wishOf(line: InputLine, model: string | null, { tenant, job }: Hands): 
   return { tenant, model, affinity: isSpread ? affinityOf(bytes, job.endpoint) : null };
 }
 
-/** A place for a line that is not in hand yet, waited for unless it may wait in hand. */
-async function placeNow(
+/** A place for a line that is not in hand yet; what has to be waited for is a promise, since most need not wait. */
+function placeNow(
   line: InputLine,
   wish: Wish,
   hands: Hands,
   stop: AbortSignal,
   { room, budget, suspects }: ShardRunDeps,
-): Promise<Engine | null> {
+): Engine | null | Promise<Engine | null> {
   // It waits for a place in quarantine, and nobody behind it for that.
   if (suspects.isCharged(hands.job.id, line.index)) return null;
   const engine = room.tryTakeFresh(wish);
@@ -335,13 +336,13 @@ async function waitForPlace(
   }
 }
 
-async function askAt(
+function askAt(
   { engine, line, wish, suspect }: Asked & { suspect: Suspect },
   plan: ShardPlan,
   { job, guard, hedging }: Hands,
   signals: RunSignals,
   deps: ShardRunDeps,
-): Promise<Answered | null> {
+): Promise<Answered | null> | Answered | null {
   if (engine === null) return null;
   const id = requestId(job.id, line.index);
   const request = line.bytes === null ? null : scanRequest(line.bytes);

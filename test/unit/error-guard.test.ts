@@ -1,6 +1,11 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { CANARY_LINES, createErrorGuard, faultOf } from '../../src/dispatcher/error-guard.ts';
+import {
+  CANARY_LINES,
+  createErrorGuard,
+  faultOf,
+  SILENT_MS,
+} from '../../src/dispatcher/error-guard.ts';
 import type { ErrorGuard, Trouble } from '../../src/dispatcher/error-guard.ts';
 
 interface Watched {
@@ -11,17 +16,14 @@ interface Watched {
 
 function watched({ isFresh = true, places = 64 } = {}): Watched {
   const troubles: Trouble[] = [];
-  const world: Watched = {
-    guard: createErrorGuard({
-      isFresh,
-      places: () => places,
-      now: () => world.now,
-      onTrouble: (trouble) => troubles.push(trouble),
-    }),
-    troubles,
-    now: 0,
-  };
-  return world;
+  const time = { now: 0 };
+  const guard = createErrorGuard({
+    isFresh,
+    places: () => places,
+    now: () => time.now,
+    onTrouble: (trouble) => troubles.push(trouble),
+  });
+  return Object.assign(time, { guard, troubles });
 }
 
 function answer({ guard }: Watched, count: number, fault: string | null): void {
@@ -52,6 +54,20 @@ describe('the first answers', () => {
     for (let n = 0; n < CANARY_LINES; n += 1) mixed.guard.answered(`400 ${n % 2}`);
     expect(mixed.guard.most).toBe(Infinity);
     expect(mixed.troubles).toEqual([]);
+  });
+
+  test('an engine that says nothing for a moment is at work: caution ends, watching does not', () => {
+    const silent = watched();
+    silent.now = SILENT_MS - 1;
+    expect(silent.guard.most).toBe(CANARY_LINES);
+    silent.now = SILENT_MS;
+    expect(silent.guard.most).toBe(Infinity);
+    answer(silent, CANARY_LINES, '404 no such model');
+    expect(silent.guard.most).toBe(1);
+    const refused = watched();
+    answer(refused, 1, '404 no such model');
+    refused.now = SILENT_MS;
+    expect(refused.guard.most).toBe(CANARY_LINES);
   });
 
   test('say nothing of a job of which lines were answered before', () => {
