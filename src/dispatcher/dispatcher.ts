@@ -21,7 +21,9 @@ import { runShard } from './shard-run.ts';
 import { createSolitude } from './solitude.ts';
 import { createSuspects } from './suspects.ts';
 import type { Timeouts } from './timeouts.ts';
-import { windowRules } from './window-rules.ts';
+import { createTurns } from './turns.ts';
+import type { Turn, Turns } from './turns.ts';
+import { mostOf, windowRules } from './window-rules.ts';
 import type { DispatchJob, Hands, RunSignals, ShardRunDeps, TakenShard } from './shard-run.ts';
 
 export type { DispatchJob, RunSignals, TakenShard } from './shard-run.ts';
@@ -61,29 +63,15 @@ export interface Load {
 
 /** `job` is as the newest shard brought it: engines may have changed while answers of an older one wait to be stored. */
 interface HandsOfJob extends Hands {
+  guard: ErrorGuard | null;
   job: DispatchJob;
   holders: number;
-  /** Lines of it that were not sent yet. */
-  unsent: number;
-  /** Lines sent since `meteredAt`, and a millisecond before that. */
-  sent: number;
-  meteredAt: number;
-  rate: number;
-  readonly begunAt: number;
-  /** Aborted when other jobs have waited long enough. */
-  readonly turn: AbortController;
+  readonly turn: Turn;
 }
 
 const IDLE_ENGINE_MS = 60_000;
-/** Jobs that one process sends at the same time; beyond that they take turns. */
-const MOST_JOBS = 32;
-const TURN_MS = 1_000;
-const SHORTEST_ASIDE_MS = 50;
-const LONGEST_ASIDE_MS = 1_000;
 const OVER_BUDGET_MS = 250;
-const METER_MS = 250;
-/** Lines a millisecond until the first are counted. */
-const FIRST_RATE = 5;
+const RENEWED_AFTER_MS = 2_000;
 
 /**
  * Sends the lines of the shards that this process holds. All of them share the places at its engines, one memory
@@ -101,13 +89,13 @@ export class Dispatcher {
   readonly #budget;
   readonly #giveUp = new AbortController();
   readonly #drops = new Map<string, () => void>();
-  /** Jobs whose turn is over → until when others go first. */
-  readonly #resting = new Map<string, number>();
+  readonly #turns: Turns;
   #unsent = 0;
 
   constructor(deps: DispatcherDeps) {
     this.#deps = deps;
     this.#budget = createBudget(deps.memoryBudget, () => this.#closeSegments());
+    this.#turns = createTurns(deps.clock);
     this.#suspects = createSuspects({ room: this.#room, clock: deps.clock });
     this.#solitude = createSolitude(this.#room, deps.clock, () => this.load.inFlight);
     this.#limiter = createLimiter({
@@ -127,19 +115,9 @@ export class Dispatcher {
     return { unsent: this.#unsent, inFlight, uncommitted, budgetUsed: this.#budget.used };
   }
 
-  /**
-   * For how long this process wants no shard of a job, ms; 0: it takes one. So many lines of the job wait here that its
-   * engines have no place for more; or so many jobs are in hand that one of them has to end its turn first.
-   */
+  /** For how long this process wants no shard of a job, ms; 0: it takes one. */
   asideMs(jobId: string): number {
-    if (this.#budget.isOver()) return OVER_BUDGET_MS;
-    const hands = this.#hands.get(jobId);
-    if (hands === undefined) return this.#restMs(jobId) || this.#seatMs();
-    if (hands.turn.signal.aborted) return LONGEST_ASIDE_MS;
-    if (hands.unsent < Math.max(1, placesOf(hands.tenant))) return 0;
-    // Back before the last of them is sent, so that no place stays empty.
-    const drainMs = hands.unsent / this.#sendRate(hands);
-    return Math.min(LONGEST_ASIDE_MS, Math.max(SHORTEST_ASIDE_MS, drainMs / 2));
+    return this.#budget.isOver() ? OVER_BUDGET_MS : this.#turns.asideMs(jobId);
   }
 
   /** Engines of a job came or went, or models were given up: lines that wait may go, or need not wait any more. */
@@ -167,10 +145,10 @@ export class Dispatcher {
       kept: [],
     };
     const hands = this.#take(job);
-    const stop = AbortSignal.any([signals.stop, hands.turn.signal]);
+    const stop = AbortSignal.any([signals.stop, hands.turn.over.signal]);
     let unsent = shard.left;
     this.#unsent += unsent;
-    hands.unsent += unsent;
+    hands.turn.unsent += unsent;
     try {
       await runShard(
         shard,
@@ -187,14 +165,14 @@ export class Dispatcher {
           onSent: () => {
             unsent -= 1;
             this.#unsent -= 1;
-            hands.unsent -= 1;
-            hands.sent += 1;
+            hands.turn.unsent -= 1;
+            hands.turn.sent += 1;
           },
         },
       );
     } finally {
       this.#unsent -= unsent;
-      hands.unsent -= unsent;
+      hands.turn.unsent -= unsent;
       this.#release(hands);
     }
     return holder.state === 'holding' ? 'stopped' : holder.state;
@@ -213,6 +191,7 @@ export class Dispatcher {
   #take(job: DispatchJob): HandsOfJob {
     const hands = this.#hands.get(job.id) ?? this.#open(job);
     hands.job = job;
+    hands.guard = this.#renewed(hands);
     hands.holders += 1;
     return hands;
   }
@@ -225,50 +204,23 @@ export class Dispatcher {
       tenant: this.#openTenant(() => hands),
       givenUp: createGivenUp(() => hands.job),
       guard: job.isGuarded ? this.#openGuard(job, () => placesOf(hands.tenant)) : null,
-      hedging: job.isHedged ? createHedging(() => hands.unsent + hands.waiting === 0) : null,
+      hedging: job.isHedged ? createHedging(() => hands.turn.unsent + hands.waiting === 0) : null,
       writer,
       unanswered: 0,
       waiting: 0,
       holders: 0,
-      unsent: 0,
-      sent: 0,
-      meteredAt: this.#deps.clock.now(),
-      rate: FIRST_RATE,
-      begunAt: this.#deps.clock.now(),
-      turn: new AbortController(),
+      turn: this.#turns.begin(job.id, () => placesOf(hands.tenant)),
     };
     this.#hands.set(job.id, hands);
     return hands;
   }
 
-  /** Lines a millisecond, measured over the last moments. */
-  #sendRate(hands: HandsOfJob): number {
-    const now = this.#deps.clock.now();
-    const elapsed = now - hands.meteredAt;
-    if (elapsed >= METER_MS) {
-      hands.rate = hands.sent / elapsed;
-      hands.sent = 0;
-      hands.meteredAt = now;
-    }
-    return hands.rate;
-  }
-
-  /** How long a job whose turn is over leaves its place to those that waited, ms. */
-  #restMs(jobId: string): number {
-    const left = (this.#resting.get(jobId) ?? 0) - this.#deps.clock.now();
-    if (left <= 0) this.#resting.delete(jobId);
-    return Math.max(0, left);
-  }
-
-  /** Where every seat is taken, the job that had its turn for longest gives its shards back; 0: there is a seat. */
-  #seatMs(): number {
-    if (this.#hands.size < MOST_JOBS) return 0;
-    const [first] = this.#hands.values();
-    const over = this.#deps.clock.now() - TURN_MS;
-    if (first !== undefined && first.begunAt <= over) {
-      first.turn.abort(new Error('other jobs wait for their turn'));
-    }
-    return SHORTEST_ASIDE_MS;
+  /** Who takes a shard of a job a while after its trouble was told does so because that is mended, or was not heard. */
+  #renewed(hands: HandsOfJob): ErrorGuard | null {
+    const { guard, job, tenant } = hands;
+    const toldAt = guard?.toldAt ?? null;
+    if (toldAt === null || this.#deps.clock.now() - toldAt < RENEWED_AFTER_MS) return guard;
+    return this.#openGuard({ ...job, isFresh: false }, () => placesOf(tenant));
   }
 
   #openGuard(job: DispatchJob, places: () => number): ErrorGuard {
@@ -292,11 +244,12 @@ export class Dispatcher {
         return job().adaptive !== null;
       },
       cap: ({ window }) => {
-        const cap = Math.max(1, Math.floor(job().maxConcurrency / window.processes));
+        const cap = window.part(mostOf(job()));
         return Math.min(cap, hands().guard?.most ?? cap);
       },
       mayAsk: ({ address }) => this.#limiter.isOpen(job().id, address),
       inHand: 0,
+      allInFlight: 0,
       inFlight: new Map(),
       engines: (model: string | null) => {
         const now = job().engines();
@@ -316,9 +269,7 @@ export class Dispatcher {
     hands.holders -= 1;
     if (hands.holders > 0) return;
     this.#hands.delete(hands.job.id);
-    if (hands.turn.signal.aborted) {
-      this.#resting.set(hands.job.id, this.#deps.clock.now() + TURN_MS);
-    }
+    this.#turns.end(hands.job.id);
     // All of them, not only those that serve the job at the end: one that was lost would be probed for ever.
     for (const address of this.#engines.keys()) this.#dropLater(address);
   }
@@ -361,6 +312,7 @@ export class Dispatcher {
       clock: this.#deps.clock,
       rules: () => windowRules(this.#jobsAt(address)),
       inFlight,
+      isUsed: () => this.#jobsAt(address).length > 0,
       processes: this.#deps.processes,
       readMetrics: async () => metrics.read(),
       share: this.#deps.share,

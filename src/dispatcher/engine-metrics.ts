@@ -11,7 +11,7 @@ export interface MetricsReader {
 }
 
 /** A reading is worth nothing later than the next is due. */
-const TIMEOUT_MS = 2_000;
+const TIMEOUT_MS = 1_000;
 /** vLLM writes some 60 kB, an engine with many models a multiple of it. */
 const MOST_BYTES = 4 * 1024 * 1024;
 /** An engine that has no metrics is asked again so many readings later: what stands before it may have been slow. */

@@ -23,8 +23,8 @@ export interface EngineTally {
 export interface EngineShare {
   /** Those that send to it, this one included. */
   processes: number;
-  /** One of them steers the window for all. */
-  leads: boolean;
+  /** How many of them came before this one; the first steers the window for all. */
+  rank: number;
   /** Lines in flight that all together may have, as whoever leads said last; null: nobody has yet. */
   limit: number | null;
   /** What the others saw since the last call. */
@@ -40,9 +40,11 @@ export type ShareEngine = (
 
 /** How many lines may be in flight at an engine: one window for all processes that send to it, divided among them. */
 export interface EngineWindow {
-  /** Lines in flight that this process may have. */
+  /** Lines in flight that this process may have; 0 where others have all. */
   readonly limit: number;
-  /** Processes among which what a job may have at the engine is divided. */
+  /** This process's part of so many that all who send there may have together. */
+  part(count: number): number;
+  /** Processes that send there. */
   readonly processes: number;
   answered(latencyMs: number, outputTokens: number): void;
   /** The engine said that it has enough: 429 or 503. */
@@ -59,6 +61,8 @@ interface WindowOptions {
   /** By what the jobs at the engine want at this moment. */
   rules: () => WindowRules;
   inFlight: () => number;
+  /** Lines of some job are to be sent there. */
+  isUsed: () => boolean;
   /** Processes that may send there, until they have told each other that they do. */
   processes: () => number;
   /** Null where the engine has none. */
@@ -99,7 +103,8 @@ export function createEngineWindow(options: WindowOptions): EngineWindow {
 
   async function step(): Promise<void> {
     try {
-      if (steering.isNew || options.inFlight() > 0 || tally.answered > 0) await steering.step();
+      // A process whose part is none has to stay among those that wait for one.
+      if (steering.isNew || options.isUsed()) await steering.step();
     } catch (error) {
       // Alone or with others, it goes on with what it knows; the next step is due in a moment.
       options.onError(error);
@@ -109,8 +114,9 @@ export function createEngineWindow(options: WindowOptions): EngineWindow {
 
   return {
     get limit() {
-      return Math.max(1, Math.floor(steering.state.limit / steering.processes));
+      return steering.part(steering.state.limit);
     },
+    part: (count) => steering.part(count),
     get processes() {
       return steering.processes;
     },
@@ -146,6 +152,7 @@ export function createEngineWindow(options: WindowOptions): EngineWindow {
 interface Steering {
   state: WindowState;
   readonly processes: number;
+  part(count: number): number;
   /** Nobody has told how it stands here yet. */
   readonly isNew: boolean;
   step(): Promise<void>;
@@ -157,19 +164,19 @@ function createSteering(
 ): Steering {
   let since = clock.now();
   let others: readonly EngineTally[] = [];
-  let leads = true;
+  let rank = 0;
   let isNew = true;
   let processes = options.processes();
 
   async function lead(own: EngineTally): Promise<number> {
-    const metrics = rules().adaptive ? await options.readMetrics() : null;
+    const metrics = await options.readMetrics();
     steering.state = stepWindow(steering.state, sampleOf([own, ...others], metrics), rules());
     return steering.state.limit;
   }
 
   /** Takes over what was learned where somebody else leads, or did before this process came. */
-  function follow(limit: number | null, leadsNow: boolean): void {
-    if (limit === null || (leads && leadsNow && !isNew)) return;
+  function follow(limit: number | null, rankNow: number): void {
+    if (limit === null || (rank === 0 && rankNow === 0 && !isNew)) return;
     steering.state = startWindow({ ...rules(), start: limit });
   }
 
@@ -181,15 +188,22 @@ function createSteering(
     get isNew() {
       return isNew;
     },
+    part(count) {
+      // Until the others are known, what is left over is nobody's.
+      const isAmongFirst = !isNew && rank < count % processes;
+      return Math.floor(count / processes) + (isAmongFirst ? 1 : 0);
+    },
     async step() {
       const now = clock.now();
       const own = { ...takeTally(), elapsedMs: now - since };
       since = now;
-      const limit = leads && !isNew ? await lead(own) : null;
+      // Without a job there is nothing to learn from.
+      const mayLead = rank === 0 && !isNew && options.isUsed();
+      const limit = mayLead ? await lead(own) : null;
       const share = await options.share(address, own, limit);
       ({ processes, others } = share);
-      follow(share.limit, share.leads);
-      leads = share.leads;
+      follow(share.limit, share.rank);
+      ({ rank } = share);
       isNew = false;
       options.onChange();
     },

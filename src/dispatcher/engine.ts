@@ -92,7 +92,7 @@ export function createEngine(options: EngineOptions): Engine {
     window,
     key: keyName(connection.headers),
     get load() {
-      return engine.inFlight / (window.limit * options.weight);
+      return engine.inFlight / (Math.max(1, window.limit) * options.weight);
     },
     get isOpen() {
       return breaker.isOpen;

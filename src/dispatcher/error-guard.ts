@@ -8,6 +8,8 @@ export interface Trouble {
 export interface ErrorGuard {
   /** Lines that may be in flight at an engine: few until one is answered well, hardly any where there is trouble. */
   readonly most: number;
+  /** When it told of trouble; null: it did not. */
+  readonly toldAt: number | null;
   /** A line has its answer; `fault` says what is wrong with it, null: nothing. */
   answered(fault: string | null): void;
   /** An attempt at a line failed, and the engine is to blame, though it still answers. */
@@ -45,14 +47,14 @@ export function createErrorGuard(options: GuardOptions): ErrorGuard {
   const span = createFaultSpan();
   const begun = now();
   let isCautious = isFresh;
-  let isTold = false;
+  let toldAt: number | null = null;
   let answers = 0;
   let failures = 0;
   let overdrawnSince: number | null = null;
 
   function tell(trouble: Trouble): void {
-    if (isTold) return;
-    isTold = true;
+    if (toldAt !== null) return;
+    toldAt = now();
     onTrouble(trouble);
   }
 
@@ -66,9 +68,12 @@ export function createErrorGuard(options: GuardOptions): ErrorGuard {
 
   return {
     get most() {
-      if (isTold) return 1;
+      if (toldAt !== null) return 1;
       if (isCautious && answers === 0 && now() - begun >= SILENT_MS) isCautious = false;
       return isCautious ? CANARY_LINES : Number.POSITIVE_INFINITY;
+    },
+    get toldAt() {
+      return toldAt;
     },
     answered(fault) {
       const equal = span.add(fault);

@@ -15,8 +15,9 @@ export interface Tenant {
   engines(model: string | null): readonly Engine[];
   /** Its lines that are sent or wait to be sent again. */
   inHand: number;
-  /** Its lines in flight by engine: the room counts them. */
+  /** Its lines in flight, by engine and in all: the room counts them. */
   readonly inFlight: Map<Engine, number>;
+  allInFlight: number;
 }
 
 /** What a line needs a place for. */
@@ -74,6 +75,7 @@ type Lines = Map<string, Set<Waiter>>;
 
 /** By how much busier than the least busy one the engine of a line's affinity may be. */
 const MOST_BUSIER = 1.25;
+const SLACK = 0.05;
 
 /** Who waits for a place, by job. */
 function createWaiters() {
@@ -138,16 +140,24 @@ export function createRoom(): Room {
   }
 
   function kick(): void {
-    while (waiting.size > 0 && inTurn(waiting.keys()).some((tenant) => serve(tenant)));
+    while (serveNext());
+  }
+
+  /** Serves one line of the job whose turn it is; false where none of those that wait can be served. */
+  function serveNext(): boolean {
+    return waiting.size > 0 && inTurn(waiting.keys()).some((tenant) => serve(tenant));
   }
 
   /** Serves one line of a job; false where there is no place for any of them. */
   function serve(tenant: Tenant): boolean {
-    for (const line of waiting.get(tenant)?.values() ?? []) {
+    const lines = waiting.get(tenant);
+    for (const [key, line] of lines ?? []) {
       const [first] = line;
       const engine = first === undefined ? null : tryTake(first.wish, first.isFresh);
       if (first === undefined || engine === null) continue;
       leave(first);
+      // What a job waits for takes turns, too: new lines come for ever, and one that is asked again comes once.
+      if (line.size > 0 && lines?.delete(key) === true) lines.set(key, line);
       first.resolve(engine);
       return true;
     }
@@ -160,7 +170,8 @@ export function createRoom(): Room {
     takeFresh: (wish, signal) => take(wish, true, signal),
     give(engine, tenant) {
       occupy(engine, tenant, -1);
-      kick();
+      // One place for one line; whoever could have had another one has it already.
+      serveNext();
     },
     kick,
     setClosed(by, closed) {
@@ -190,19 +201,14 @@ function keyOf({ wish, isFresh }: Waiter): string {
 
 function occupy(engine: Engine, tenant: Tenant, change: 1 | -1): void {
   engine.inFlight += change;
+  tenant.allInFlight += change;
   tenant.inFlight.set(engine, (tenant.inFlight.get(engine) ?? 0) + change);
 }
 
 function inTurn(tenants: Iterable<Tenant>): Tenant[] {
   const all = [...tenants];
   if (all.length === 1) return all;
-  return all.toSorted((a, b) => a.rank - b.rank || inFlightOf(a) - inFlightOf(b));
-}
-
-function inFlightOf({ inFlight }: Tenant): number {
-  let sum = 0;
-  for (const count of inFlight.values()) sum += count;
-  return sum;
+  return all.toSorted((a, b) => a.rank - b.rank || a.allInFlight - b.allInFlight);
 }
 
 function isFree(engine: Engine, tenant: Tenant): boolean {
@@ -243,7 +249,7 @@ function choose(wish: Wish, kept: ReadonlyMap<Engine, Pass>): Engine | null {
   if (best === null || affinity === null || engines.length === 1) return best;
   const home = homeOf(affinity, engines);
   const isThere = home !== null && home !== avoid && isFree(home, tenant);
-  return isThere && home.load <= best.load * MOST_BUSIER ? home : best;
+  return isThere && home.load <= best.load * MOST_BUSIER + SLACK ? home : best;
 }
 
 function leastBusy(

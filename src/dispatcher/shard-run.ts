@@ -22,7 +22,7 @@ import { scanModel, scanRequest } from './json-scan.ts';
 import type { InputLine } from './lines.ts';
 import { affinityOf } from './prefix-order.ts';
 import { placesOf } from './room.ts';
-import type { Tenant, Wish } from './room.ts';
+import type { Room, Tenant, Wish } from './room.ts';
 import type { Holder, SegmentWriter } from './segment-writer.ts';
 import { openLines } from './shard-lines.ts';
 import type { Solitude } from './solitude.ts';
@@ -130,8 +130,7 @@ export async function runShard(
   }
 
   function answered(found: Answered | null): void {
-    hands.tenant.inHand -= 1;
-    deps.room.kick();
+    putDown(hands.tenant, deps.room);
     if (found !== null) keep(found);
     careful?.afterCommit(hands.writer);
     back();
@@ -165,6 +164,7 @@ export async function runShard(
         deps.onSent();
         keep(found);
       },
+      isOurs: () => holder.state === 'holding',
     });
   } finally {
     back();
@@ -175,6 +175,13 @@ export async function runShard(
   }
   if (failures.length > 0) throw failures[0];
   if (unanswered === 0 && holder.state === 'holding') await hands.writer.recommit(holder);
+}
+
+/** One line less in hand: new ones may have waited for that. */
+function putDown(tenant: Tenant, room: Room): void {
+  const heldBack = tenant.inHand >= 2 * placesOf(tenant);
+  tenant.inHand -= 1;
+  if (heldBack) room.kick();
 }
 
 function carefulOf(shard: TakenShard, hands: Hands, deps: ShardRunDeps): Careful | null {
@@ -191,6 +198,8 @@ interface Handover {
   send(line: InputLine, wish: Wish, engine: Engine | null): void;
   /** The line goes to no engine: it is a bad one, its model is given up, or processes died of it. */
   answer(found: Answered): void;
+  /** False once somebody else has the shard: what is sent from then on is asked twice. */
+  isOurs(): boolean;
 }
 
 /** Reads the shard's lines and hands over each that has no answer. */
@@ -231,9 +240,10 @@ async function handOver(
   const { isBad, hands, careful, plan } = crew;
   for (const line of lines) {
     if (deps.budget.isOver()) await deps.budget.room(stop);
-    if (stop.aborted) return false;
-    const model = isBad(line) ? null : modelOf(line, hands.job);
-    if (isBad(line) || (model !== null && hands.givenUp.has(model))) {
+    if (stop.aborted || !to.isOurs()) return false;
+    const isRefused = isBad(line);
+    const model = isRefused ? null : modelOf(line, hands.job);
+    if (isRefused || hands.givenUp.has(model)) {
       to.answer(refused(line, model, plan, hands, deps));
       continue;
     }

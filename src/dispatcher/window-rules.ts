@@ -10,30 +10,27 @@ interface Wish {
 
 /** Lines in flight with which an engine begins of which nothing is known: few of vLLM's defaults take less. */
 const FIRST_LIMIT = 64;
+/** More than any job may ask for: what bounds a window is the engine, and what bounds a job is its own cap. */
+const MOST_LIMIT = 16_384;
 
-/** What the jobs at an engine want of its window: all that they may have together, in the most cautious steps. */
-export function windowRules(jobs: readonly Wish[]): WindowRules {
-  let most = 0;
-  let additiveIncrease = Number.POSITIVE_INFINITY;
-  let healthyWindow = 1;
-  for (const { adaptive, maxConcurrency } of jobs) {
-    const wish = adaptive ?? DEFAULT_ADAPTIVE;
-    const grown =
-      wish.maxFactor === null ? maxConcurrency : Math.ceil(FIRST_LIMIT * wish.maxFactor);
-    most += Math.min(grown, maxConcurrency);
-    additiveIncrease = Math.min(additiveIncrease, wish.additiveIncrease);
-    healthyWindow = Math.max(healthyWindow, wish.healthyWindow);
-  }
-  const adaptive = jobs.some((job) => job.adaptive !== null);
-  if (jobs.length === 0) return { ...IDLE_RULES, adaptive };
-  const start = Math.min(FIRST_LIMIT, most);
-  return { least: 1, most, start, adaptive, additiveIncrease, healthyWindow };
+/** Lines in flight that a job may have at one engine, all processes together. */
+export function mostOf({ maxConcurrency, adaptive }: Wish): number {
+  const factor = adaptive?.maxFactor ?? null;
+  return factor === null
+    ? maxConcurrency
+    : Math.min(maxConcurrency, Math.ceil(FIRST_LIMIT * factor));
 }
 
-const IDLE_RULES = {
-  least: 1,
-  most: FIRST_LIMIT,
-  start: FIRST_LIMIT,
-  additiveIncrease: 1,
-  healthyWindow: 1,
-} as const;
+/** How the window of an engine moves: in the most cautious steps that the jobs there ask for. */
+export function windowRules(jobs: readonly Wish[]): WindowRules {
+  const wishes = jobs.flatMap(({ adaptive }) => (adaptive === null ? [] : [adaptive]));
+  const { additiveIncrease, healthyWindow } = wishes[0] ?? DEFAULT_ADAPTIVE;
+  return {
+    least: 1,
+    most: MOST_LIMIT,
+    start: FIRST_LIMIT,
+    adaptive: true,
+    additiveIncrease: Math.min(additiveIncrease, ...wishes.map((wish) => wish.additiveIncrease)),
+    healthyWindow: Math.max(healthyWindow, ...wishes.map((wish) => wish.healthyWindow)),
+  };
+}

@@ -19,6 +19,12 @@ const tallySchema = v.object({
 export function createShareEngine(id: string, engines: Store['engines']): ShareEngine {
   const heard = new Map<string, number>();
   let number = 0;
+  function forgetGone(address: string, others: readonly { id: string }[]): void {
+    const there = new Set(others.map((other) => `${address} ${other.id}`));
+    for (const name of heard.keys()) {
+      if (name.startsWith(`${address} `) && !there.has(name)) heard.delete(name);
+    }
+  }
   return async (address, tally, limit) => {
     number += 1;
     const standing = await engines.beat(address, { id, number, tally, limit });
@@ -28,6 +34,7 @@ export function createShareEngine(id: string, engines: Store['engines']): ShareE
       heard.set(name, other.beat);
       return isNew;
     });
+    forgetGone(address, standing.others);
     return { ...standing, others: news.map((other) => v.parse(tallySchema, other.tally)) };
   };
 }

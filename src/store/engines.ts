@@ -3,14 +3,14 @@ import * as v from 'valibot';
 import type { Context } from './records.ts';
 
 /** A process that has not beaten for this long sends nothing there any more. */
-const BEAT_MAX_AGE_MS = 2_500;
+const BEAT_MAX_AGE_MS = 3_000;
 
 /** What stands of an engine between the processes that send to it. */
 export interface EngineStanding<Tally> {
   /** Those that send to it, whoever asks included. */
   processes: number;
-  /** Whether it is for whoever asks to steer the window. */
-  leads: boolean;
+  /** How many of them came before whoever asks; 0: it is for this one to steer the window. */
+  rank: number;
   /** Lines in flight for all of them together, as it was decided last; null: not yet. */
   limit: number | null;
   /** What each of the others saw since its beat before, with the beat's number; the same again until the next one. */
@@ -36,7 +36,7 @@ export function createEngines({ scripts, keys }: Context): Engines {
       const key = `${keys.engine}${name}`;
       const text = JSON.stringify(tally);
       const window = limit === null ? '' : String(limit);
-      const [lead = '', decided = '', ...entries] = v.parse(
+      const [rank = '', decided = '', ...entries] = v.parse(
         v.array(v.string()),
         await scripts.run('engine-beat', key, id, number, text, window, BEAT_MAX_AGE_MS),
       );
@@ -47,7 +47,7 @@ export function createEngines({ scripts, keys }: Context): Engines {
       }
       return {
         processes: others.length + 1,
-        leads: lead === id,
+        rank: Number(rank),
         limit: decided === '' ? null : Number(decided),
         others,
       };

@@ -277,7 +277,7 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
     weightOf: () => 1,
     processes: () => 1,
     share: async (_address, _tally, limit) =>
-      Promise.resolve({ processes: 1, leads: true, limit, others: [] }),
+      Promise.resolve({ processes: 1, rank: 0, limit, others: [] }),
     openInput: async (_key, { start, end }) => Readable.from([input.subarray(start, end)]),
     newSegmentId: () => randomUUID(),
     putSegment: ledger.put,

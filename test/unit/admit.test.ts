@@ -25,6 +25,7 @@ function fakeEngine(address: string): Engine {
     window: {
       limit: 1_000,
       processes: 1,
+      part: (count) => count,
       answered() {},
       rejected() {},
       timedOut() {},
@@ -66,6 +67,7 @@ function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS) {
       isAdaptive: false,
       engines: () => engines,
       inHand: 0,
+      allInFlight: 0,
       inFlight: new Map(),
     };
     const wish = { tenant, model: null, affinity: null };

@@ -30,6 +30,7 @@ function engine(address = 'http://engine', limit = 1_000_000): FakeEngine {
     window: {
       limit,
       processes: 1,
+      part: (count) => count,
       answered() {},
       rejected() {},
       timedOut() {},
@@ -54,6 +55,7 @@ function tenant(cap: number, engines: Engine[]): Tenant {
     isAdaptive: false,
     engines: () => engines,
     inHand: 0,
+    allInFlight: 0,
     inFlight: new Map(),
   };
 }
@@ -235,6 +237,31 @@ describe('room', () => {
     await turn();
     // 8 in flight, 6 come back: the newcomer has none until it has as many as the other.
     expect(served).toEqual(['small', 'small', 'small', 'small', 'large', 'large']);
+  });
+
+  test('lines that are asked again are not passed by new ones for ever', async () => {
+    const only = engine('only', 1);
+    const room = createRoom();
+    const owner = adaptive(only);
+    room.tryTakeFresh(wish(owner));
+    const served: string[] = [];
+    // Two readers: there is always a new line that waits.
+    function read(): void {
+      void room.takeFresh(wish(owner), NEVER).then(() => {
+        served.push('new');
+        read();
+      });
+    }
+    read();
+    read();
+    void room.take(wish(owner), NEVER).then(() => served.push('again'));
+    for (let n = 0; n < 6; n += 1) {
+      await turn();
+      room.give(only, owner);
+    }
+    await turn();
+    expect(served.indexOf('again')).toBeGreaterThan(-1);
+    expect(served.indexOf('again')).toBeLessThan(3);
   });
 
   test('a higher class goes before those below it, whatever they have', async () => {

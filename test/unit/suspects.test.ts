@@ -36,6 +36,7 @@ function createWorld({ poison, processes = 1 }: { poison: number | null; process
     window: {
       limit: 1_000,
       processes,
+      part: (count) => count,
       answered() {},
       rejected() {},
       timedOut() {},
@@ -53,6 +54,7 @@ function createWorld({ poison, processes = 1 }: { poison: number | null; process
     isAdaptive: false,
     engines: () => [engine],
     inHand: 0,
+    allInFlight: 0,
     inFlight: new Map(),
   };
 
