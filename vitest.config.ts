@@ -22,7 +22,7 @@ export default defineConfig({
       project('integration', withRedis),
       project('conformance', withRedis),
       project('e2e', { ...patient, testTimeout: 90_000 }),
-      project('chaos', { ...patient, testTimeout: 180_000, fileParallelism: false }),
+      project('chaos', { ...patient, testTimeout: 180_000 }),
     ],
     coverage: { provider: 'v8', include: ['src/**', 'queues/**', 'processors/**', 'config/**'] },
   },

@@ -18,7 +18,7 @@ import { startVllmProcess } from '../support/vllm-process.ts';
 
 afterAll(requireNothingLeft);
 
-const RACES = LONG ? 1_000 : 150;
+const RACES = LONG ? 1_000 : 50;
 const AT_ONCE = 6;
 
 /** Cancels a batch; one that was over already refuses. */

@@ -11,7 +11,7 @@ import type { VllmProcess } from '../support/vllm-process.ts';
 
 afterAll(requireNothingLeft);
 
-const LINES = LONG ? 10_000 : 3_000;
+const LINES = LONG ? 10_000 : 1_500;
 const CONCURRENCY = 32;
 const HITS = LONG ? 20 : 5;
 

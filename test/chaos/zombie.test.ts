@@ -23,7 +23,7 @@ test(`a worker stands still for ${STOPPED_MS / 1_000} s: what it commits then is
   await using folder = await makeFolder();
   const shared = { dataDir: folder.path, engines: [engine.url] };
   await using first = await startSluice({ ...shared, redisUrl: server.url });
-  const input = makeInput(LONG ? 20_000 : 4_000);
+  const input = makeInput(LONG ? 20_000 : 2_500);
   await engine.setConfig({ latency_ms: LATENCY_MS });
   const redisUrl = `redis://${tap.host}:${tap.port}`;
   await using zombie = await startSluice({ ...shared, redisUrl, roles: ['worker'] });
