@@ -13,6 +13,7 @@ import type { Runtime } from '../src/runtimes/contract.ts';
 import type { Storage } from '../src/storage/contract.ts';
 import type { JobChange } from '../src/store/jobs.ts';
 import type { Store } from '../src/store/store.ts';
+import type { FailedTries } from './give-up.ts';
 import type { Watches } from './watch.ts';
 
 /** Where processors write what happened; messages are static, what varies stands in the fields. */
@@ -61,6 +62,8 @@ export interface Deps extends SettleDeps {
   ): Promise<{ output: number; error: number; undone: number }>;
   /** Shards of which storage has lost accepted parts, each read twice; what cannot be read now ends it with the error. */
   findLost(source: Pick<AssemblySource, 'shards' | 'openPart'>): AsyncIterable<LostParts>;
+  /** Of writing jobs' files, by this process. */
+  failedTries: FailedTries;
   /** How far apart deaths of processes are at least that count for a line, ms. */
   crashApartMs: number;
   /** A fresh random holder token of 128 bits. */

@@ -3,8 +3,9 @@ import type { Verdict } from '../queues/worker.ts';
 import { describeError, permanent } from '../src/domain/errors.ts';
 import { fileKey, outputFileId, segmentKey } from '../src/domain/file.ts';
 import { batchIdOf, plannedRules } from '../src/domain/job.ts';
-import type { JobRecord, Outcome } from '../src/domain/job.ts';
+import type { JobError, JobRecord, Outcome } from '../src/domain/job.ts';
 import type { Deps } from './deps.ts';
+import { whyHopeless } from './give-up.ts';
 import { settle } from './settle.ts';
 import { askAgain, strikeLost } from './strike.ts';
 
@@ -34,21 +35,43 @@ const UNDONE = {
 } as const satisfies Record<Outcome, { code: string; message: string }>;
 
 /**
- * Writes the output and error files of a job whose records stand still, and moves it to its outcome. Tries as long as
- * it takes, and says so: nothing is paid for meanwhile. What storage has lost for good is asked again.
+ * Writes the output and error files of a job whose records stand still, and moves it to its outcome. Tries again while
+ * there is hope, and says so: nothing is paid for meanwhile. What storage has lost for good is asked again; a job whose
+ * files can never be written is failed.
  */
 export async function finalize(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Verdict> {
   try {
-    if (await askAgain(job, deps)) return 'done';
-    return await writeOrStrike(job, signal, deps);
+    const verdict = (await askAgain(job, deps)) ? 'done' : await writeOrStrike(job, signal, deps);
+    deps.failedTries.forget(job.id);
+    return verdict;
   } catch (error) {
     signal.throwIfAborted();
+    const hopeless = whyHopeless(job, error, deps);
+    if (hopeless !== null) return endWithoutFiles(job, hopeless, deps);
     const reason = `The output files cannot be written: ${describeError(error)}`;
     await deps.store.jobs.note(job.id, reason);
     deps.log.error({ jobId: job.id, err: error }, 'output files cannot be written, trying again');
     const waited = deps.now() - (job.enteredAt.finalizing ?? 0);
     return { againInMs: Math.min(Math.max(waited, FIRST_AGAIN_MS), LONGEST_AGAIN_MS) };
   }
+}
+
+/** Its segments stay where they are. Lines without an answer count as failed, as in any job that is over. */
+async function endWithoutFiles(job: JobRecord, error: JobError, deps: Deps): Promise<Verdict> {
+  const event = 'The output files are given up.';
+  const errors = [error, ...job.errors];
+  const failed = job.lines - job.completed;
+  const set = { failed, outputFile: null, errorFile: null, errors, reason: '' };
+  const moved = await deps.advanceJob(job, 'failed', { event, set });
+  // Some of it may have been struck out before the rest could not be: what is left is read again.
+  if (moved === 'stale') return { againInMs: FIRST_AGAIN_MS };
+  deps.failedTries.forget(job.id);
+  deps.log.error(
+    { jobId: job.id, code: error.code },
+    'output files are given up, the job is failed',
+  );
+  await settle(job.id, deps);
+  return 'done';
 }
 
 async function writeOrStrike(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Verdict> {

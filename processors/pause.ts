@@ -1,8 +1,7 @@
 import type { JobRecord } from '../src/domain/job.ts';
-import { isReleased, PROVISION, rehomeSlot } from '../src/domain/provision.ts';
-import type { ProvisionRecord, Slot } from '../src/domain/provision.ts';
+import { PROVISION } from '../src/domain/provision.ts';
 import type { SettleDeps } from './deps.ts';
-import { fillSlots, openShards } from './settle.ts';
+import { fillLeftSlots, openShards } from './settle.ts';
 
 /** What a paused job's provisions wait before they look again whether it is paused; resuming wakes them. */
 export const PAUSED_LOOK_MS = 5_000;
@@ -38,7 +37,7 @@ export async function resumeJob(id: string, deps: SettleDeps): Promise<boolean> 
   if (job !== null) {
     await wakePlanning(job, deps);
     if (job.state === 'in_progress' && job.reason !== '') await deps.store.jobs.note(id, '');
-    await fillSlots(job, provisions, leftSlots(provisions, deps.manager.slots(job)), deps);
+    await fillLeftSlots(job, provisions, deps);
   }
   for (const provision of provisions) {
     const { queue } = PROVISION[provision.state];
@@ -57,19 +56,6 @@ async function wakePlanning(
   if (state !== 'queued' || reason !== NOTHING_TO_ASK) return;
   const fresh = await store.jobs.wake(id, wake);
   if (fresh !== 'stale') await add({ queue: 'planning', entity: id, wake: fresh });
-}
-
-/**
- * Slots of which every provision is released. One that has an engine at another address stays as it is: whether that
- * is the right one, the sweeper decides.
- */
-function leftSlots(provisions: readonly ProvisionRecord[], configured: readonly Slot[]): Slot[] {
-  const held = new Set(provisions.flatMap(({ slot, state }) => (isReleased(state) ? [] : [slot])));
-  const left = new Map<number, Slot | null>();
-  for (const released of provisions) {
-    if (!held.has(released.slot)) left.set(released.slot, rehomeSlot(released, configured));
-  }
-  return [...left.values()].filter((slot) => slot !== null);
 }
 
 /**

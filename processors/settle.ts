@@ -1,7 +1,13 @@
 import { shardEntity } from '../queues/catalog.ts';
 import { classNow, isPaused, stopTarget, wantsEngines } from '../src/domain/job.ts';
 import type { JobClass, JobError, JobRecord, Outcome } from '../src/domain/job.ts';
-import { isReleased, provisionId, settledStep, wanted } from '../src/domain/provision.ts';
+import {
+  isReleased,
+  provisionId,
+  rehomeSlot,
+  settledStep,
+  wanted,
+} from '../src/domain/provision.ts';
 import type { ProvisionRecord, Slot } from '../src/domain/provision.ts';
 import { ownerOf } from './deps.ts';
 import type { SettleDeps } from './deps.ts';
@@ -99,6 +105,27 @@ export async function fillSlots(
       await deps.add({ queue: 'provisioning', entity, wake: FIRST_WAKE });
     }),
   );
+}
+
+/**
+ * Gives each slot of which every provision is released one anew, unless the job wants none. One that has an engine at
+ * another address stays as it is: whether that is the right one, the sweeper decides. May run twice at once.
+ */
+export async function fillLeftSlots(
+  job: JobRecord,
+  provisions: readonly ProvisionRecord[],
+  deps: SettleDeps,
+): Promise<void> {
+  await fillSlots(job, provisions, leftSlots(provisions, deps.manager.slots(job)), deps);
+}
+
+function leftSlots(provisions: readonly ProvisionRecord[], configured: readonly Slot[]): Slot[] {
+  const held = new Set(provisions.flatMap(({ slot, state }) => (isReleased(state) ? [] : [slot])));
+  const left = new Map<number, Slot | null>();
+  for (const released of provisions) {
+    if (!held.has(released.slot)) left.set(released.slot, rehomeSlot(released, configured));
+  }
+  return [...left.values()].filter((slot) => slot !== null);
 }
 
 /** The wake that a provision is made with. */
@@ -217,6 +244,21 @@ export async function finishJob(jobId: string, deps: SettleDeps): Promise<void> 
   const event = 'Every request is answered; writing the output files.';
   const moved = await deps.advanceJob(job, 'finalizing', { outcome: 'completed', event });
   if (moved !== 'stale') await settle(jobId, deps);
+}
+
+/**
+ * The same for whoever has just committed the last line. A failure is only logged, since what was committed counts and
+ * is not to be committed again for it: the sweeper ends the job.
+ */
+export async function finishOrLeave(jobId: string, deps: SettleDeps): Promise<void> {
+  try {
+    await finishJob(jobId, deps);
+  } catch (error) {
+    deps.log.error(
+      { jobId, err: error },
+      'an answered job could not be moved on, left to the sweeper',
+    );
+  }
 }
 
 /** Whether every line of a planned job that still wants engines is answered. */

@@ -3,7 +3,7 @@ import { fileKey, segmentKey } from '../src/domain/file.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { LostParts } from '../src/domain/segment.ts';
 import type { Deps } from './deps.ts';
-import { settle } from './settle.ts';
+import { fillLeftSlots, settle } from './settle.ts';
 
 /**
  * After a job's files could not be assembled: takes back what was counted of answers that storage has lost or
@@ -69,6 +69,9 @@ export async function askAgain(job: JobRecord, deps: Deps): Promise<boolean> {
   const lines = job.lines - job.completed - job.failed;
   const event = `${lines} requests whose answers are lost are asked again.`;
   const moved = await deps.advanceJob(job, 'resource_preparing', { event, set: { reason: '' } });
-  if (moved !== 'stale') await settle(job.id, deps);
+  if (moved === 'stale') return true;
+  // Its engines were given back when it was answered, and a sweeper without settings for engines leases none.
+  await fillLeftSlots(moved, await deps.store.provisions.ofJob(job.id), deps);
+  await settle(job.id, deps);
   return true;
 }

@@ -119,7 +119,8 @@ async function sweepShards(job: JobRecord, missing: Missing, deps: SweepDeps): P
     const delivery: Delivery = { queue: 'dispatch', entity: shardEntity(job.id, n), wake };
     if (!(await missing.isLost(delivery))) continue;
     const fresh = await deps.store.shards.rewake(job.id, { n, wake });
-    if (fresh !== 'stale') await addShards(job.id, [{ n, wake: fresh }], classNow(job, deps.now()), deps);
+    if (fresh !== 'stale')
+      await addShards(job.id, [{ n, wake: fresh }], classNow(job, deps.now()), deps);
   }
   await openShards(job.id, deps);
 }

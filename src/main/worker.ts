@@ -7,7 +7,8 @@ import type { Attempt, QueueWorker } from '../../queues/worker.ts';
 import type { Deps, SettleDeps } from '../../processors/deps.ts';
 import { processors } from '../../processors/index.ts';
 import { awaitInputs } from '../../processors/inputs.ts';
-import { finishJob } from '../../processors/settle.ts';
+import { createFailedTries } from '../../processors/give-up.ts';
+import { finishOrLeave } from '../../processors/settle.ts';
 import { Seats } from '../../processors/seats.ts';
 import { wakeLooks } from '../../processors/submission.ts';
 import { answerTrouble } from '../../processors/trouble.ts';
@@ -104,6 +105,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     now,
     dispatcher,
     watches,
+    failedTries: createFailedTries(),
     crashApartMs: settings.crashApart,
     graceOver: graceOver.signal,
   };
@@ -205,7 +207,7 @@ function createDispatcher(
     putSegment: createSegmentStore(system),
     async commit(jobId, segment, parts) {
       const reply = await store.shards.commit(jobId, segment, parts);
-      if (reply.last) await finishJob(jobId, settling);
+      if (reply.last) await finishOrLeave(jobId, settling);
       return reply.parts;
     },
     crashApartMs: settings.crashApart,

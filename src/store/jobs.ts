@@ -56,7 +56,7 @@ type Settable =
 
 /** What a move changes besides the state. `event` is the entry's text in the job's history. */
 export interface JobChange {
-  /** Kept only by a job that has none yet. */
+  /** Kept only by a job that has none yet; one that becomes final has its state as outcome. */
   outcome?: Outcome;
   set?: Partial<Pick<JobRecord, Settable>>;
   event?: string;
@@ -228,7 +228,8 @@ async function moveJob(
     queued: JOB[to].queue !== null,
     ...(change.outcome === undefined ? {} : { outcome: change.outcome }),
     event: change.event ?? '',
-    fields: renderChange(change.set ?? {}),
+    // A job may end as something else than it was to: its files cannot be written.
+    fields: { ...renderChange(change.set ?? {}), ...(isFinal(to) ? { outcome: to } : {}) },
   });
   if (moved === 'stale') return moved;
   if (isFinal(to)) await leave(context, job.id);

@@ -1,6 +1,7 @@
 import { Readable } from 'node:stream';
 import { processors } from '../../processors/index.ts';
 import type { Deps } from '../../processors/deps.ts';
+import { createFailedTries } from '../../processors/give-up.ts';
 import { createAdvance } from '../../queues/advance.ts';
 import type { Delivery } from '../../queues/catalog.ts';
 import { queueAction } from '../../src/domain/errors.ts';
@@ -190,6 +191,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
     add,
     ahead: () => 2,
     now: () => 10_000,
+    failedTries: createFailedTries(),
     log: { debug() {}, info() {}, warn() {}, error() {} },
   });
 

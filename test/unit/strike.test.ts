@@ -2,7 +2,8 @@ import { describe, expect, test } from 'vitest';
 import type { Deps } from '../../processors/deps.ts';
 import { permanent, transient } from '../../src/domain/errors.ts';
 import type { LostParts } from '../../src/domain/segment.ts';
-import { openJobWorld } from '../support/job-world.ts';
+import { provisionId } from '../../src/domain/provision.ts';
+import { ADDRESS, openJobWorld } from '../support/job-world.ts';
 import type { JobWorld } from '../support/job-world.ts';
 
 const LOST: LostParts = {
@@ -34,6 +35,11 @@ function damaged() {
   Object.assign(job, { outcome: 'completed', completed: 20, doneShards: 1 });
   job.enteredAt = { in_progress: 1, finalizing: 2 };
   const notes: string[] = [];
+  const created: object[] = [];
+  deps.store.provisions.create = async (provision) => {
+    created.push(provision);
+    return 'created';
+  };
   const calls: string[] = [];
   deps.store.jobs.note = async (_id, reason) => void notes.push(reason);
   deps.storage.head = async () => ({ bytes: 1, modifiedAt: 0 });
@@ -49,7 +55,7 @@ function damaged() {
   };
   deps.store.shards.forgetSegments = async (_id, ids) =>
     void calls.push(`forget ${[...ids].join()}`);
-  return { ...world, notes, calls };
+  return { ...world, notes, calls, created };
 }
 
 function deliver({ deliver: run, job }: Pick<JobWorld, 'deliver' | 'job'>) {
@@ -66,6 +72,19 @@ describe('a job whose answers are lost when its files are written', () => {
     await deliver(here);
     expect(here.moves).toEqual(['resource_preparing']);
     expect(here.calls).toHaveLength(2);
+  });
+
+  test.each([
+    ['the settings name', [{ slot: 0, address: ADDRESS }]],
+    ['the job had, where the settings name none', []],
+  ])('is given the engines at once that %s', async (_name, slots) => {
+    const here = damaged();
+    here.deps.manager = { provider: 'static', slots: () => slots };
+    await deliver(here);
+    await deliver(here);
+    const next = provisionId(here.job.id, 0, 1);
+    expect(here.added).toContainEqual({ queue: 'provisioning', entity: next, wake: 1 });
+    expect(here.created).toMatchObject([{ id: next, job: here.job.id, address: ADDRESS }]);
   });
 
   test('does not go back where its outcome is another one', async () => {
