@@ -91,9 +91,20 @@ function findConflicts(settings: Settings): string[] {
       'MAX_BATCH_FILE_BYTES must not exceed both MAX_FILE_BYTES and MAX_UPLOAD_BYTES: no file could be so large.',
     );
   }
+  if (settings.engineApiKey === undefined) {
+    for (const name of ['keyRequestsPerSecond', 'keyTokensPerMinute'] as const) {
+      if (settings[name] === undefined) continue;
+      const { env } = SETTINGS[name];
+      conflicts.push(
+        `${env} limits what is sent with ENGINE_API_KEY, and has no effect without: set that, or leave ${env} out. ENGINE_REQUESTS_PER_SECOND and ENGINE_TOKENS_PER_MINUTE limit each engine.`,
+      );
+    }
+  }
   const { engineUrls, engineWeights } = settings;
   if (engineWeights.length > 0 && engineWeights.length !== engineUrls.length) {
-    conflicts.push(`ENGINE_WEIGHTS has ${engineWeights.length} numbers for the ${engineUrls.length} engines of ENGINE_URLS: give one each.`);
+    conflicts.push(
+      `ENGINE_WEIGHTS has ${engineWeights.length} numbers for the ${engineUrls.length} engines of ENGINE_URLS: give one each.`,
+    );
   }
   if (settings.provisioner === 'static' && settings.engineUrls.length === 0) {
     conflicts.push('PROVISIONER=static needs ENGINE_URLS, such as http://localhost:8000.');

@@ -1,5 +1,10 @@
 import * as v from 'valibot';
-import { DEFAULT_ADAPTIVE, ON_ERROR_RATE, UPSTREAM_STREAMS } from '../domain/job.ts';
+import {
+  DEFAULT_ADAPTIVE,
+  DEFAULT_OPTIONS,
+  ON_ERROR_RATE,
+  UPSTREAM_STREAMS,
+} from '../domain/job.ts';
 import type { Adaptive, JobOptions, JobRecord } from '../domain/job.ts';
 import type { JobLimits } from '../domain/rate-limit.ts';
 import { DEFAULT_RETRY } from '../domain/retry.ts';
@@ -132,14 +137,20 @@ export const clientSchema = v.pipe(
 
 type Client = v.InferOutput<typeof clientSchema> | null | undefined;
 
-/** What a `client` block asks for: null, and options that are left out, are as the server does by default. */
-export function clientWish(client: Client): {
+/**
+ * What a `client` block asks for: null, and options that are left out, are as the server does by default. Of options
+ * that are several fields together, those that it does not name are as in `before`.
+ */
+export function clientWish(
+  client: Client,
+  before: Pick<JobOptions, 'adaptive' | 'limits' | 'retry'> = DEFAULT_OPTIONS,
+): {
   maxConcurrency: number | null;
   options: Partial<JobOptions>;
 } {
-  const retry = retryWish(client);
-  const adaptive = adaptiveWish(client);
-  const limits = limitsWish(client);
+  const retry = retryWish(client, before.retry);
+  const adaptive = adaptiveWish(client, before.adaptive);
+  const limits = limitsWish(client, before.limits);
   return {
     maxConcurrency: client?.max_concurrency ?? null,
     options: {
@@ -164,7 +175,10 @@ function attemptWish(
   };
 }
 
-/** How a job's lines are sent, in the words in which it can be asked for; null where nothing was. */
+/**
+ * How a job's lines are sent, in the words in which it can be asked for: limits and a time-out of its own are null where
+ * it has none, adaptive numbers where nothing adapts, and the rest is never null.
+ */
 export function clientView({
   maxConcurrency,
   options,
@@ -195,32 +209,34 @@ function retryView({ maxRetries, baseMs, capMs }: RetryPolicy) {
   };
 }
 
-function adaptiveWish(client: Client): Adaptive | null | undefined {
+function adaptiveWish(client: Client, before: Adaptive | null): Adaptive | null | undefined {
   const {
     adaptive_concurrency: isOn,
     adaptive_max_factor: maxFactor,
     adaptive_healthy_window: healthyWindow,
     adaptive_additive_increase: additiveIncrease,
   } = client ?? {};
+  const from = before ?? DEFAULT_ADAPTIVE;
   const wishes = { maxFactor, healthyWindow, additiveIncrease };
   const given = Object.entries(wishes).filter(([, wish]) => wish !== null && wish !== undefined);
   if (isOn === false) return null;
-  if (given.length === 0) return isOn === true ? DEFAULT_ADAPTIVE : undefined;
-  return { ...DEFAULT_ADAPTIVE, ...Object.fromEntries(given) };
+  if (given.length === 0) return isOn === true ? from : undefined;
+  return { ...from, ...Object.fromEntries(given) };
 }
 
-function limitsWish(client: Client): JobLimits | null {
-  const limits = {
-    requestsPerSecond: client?.requests_per_second ?? null,
-    tokensPerMinute: client?.tokens_per_minute ?? null,
+function limitsWish(client: Client, before: JobLimits): JobLimits | null {
+  const { requests_per_second: requests = null, tokens_per_minute: tokens = null } = client ?? {};
+  if (requests === null && tokens === null) return null;
+  return {
+    requestsPerSecond: requests ?? before.requestsPerSecond,
+    tokensPerMinute: tokens ?? before.tokensPerMinute,
   };
-  return limits.requestsPerSecond === null && limits.tokensPerMinute === null ? null : limits;
 }
 
-function retryWish(client: Client): RetryPolicy | null {
+function retryWish(client: Client, before: RetryPolicy | null): RetryPolicy | null {
   const policy = client?.retry_policy;
   if (!policy) return null;
-  const { maxRetries, baseMs, capMs } = DEFAULT_RETRY;
+  const { maxRetries, baseMs, capMs } = before ?? DEFAULT_RETRY;
   return {
     maxRetries: policy.max_retries ?? maxRetries,
     baseMs: milliseconds(policy.base_delay_seconds) ?? baseMs,

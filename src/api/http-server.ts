@@ -7,6 +7,7 @@ import type { Logger } from 'pino';
 import { describeError, errorCode, invalidInput, permanent } from '../domain/errors.ts';
 import type { SluiceError } from '../domain/errors.ts';
 import { errorText } from './errors.ts';
+import { randomText } from './ids.ts';
 import type { ApiEnv } from './routes.ts';
 
 /** An upload of many gigabytes over a slow line is no attack; Node's own limit is five minutes. */
@@ -35,25 +36,44 @@ export function createHttpServer({ app, log, limits }: HttpServerDeps): Server {
     { requireHostHeader: false, requestTimeout: LONGEST_REQUEST_MS, ...limits },
     (incoming, outgoing) => void listener(incoming, outgoing),
   );
-  server.on('checkExpectation', (incoming, outgoing) => refuseExpectation(incoming, outgoing));
-  server.on('connect', (_incoming, socket) => refuse(socket, noTunnels()));
+  server.on('connect', (_incoming, socket) => {
+    // Node lets go of the socket here, its error handler with it: a reset would end the process.
+    socket.on('error', () => socket.destroy());
+    refuse(socket, noTunnels(), log);
+  });
   refuseWhatIsNoHttp(server, log);
   return server;
 }
 
 function answerUnroutable(thrown: unknown, log: HttpServerDeps['log']): Response {
   const isRequest = thrown instanceof Error && thrown.name === 'RequestError';
-  if (!isRequest) log.error({ err: thrown }, 'a request failed outside of its route');
   const error = isRequest
     ? invalidInput(
         'bad_request',
         `This request cannot be routed (${describeError(thrown)}): send a path that begins with '/', and a valid Host header.`,
       )
     : permanent('internal_error', "Internal error. The server's log tells more.");
-  return new Response(errorText(error), {
-    status: error.status,
-    headers: { 'content-type': 'application/json', connection: 'close' },
-  });
+  const { body, headers } = refusal(error, log);
+  if (!isRequest) {
+    const requestId = headers['X-Request-Id'];
+    log.error({ err: thrown, requestId }, 'a request failed outside of its route');
+  }
+  return new Response(body, { status: error.status, headers });
+}
+
+/** An error as it is sent, under an id of its own by which the log has it, as all that is answered. */
+function refusal(error: SluiceError, log: HttpServerDeps['log']) {
+  const requestId = `req_${randomText()}`;
+  const { status, code } = error;
+  log.debug({ requestId, status, code }, 'what has no route was refused');
+  const body = errorText(error);
+  const headers = {
+    'Content-Type': 'application/json',
+    'Content-Length': String(Buffer.byteLength(body)),
+    'X-Request-Id': requestId,
+    Connection: 'close',
+  };
+  return { body, headers };
 }
 
 function noTunnels(): SluiceError {
@@ -61,19 +81,18 @@ function noTunnels(): SluiceError {
   return invalidInput('method_not_allowed', message, { status: 405 });
 }
 
-function refuseExpectation(incoming: IncomingMessage, outgoing: ServerResponse): void {
+function refuseExpectation(
+  incoming: IncomingMessage,
+  outgoing: ServerResponse,
+  log: HttpServerDeps['log'],
+): void {
   const asked = incoming.headers.expect ?? '';
   const error = invalidInput(
     'expectation_failed',
     `The header Expect must be '100-continue' or left out; got '${asked.slice(0, 100)}'.`,
     { param: 'Expect', status: 417 },
   );
-  const body = errorText(error);
-  const headers = {
-    'Content-Type': 'application/json',
-    'Content-Length': Buffer.byteLength(body),
-    Connection: 'close',
-  };
+  const { body, headers } = refusal(error, log);
   outgoing.writeHead(error.status, headers).end(body);
 }
 
@@ -81,6 +100,10 @@ function refuseWhatIsNoHttp(server: Server, log: HttpServerDeps['log']): void {
   const answers = new WeakMap<Duplex, ServerResponse>();
   const refused = new WeakSet<Duplex>();
   server.on('request', ({ socket }, outgoing) => void answers.set(socket, outgoing));
+  server.on('checkExpectation', (incoming, outgoing) => {
+    refused.add(incoming.socket);
+    refuseExpectation(incoming, outgoing, log);
+  });
   server.on('clientError', (err, socket) => {
     // Whatever comes behind bytes that were refused is refused with them.
     if (refused.has(socket)) return;
@@ -90,34 +113,31 @@ function refuseWhatIsNoHttp(server: Server, log: HttpServerDeps['log']): void {
       return;
     }
     const error = refusalOf(err);
-    log.debug({ err, status: error.status, code: error.code }, 'what is no request was refused');
+    log.debug({ err }, 'what came is no request');
     const answer = answers.get(socket);
     if (answer === undefined || answer.writableFinished) {
-      refuse(socket, error);
+      refuse(socket, error, log);
     } else if (answer.req.complete) {
       // The request before is whole: its answer comes first, and what is written now would be taken for it.
-      answer.once('close', () => refuse(socket, error));
+      answer.once('close', () => refuse(socket, error, log));
     } else if (answer.headersSent) {
       socket.destroy();
     } else {
-      refuse(socket, error);
+      refuse(socket, error, log);
     }
   });
 }
 
 /** Answers on the bare socket, and closes it. */
-function refuse(socket: Duplex, error: SluiceError): void {
+function refuse(socket: Duplex, error: SluiceError, log: HttpServerDeps['log']): void {
   if (!socket.writable) {
     socket.destroy();
     return;
   }
-  const body = errorText(error);
-  socket.end(
-    `HTTP/1.1 ${error.status} ${STATUS_CODES[error.status] ?? ''}\r\n` +
-      'Content-Type: application/json\r\n' +
-      `Content-Length: ${Buffer.byteLength(body)}\r\n` +
-      `Connection: close\r\n\r\n${body}`,
-  );
+  const { body, headers } = refusal(error, log);
+  const head = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`);
+  const status = `${error.status} ${STATUS_CODES[error.status] ?? ''}`;
+  socket.end(`HTTP/1.1 ${status}\r\n${head.join('')}\r\n${body}`);
   const linger = setTimeout(() => socket.destroy(), LINGER_MS).unref();
   socket.once('close', () => clearTimeout(linger));
 }

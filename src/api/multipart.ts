@@ -14,7 +14,7 @@ const FORM_LIMITS = { fields: 32, fieldSize: 4_096, parts: 64, headerSize: 16_38
 /** A longer name would, percent-encoded, outgrow the header limit of those who download it. */
 export const MAX_FILENAME = 255;
 
-/** What a form has to be like. Its other fields are ignored, as OpenAI does. */
+/** What a form has to be like. What fields it may have beside is its own to say. */
 export interface FormRules {
   /** The one part that is a file. */
   file: string;
@@ -121,10 +121,12 @@ function readForm(incoming: IncomingMessage, rules: FormRules): Form {
     incoming.unpipe(parser);
     part?.stream.destroy(error);
   }
-  parser.on('file', (name, stream, filename) => {
+  // A part need not have a name, whatever the types of the parser say.
+  parser.on('file', (name: string | undefined, stream, filename) => {
     // A part cut short emits this although `complete` already says so; unheard it would end the process.
     stream.on('error', () => undefined);
-    const wrong = wrongPart(name, filename, rules) ?? (part === null ? null : secondFile(rules));
+    const wrong =
+      wrongPart(name ?? '', filename, rules) ?? (part === null ? null : secondFile(rules));
     if (wrong !== null) {
       stream.resume();
       fail(wrong);
@@ -133,8 +135,8 @@ function readForm(incoming: IncomingMessage, rules: FormRules): Form {
     part = { stream, filename };
     file.resolve(part);
   });
-  parser.on('field', (name, value) => {
-    const wrong = name === rules.file ? notAFile(rules) : rules.field(name, value);
+  parser.on('field', (name: string | undefined, value) => {
+    const wrong = name === rules.file ? notAFile(rules) : rules.field(name ?? '', value);
     if (wrong !== null) fail(wrong);
   });
   for (const event of ['fieldsLimit', 'partsLimit'] as const) {

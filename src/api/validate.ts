@@ -1,5 +1,6 @@
 import { SluiceError } from '../domain/errors.ts';
 import type { Estimate } from '../domain/estimate.ts';
+import { DEFAULT_OPTIONS } from '../domain/job.ts';
 import type { JobError, JobOptions } from '../domain/job.ts';
 import type { LineRules } from '../domain/plan.ts';
 import type { Offer } from '../resources/contract.ts';
@@ -46,7 +47,7 @@ export function validateRoutes(deps: ValidateDeps): Route[] {
       const [found, offers] = await whileConnected(c, (signal) =>
         Promise.all([deps.inspectInput(file.id, rules, signal), offersFor(wish, deps)]),
       );
-      const warnings = modelWarnings(found.models, offers);
+      const warnings = modelWarnings(found.models, offers, validationOf(wish.options));
       return c.json(validationView(wish, file.bytes, found, warnings));
     } finally {
       running -= 1;
@@ -101,7 +102,7 @@ async function offersFor(
   return engines.length > 0 ? [] : catalog.offers();
 }
 
-/** Something that may keep a batch waiting, and is no reason to refuse it. */
+/** Something that may keep a batch waiting or end it, and is no reason to refuse it: engines come and go. */
 interface Warning {
   code: string;
   message: string;
@@ -109,7 +110,11 @@ interface Warning {
 }
 
 /** Models that no engine serves. Nothing is said where machines can be leased, which serve what they are told to. */
-export function modelWarnings(models: readonly string[], offers: readonly Offer[]): Warning[] {
+function modelWarnings(
+  models: readonly string[],
+  offers: readonly Offer[],
+  validation: JobOptions['validation'],
+): Warning[] {
   if (offers.length === 0 || offers.some(({ kind }) => kind === 'machine')) return [];
   const silent = offers.filter(({ error }) => error !== '').length;
   if (silent === offers.length) {
@@ -117,15 +122,31 @@ export function modelWarnings(models: readonly string[], offers: readonly Offer[
     return [{ code: 'no_engine_answers', message, param: null }];
   }
   const served = new Set(offers.flatMap((offer) => offer.models));
-  const others = silent === 0 ? '' : ` ${silent} of ${offers.length} engines did not answer.`;
+  const missing = models.filter((model) => !served.has(model));
+  const isOthers = missing.length < models.length;
+  const fate =
+    silent === 0
+      ? fateOf(validation, isOthers)
+      : `its lines would wait for one that does while an engine is silent: ${silent} of ${offers.length} engines did not answer`;
   const known = clip([...served].join(', '));
-  return models
-    .filter((model) => !served.has(model))
-    .map((model) => ({
-      code: 'model_not_served',
-      message: `No engine serves the model '${clip(model)}' now: its lines would wait for one that does.${others} Served are: ${known}.`,
-      param: 'body.model',
-    }));
+  return missing.map((model) => ({
+    code: 'model_not_served',
+    message: `No engine serves the model '${clip(model)}' now: ${fate}. Served are: ${known}.`,
+    param: 'body.model',
+  }));
+}
+
+/** What becomes of a job whose engines all answer, of which none serves a model; `isOthers`: they serve another one. */
+function fateOf(validation: JobOptions['validation'], isOthers: boolean): string {
+  const unless = 'unless one does within 30 s,';
+  return validation === 'lenient' && isOthers
+    ? `${unless} its lines fail and go to the error file, while the others are asked`
+    : `${unless} the job ends as submit_failed (its batch as failed)`;
+}
+
+/** Whether one bad line fails what is asked for. */
+function validationOf({ validation }: JobWish['options']): JobOptions['validation'] {
+  return validation ?? DEFAULT_OPTIONS.validation;
 }
 
 function clip(text: string): string {
@@ -139,7 +160,7 @@ export function validationView(
   found: Inspection,
   warnings: readonly Warning[],
 ) {
-  const validation: JobOptions['validation'] = options.validation ?? 'strict';
+  const validation = validationOf(options);
   const { inputTokens, maxOutputTokens, unlimited } = found.estimate;
   return {
     object: 'batch.validation',

@@ -25,13 +25,17 @@ const HAND_BACK_FIRST_MS = 1_000;
 /**
  * Starts WORKER_PROCESSES worker processes and keeps them up: one that dies is replaced by one that stands by, and what
  * it had in hand goes back to the queues; one that dies at once again and again is started ever later. Resolves when
- * each works, or has died once. `close` stops them all with the grace, and kills what then is left. The death of this
- * process stops them, too.
+ * each works, or has died once; one that cannot even be started is one that has died. `close` stops them all with the
+ * grace, and kills what then is left. The death of this process stops them, too.
  */
-export async function startSupervisor(system: System): Promise<RunningWorker> {
+export async function startSupervisor(
+  system: System,
+  /** The Node of the processes; this process's own unless given. */
+  node: { execPath?: string } = {},
+): Promise<RunningWorker> {
   const { settings, log, metrics } = system;
   const stopping = new AbortController();
-  const crew = createCrew(system);
+  const crew = createCrew(system, node);
   metrics.include(crew.counted);
 
   /** Who ends this process while it stops wants an end at once; in any other case children stop by themselves. */
@@ -82,19 +86,20 @@ interface Crew {
   counted(): Promise<Snapshot[]>;
 }
 
-function createCrew({ settings, log, namespace }: System): Crew {
+function createCrew({ settings, log, namespace }: System, node: { execPath?: string }): Crew {
   const alive = new Set<WorkerProcess>();
   const silent = new Set<WorkerProcess>();
   let reserve: WorkerProcess | null = null;
   let ended: Promise<Snapshot> = Promise.resolve([]);
 
   function start(): WorkerProcess {
-    const child = startWorkerProcess({
-      settings: { ...settings, roles: ['worker'], workerProcesses: 0 },
+    const order = {
+      settings: { ...settings, roles: ['worker' as const], workerProcesses: 0 },
       logLevel: log.level,
       namespace,
       name: newProcessName('worker'),
-    });
+    };
+    const child = startWorkerProcess(order, node);
     alive.add(child);
     silent.add(child);
     void child.ended.then(() => alive.delete(child));
@@ -110,7 +115,9 @@ function createCrew({ settings, log, namespace }: System): Crew {
       reserve = null;
       child.go({ number });
       const { name, pid: childPid } = child;
-      log.info({ worker: number, childPid, name }, 'worker process started');
+      if (childPid !== undefined) {
+        log.info({ worker: number, childPid, name }, 'worker process started');
+      }
       return { number, child, begun: performance.now() };
     },
     standBy() {

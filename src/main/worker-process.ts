@@ -1,6 +1,5 @@
 import { fork } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
-import { once } from 'node:events';
 import { join } from 'node:path';
 import type { Load } from '../dispatcher/dispatcher.ts';
 import { describeError } from '../domain/errors.ts';
@@ -46,15 +45,53 @@ export interface WorkerProcess {
 
 export const NO_LOAD: Load = { unsent: 0, inFlight: 0, uncommitted: 0, budgetUsed: 0 };
 
-/** Starts a process with the same Node and flags as this one. */
-export function startWorkerProcess(order: WorkOrder): WorkerProcess {
-  const child = fork(ENTRY, {
-    execPath: process.execPath,
-    execArgv: process.execArgv,
-    serialization: 'advanced',
-    // stdout belongs to the results of `sluice run`.
-    stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
-  });
+/**
+ * Starts a process with the same Node and flags as this one. Never throws: where none can be started (no memory, no
+ * file descriptor, Node is being replaced), what is returned has ended already, and says why.
+ */
+export function startWorkerProcess(
+  order: WorkOrder,
+  { execPath = process.execPath } = {},
+): WorkerProcess {
+  let child: ChildProcess;
+  try {
+    child = fork(ENTRY, {
+      execPath,
+      execArgv: process.execArgv,
+      serialization: 'advanced',
+      // stdout belongs to the results of `sluice run`.
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+    });
+  } catch (error) {
+    return stillborn(order.name, Promise.resolve(noStart(error)));
+  }
+  if (child.pid !== undefined) return follow(child, order);
+  const error = new Promise<unknown>((resolve) => child.on('error', resolve));
+  // Node may have made the channel before it failed, or not.
+  if (child.connected) child.disconnect();
+  return stillborn(order.name, error.then(noStart));
+}
+
+function noStart(error: unknown): WorkerEnd {
+  return { code: null, signal: null, error: describeError(error) };
+}
+
+function stillborn(name: string, ended: Promise<WorkerEnd>): WorkerProcess {
+  return {
+    name,
+    pid: undefined,
+    isOver: true,
+    go: () => undefined,
+    up: ended,
+    ended,
+    silent: ended,
+    load: () => NO_LOAD,
+    report: () => Promise.resolve([]),
+    kill: () => undefined,
+  };
+}
+
+function follow(child: ChildProcess, order: WorkOrder): WorkerProcess {
   let [works, isOver] = [false, false];
   const ended = untilEnded(child).finally(() => (isOver = true));
   const up = Promise.withResolvers<void>();
@@ -71,7 +108,7 @@ export function startWorkerProcess(order: WorkOrder): WorkerProcess {
       reported = Promise.withResolvers<void>();
     }
   });
-  const disconnected = once(child, 'disconnect');
+  const disconnected = new Promise<void>((resolve) => child.once('disconnect', resolve));
   send(child, order);
   return {
     name: order.name,
@@ -107,9 +144,7 @@ function send(child: ChildProcess, message: WorkOrder | Go | typeof REPORT): voi
 function untilEnded(child: ChildProcess): Promise<WorkerEnd> {
   return new Promise((resolve) => {
     child.once('exit', (code, signal) => resolve({ code, signal }));
-    child.on('error', (error) => {
-      if (child.pid === undefined)
-        resolve({ code: null, signal: null, error: describeError(error) });
-    });
+    // A signal or a message that did not reach it: it has ended, and that is seen.
+    child.on('error', () => undefined);
   });
 }

@@ -189,6 +189,14 @@ describe('uploads', () => {
       ANCHOR,
       'invalid_value',
     ],
+    ...['expires_after', 'expires_after[second]', 'expires_after_seconds'].map(
+      (name): [string, FormPart[], string, string] => [
+        `an expiry as the field ${name}`,
+        [{ name, value: '3600' }, ...batchForm('x')],
+        name,
+        'unknown_parameter',
+      ],
+    ),
     ['no file', [{ name: 'purpose', value: 'batch' }], 'file', 'missing_required_parameter'],
     ['no purpose', batchForm('x').slice(1), 'purpose', 'missing_required_parameter'],
     ['nothing at all', [], 'file', 'missing_required_parameter'],
@@ -244,6 +252,20 @@ describe('uploads', () => {
     expect(errorOf(answer.text)).toMatchObject({ param, code, type: 'invalid_request_error' });
     expect(await api.stored()).toStrictEqual([]);
     expect((await api.openai.files.list()).data).toStrictEqual([]);
+  });
+
+  test('a part need not have a name, and is no file of ours then', async () => {
+    await using api = await start();
+    const boundary = FORM_TYPE.replace(/.*boundary=/, '');
+    const headers = { 'content-type': FORM_TYPE };
+    const answers = ['', '; filename="a"'].map((more) => {
+      const nameless = `--${boundary}\r\nContent-Disposition: form-data${more}\r\n\r\nx\r\n`;
+      const body = [nameless, formBody(batchForm('abc'))];
+      return rawRequest(`${api.url}/v1/files`, { method: 'POST', headers, body });
+    });
+    const [field, file] = await Promise.all(answers);
+    expect([field?.status, file?.status]).toEqual([200, 400]);
+    expect(errorOf(file?.text ?? '')).toMatchObject({ code: 'invalid_form', param: '' });
   });
 
   test('a body that is no form is refused', async () => {

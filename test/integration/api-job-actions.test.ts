@@ -222,6 +222,55 @@ test('a clone asks the same again, but for what the request says', async () => {
   expect((await refusal(api, job.id, 'clone')).code).toBe('invalid_input_file');
 });
 
+test('a copy takes what it does not name of the client settings from the job, field by field', async () => {
+  await using api = await start();
+  const client = {
+    max_concurrency: 7,
+    requests_per_second: 3,
+    tokens_per_minute: 900,
+    retry_policy: { max_retries: 2, base_delay_seconds: 0.5, max_delay_seconds: 9 },
+    adaptive_max_factor: 4,
+    adaptive_healthy_window: 16,
+    adaptive_additive_increase: 2,
+    request_timeout_seconds: 60,
+    upstream_stream: 'never',
+    on_error_rate: 'continue',
+    hedging: true,
+  };
+  const { id } = await failedJob(api, 2, { client });
+  const parts = [
+    { requests_per_second: 5 },
+    { tokens_per_minute: 800 },
+    { retry_policy: { max_retries: 0 } },
+    { retry_policy: { base_delay_seconds: 1 } },
+    { retry_policy: { max_delay_seconds: 1 } },
+    { adaptive_concurrency: true },
+    { adaptive_max_factor: 2 },
+    { adaptive_healthy_window: 1 },
+    { adaptive_additive_increase: 9 },
+    { max_concurrency: 8, request_timeout_seconds: 30 },
+    { hedging: false, on_error_rate: 'fail', upstream_stream: 'always' },
+    {},
+  ];
+  for (const part of parts) {
+    const retryPolicy = { ...client.retry_policy, ...part.retry_policy };
+    const want = { adaptive_concurrency: true, ...client, ...part, retry_policy: retryPolicy };
+    for (const action of ['clone', 'retry']) {
+      const copy = await act(api, id, action, { client: part });
+      expect(copy['client'], `${action} with ${JSON.stringify(part)}`).toEqual(want);
+    }
+  }
+  const fixed = await act(api, id, 'clone', { client: { adaptive_concurrency: false } });
+  expect(fixed['client']).toMatchObject({ adaptive_concurrency: false, adaptive_max_factor: null });
+  const again = await act(api, fixed.id, 'clone', { client: { adaptive_healthy_window: 3 } });
+  expect(again['client'], 'nothing of what was switched off is left').toMatchObject({
+    adaptive_concurrency: true,
+    adaptive_max_factor: null,
+    adaptive_healthy_window: 3,
+    adaptive_additive_increase: 1,
+  });
+});
+
 test('retry is refused while a job runs, where nothing failed, and where its files are gone', async () => {
   await using api = await start();
   const { id, input_dataset: input } = await create(api);
@@ -354,6 +403,13 @@ test('request_count_total is the total until planning has counted', async () => 
   expect(await counts()).toEqual({ total: 5, completed: 0, failed: 0 });
   await move(api, id, 'resource_preparing', { set: { lines: 4 } });
   expect(await counts()).toEqual({ total: 4, completed: 0, failed: 0 });
+
+  const early = await create(api, { request_count_total: 5 });
+  const over = await act(api, early.id, 'cancel');
+  expect(over, 'nobody will ever count them').toMatchObject({
+    status: 'cancelled',
+    request_counts: null,
+  });
 });
 
 test('explain says in one sentence why a job does not run', async () => {
@@ -371,6 +427,13 @@ test('explain says in one sentence why a job does not run', async () => {
 
   await act(api, id, 'pause', {}, { 'x-user-id': 'ann' });
   expect((await explain(api, id)).explanation).toMatch(/paused by ann at .*\/resume/);
+  // As the error guard notes it.
+  await api.store.jobs.note(id, 'The first 50 answers are one error: 401. Resume it or cancel it.');
+  expect((await explain(api, id)).explanation).toMatch(
+    /lets it go on\. Reason noted: The first 50 answers are one error: 401\. Resume it or cancel it\.$/,
+  );
+  await api.store.jobs.note(id, '');
+  expect((await explain(api, id)).explanation).toMatch(/lets it go on\.$/);
   await act(api, id, 'resume');
 
   await move(api, id, 'resource_preparing');

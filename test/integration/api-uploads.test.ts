@@ -447,6 +447,12 @@ describe('wrong input', () => {
       'missing_required_parameter',
     ],
     [
+      'an expiry with a slip',
+      after({ anchor: 'created_at', seconds: 3_600, second: 7_200 }),
+      'expires_after.second',
+      'unknown_parameter',
+    ],
+    [
       'another anchor',
       after({ anchor: 'now', seconds: 3_600 }),
       'expires_after.anchor',

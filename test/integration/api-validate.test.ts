@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { request } from 'node:http';
+import * as v from 'valibot';
 import { expect, inject, test } from 'vitest';
 import type { Inspection } from '../../src/api/validate.ts';
 import type { Offer } from '../../src/resources/contract.ts';
@@ -185,12 +186,22 @@ const WARNINGS: [string, Offer[], [string, RegExp][]][] = [
   [
     'one is not served',
     [offer(['m'])],
-    [['model_not_served', /the model 'other' now: .* Served are: m\.$/]],
+    [
+      [
+        'model_not_served',
+        /'other' now: unless one does within 30 s, the job ends as submit_failed .* Served are: m\.$/,
+      ],
+    ],
   ],
   [
     'some engine is silent',
     [offer(['other']), SILENT],
-    [['model_not_served', /the model 'm' now: .*1 of 2 engines did not answer/]],
+    [
+      [
+        'model_not_served',
+        /the model 'm' now: its lines would wait .*1 of 2 engines did not answer/,
+      ],
+    ],
   ],
   ['all engines are silent', [SILENT], [['no_engine_answers', /None of the 1 .*api\/v1\/catalog/]]],
   ['nobody knows of engines', [], []],
@@ -216,6 +227,34 @@ test.for(WARNINGS)('%s: warnings, and the input is valid', async ([, offers, war
   const aibrix = { runtime: { target: 'External', options } };
   const { json } = await post(api, BOTH[0][0], { input_file_id: id, ...common, aibrix });
   expect(json.warnings.data, 'of engines that nobody asks').toEqual([]);
+});
+
+test('what becomes of lines whose model nobody serves goes by `validation`', async () => {
+  let offers = [offer(['m'])];
+  await using api = await start(() => ({ catalog: { offers: async () => offers } }));
+  const id = await upload(api, [line('a'), line('b', { model: 'other' })].join('\n'));
+  async function said(validation: string): Promise<unknown[]> {
+    const [, [path, field]] = BOTH;
+    const body = { [field]: id, endpoint: ENDPOINT, completion_window: '24h', validation };
+    const { json } = await post(api, path, body);
+    return v
+      .parse(v.array(v.object({ message: v.string() })), json.warnings.data)
+      .map(({ message }) => message);
+  }
+  expect(await said('strict')).toEqual([expect.stringMatching(/the job ends as submit_failed/)]);
+  expect(await said('lenient')).toEqual([
+    expect.stringMatching(/its lines fail and go to the error file, while the others are asked/),
+  ]);
+  // With nothing to ask at all a lenient job ends as any other.
+  offers = [offer(['third'])];
+  const ends = expect.stringMatching(/the job ends as submit_failed/);
+  expect(await said('lenient')).toEqual([ends, ends]);
+  offers = [offer(['m']), SILENT];
+  for (const validation of ['strict', 'lenient']) {
+    const [message] = await said(validation);
+    expect(message).toMatch(/would wait for one that does while an engine is silent/);
+    expect(message).not.toMatch(/submit_failed|lines fail/);
+  }
 });
 
 /** An inspection that ends when it is told to, or with its signal. */

@@ -143,6 +143,12 @@ describe('what is no request', () => {
       417,
       refusal('expectation_failed', /'100-continue' or left out; got 'wonders'/, 'Expect'),
     ],
+    [
+      'such an expectation before a chunk that is none',
+      'POST /v1/batches HTTP/1.1\r\nHost: x\r\nExpect: wonders\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n',
+      417,
+      refusal('expectation_failed', /got 'wonders'/, 'Expect'),
+    ],
   ];
   test.for(UNREADABLE)(
     '%s is refused in the envelope of all errors',
@@ -152,9 +158,30 @@ describe('what is no request', () => {
       expect([status, body]).toEqual(want);
       expect(head).toMatch(/^content-type: application\/json$/im);
       expect(head).toMatch(/^connection: close$/im);
+      const [, requestId = 'none'] = /^x-request-id: (req_\w+)$/im.exec(head) ?? [];
+      expect(api.logs.map((entry) => entry['requestId'])).toContain(requestId);
       expect(api.logs.filter(({ level }) => Number(level) >= 50)).toEqual([]);
     },
   );
+
+  test('tunnels that are reset at once cost nobody anything', async () => {
+    await using api = await startApi(inject('redisUrl'));
+    const port = portOf(api);
+    await Promise.all(
+      Array.from({ length: 300 }, async (_, index) => {
+        const socket = open(port);
+        await once(socket, 'connect');
+        socket.write(
+          'CONNECT other:443 HTTP/1.1\r\nHost: other:443\r\n\r\nmore than was asked for',
+        );
+        // Some of them before the refusal is on its way, some behind it.
+        if (index % 2 === 0) await Promise.race([once(socket, 'data'), once(socket, 'close')]);
+        socket.resetAndDestroy();
+        await once(socket, 'close');
+      }),
+    );
+    expect((await fetch(`${api.url}/health`)).status).toBe(200);
+  });
 
   test('a chunk that is none, while nothing is answered yet', async () => {
     const { port, asked } = await startSlow();

@@ -197,11 +197,22 @@ describe('conflicts', () => {
       'MAX_LINE_BYTES',
     ],
     [{ MAX_BATCH_FILE_BYTES: '9GiB' }, 'MAX_BATCH_FILE_BYTES'],
+    [{ KEY_REQUESTS_PER_SECOND: '4' }, 'KEY_REQUESTS_PER_SECOND'],
+    [{ KEY_TOKENS_PER_MINUTE: '4' }, 'KEY_TOKENS_PER_MINUTE'],
   ];
   test.for(CONFLICTS)('%o', ([environment, variable]) => {
     const { message } = refusal(environment);
     expect(message).toMatch(/^One setting is wrong/);
     expect(message).toContain(variable);
+  });
+
+  test('limits of a key are none where there is one', () => {
+    const limits = { KEY_REQUESTS_PER_SECOND: '4', KEY_TOKENS_PER_MINUTE: '5' };
+    expect(loadSettings({ ...limits, ENGINE_API_KEY: 'hush' })).toMatchObject({
+      keyRequestsPerSecond: 4,
+      keyTokensPerMinute: 5,
+    });
+    expect(refusal(limits).message).toMatch(/^2 settings are wrong/);
   });
 
   test('all of them are told at once', () => {

@@ -11,7 +11,7 @@ import type { JobsDeps } from './job-read.ts';
 interface Explanation {
   /** A stable word for what is in its way. */
   code: string;
-  /** One sentence for people. */
+  /** One sentence for people; of a paused job also what was noted of it. */
   text: string;
 }
 
@@ -60,9 +60,10 @@ async function describePause(job: JobRecord, deps: JobsDeps): Promise<Explanatio
   const by = job.pausedBy === '' ? '' : ` by ${job.pausedBy}`;
   const rest = held === 0 ? '' : `, and what was in flight is still being answered`;
   const mend = `POST /api/v1/jobs/${job.id}/resume lets it go on`;
+  const why = job.reason === '' ? '' : ` Reason noted: ${withoutStop(job.reason)}.`;
   return {
     code: 'paused',
-    text: `It was paused${by} at ${moment(job.pausedAt ?? 0)}${rest}; ${mend}.`,
+    text: `It was paused${by} at ${moment(job.pausedAt ?? 0)}${rest}; ${mend}.${why}`,
   };
 }
 

@@ -15,7 +15,7 @@ import { jobFiles } from '../views.ts';
 import type { JobsDeps } from './job-read.ts';
 import { jobNameSchema, optionalJson, windowSchema } from './request.ts';
 
-/** What a copy of a job may have otherwise; what is left out is as it was. */
+/** What a copy of a job may have otherwise; what is left out is as it was, each field of `client` by itself. */
 export const copySchema = exactObject({
   name: v.nullish(jobNameSchema),
   completion_window: windowSchema,
@@ -119,7 +119,7 @@ async function countBadLines(job: JobRecord, { store }: JobsDeps): Promise<numbe
 /** A job like this one, but for what the request says. */
 async function copyOf(c: ApiContext, job: JobRecord): Promise<JobWish> {
   const body = parse(copySchema, await optionalJson(c));
-  const { maxConcurrency, options } = clientWish(body.client);
+  const { maxConcurrency, options } = clientWish(body.client, job.options);
   return {
     name: body.name ?? job.name,
     endpoint: job.endpoint,

@@ -87,11 +87,12 @@ function hitRate({ usage }: JobRecord): number | null {
   return usage.cachedTokens === 0 ? null : usage.cachedTokens / usage.inputTokens;
 }
 
-/** Until planning has counted, what whoever asked has said; null where nobody did. */
+/** Until planning has counted, what whoever asked has said; null where nobody did, or where planning never will. */
 function countsView(job: JobRecord) {
   if (job.lines > 0) return requestCounts(job);
   const { expectedRequests } = job.options;
-  return expectedRequests === null ? null : { ...requestCounts(job), total: expectedRequests };
+  if (expectedRequests === null || !isOpen(job.state)) return null;
+  return { ...requestCounts(job), total: expectedRequests };
 }
 
 function templateView(job: JobRecord) {

@@ -9,10 +9,12 @@ import type { Answer, Docs } from './operation.ts';
 const count = v.pipe(v.number(), v.integer(), v.minValue(0));
 
 const WARNINGS =
-  'What may keep a batch waiting and does not make it invalid: `model_not_served` names a model of the input that no ' +
-  'engine of `ENGINE_URLS` serves, `no_engine_answers` says that none could be asked. The engines are asked for their ' +
-  '`/v1/models` as for `/api/v1/catalog`, each for at most 2 seconds, and the answer is used for 10. Engines that the ' +
-  'request names in `aibrix.runtime` are not asked.';
+  'What may keep a batch waiting, or end it, and does not make it invalid. `no_engine_answers`: none of the engines of ' +
+  '`ENGINE_URLS` could be asked, and the batch would wait for one. `model_not_served` names a model of the input that ' +
+  'none of them serves: where one is silent, its lines would wait; where all answer and go on so for 30 s, a `strict` ' +
+  'job ends as `submit_failed`, and a `lenient` one fails these lines, or ends so, too, where none of its models is ' +
+  'served. The engines are asked for their `/v1/models` as for `/api/v1/catalog`, each for at most 2 seconds, and the ' +
+  'answer is used for 10. Engines that the request names in `aibrix.runtime` are not asked.';
 
 const validationSchema = v.object({
   object: v.literal('batch.validation'),

@@ -37,7 +37,7 @@ export async function receiveFile<Stored>(
     usage: "A file is uploaded as multipart/form-data with the fields 'file' and 'purpose'",
     isNamed: true,
     field(name, value) {
-      if (!isField(name)) return null;
+      if (!isField(name)) return name.startsWith('expires_after') ? strangeExpiry(name) : null;
       if (fields.has(name)) return twice(name);
       fields.set(name, value);
       return WRONG[name](value);
@@ -115,6 +115,13 @@ function isPurpose(text: string): text is UploadPurpose {
 function wrong(param: string, rule: string, value: string): SluiceError {
   const message = `Invalid '${param}': it must be ${rule}; got '${value.slice(0, 100)}'.`;
   return invalidInput('invalid_value', message, { param });
+}
+
+/** A file that is kept for ever after all, because of a slip in the name of a field, is found too late. */
+function strangeExpiry(name: string): SluiceError {
+  const param = name.slice(0, 100);
+  const message = `Unknown parameter: '${param}'. An expiry is sent as the two fields ${ANCHOR} and ${SECONDS}.`;
+  return invalidInput('unknown_parameter', message, { param });
 }
 
 function twice(param: string): SluiceError {

@@ -83,18 +83,15 @@ export const createUploadSchema = exactObject({
     v.regex(/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w-]+=[\w.+-]+)*$/, TYPE_RULE),
   ),
   expires_after: v.nullish(
-    v.object(
-      {
-        anchor: v.literal('created_at', "'created_at'"),
-        seconds: v.pipe(
-          v.number(SECONDS_RULE),
-          v.integer(SECONDS_RULE),
-          v.minValue(min, SECONDS_RULE),
-          v.maxValue(max, SECONDS_RULE),
-        ),
-      },
-      "an object such as {anchor: 'created_at', seconds: 86400}",
-    ),
+    exactObject({
+      anchor: v.literal('created_at', "'created_at'"),
+      seconds: v.pipe(
+        v.number(SECONDS_RULE),
+        v.integer(SECONDS_RULE),
+        v.minValue(min, SECONDS_RULE),
+        v.maxValue(max, SECONDS_RULE),
+      ),
+    }),
   ),
 });
 

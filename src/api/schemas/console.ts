@@ -1,5 +1,5 @@
 import * as v from 'valibot';
-import { JOB_CLASSES, JOB_STATES } from '../../domain/job.ts';
+import { JOB_CLASSES, JOB_STATES, ON_ERROR_RATE, UPSTREAM_STREAMS } from '../../domain/job.ts';
 import { MODEL_CATEGORIES } from '../../domain/model.ts';
 import { PROVISION_STATES } from '../../domain/provision.ts';
 import { TEMPLATE_STATUSES } from '../../domain/template.ts';
@@ -13,6 +13,12 @@ import { countsSchema } from './openai.ts';
 const text = v.string();
 const whole = v.pipe(v.number(), v.integer());
 const time = v.pipe(whole, v.metadata({ description: 'Unix seconds; 0: has not happened.' }));
+
+const whenAdaptive = v.pipe(
+  v.nullable(whole),
+  v.description('Null: `adaptive_concurrency` is false.'),
+);
+const ownLimit = v.pipe(v.nullable(v.number()), v.description('Null: no limit of its own.'));
 
 const eventSchema = v.looseObject({
   id: text,
@@ -72,9 +78,32 @@ export const jobSchema = v.looseObject({
   retry_of: text,
   priority: v.picklist(JOB_CLASSES),
   client: v.pipe(
-    v.looseObject({ max_concurrency: whole, adaptive_concurrency: v.boolean() }),
+    v.looseObject({
+      max_concurrency: whole,
+      adaptive_concurrency: v.boolean(),
+      adaptive_max_factor: v.pipe(
+        v.nullable(v.number()),
+        v.description('Null: no bound but `max_concurrency`, or not adaptive.'),
+      ),
+      adaptive_healthy_window: whenAdaptive,
+      adaptive_additive_increase: whenAdaptive,
+      retry_policy: v.object({
+        max_retries: whole,
+        base_delay_seconds: v.number(),
+        max_delay_seconds: v.number(),
+      }),
+      requests_per_second: ownLimit,
+      tokens_per_minute: ownLimit,
+      request_timeout_seconds: v.pipe(
+        v.nullable(v.number()),
+        v.description('Null: `REQUEST_TIMEOUT` and `ANSWER_TIMEOUT` of the server hold.'),
+      ),
+      upstream_stream: v.picklist(UPSTREAM_STREAMS),
+      on_error_rate: v.picklist(ON_ERROR_RATE),
+      hedging: v.boolean(),
+    }),
     v.description(
-      'How its lines are sent, in the words of the request; null: nothing was asked for.',
+      'How its lines are sent, in the words of the request: as asked for, else as the server does by default.',
     ),
   ),
   paused_at: v.pipe(
