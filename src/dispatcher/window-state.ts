@@ -133,7 +133,7 @@ export function within(value: number, low: number, high: number): number {
 }
 
 /** What may wait in the engine so that none of its seats is empty while an answer is on its way to us. */
-export function spare(running: number): number {
+function spare(running: number): number {
   return Math.max(8, Math.ceil(running / 4));
 }
 

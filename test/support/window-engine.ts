@@ -52,7 +52,7 @@ const NOTHING: Tally = {
 const RETRY_MS = 500;
 
 /** A run in simulated time: an endless supply of lines, sent under a window. */
-export class WindowRun {
+class WindowRun {
   readonly #model: EngineModel;
   readonly #random: () => number;
   readonly #running: Line[] = [];
