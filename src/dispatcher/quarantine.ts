@@ -12,8 +12,13 @@ const MOST_JITTER_MS = 1_000;
 /** Lines that were let in together; the engine is theirs until the last has left. */
 export interface Batch extends Pass {
   readonly engine: Engine;
-  inside: number;
-  readonly empty: PromiseWithResolvers<void>;
+  /** How many were let in. */
+  size: number;
+  /** Those of them that are in. */
+  readonly members: Set<Wish>;
+  /** Aborted when the engine takes no more of them: who waits for a place there has to enter anew. */
+  readonly over: AbortController;
+  readonly empty: AbortController;
 }
 
 /** A line that waits to be let in. */
@@ -31,7 +36,7 @@ interface Waiter extends Entrant {
 export interface Quarantine {
   /** Waits to be let in; null when the signal is aborted first. Whoever is in has to leave. */
   enter(who: Entrant, stop: AbortSignal): Promise<Batch | null>;
-  leave(batch: Batch): void;
+  leave(batch: Batch, wish: Wish): void;
 }
 
 export function createQuarantine(room: Room, clock: Clock, closed: AbortSignal): Quarantine {
@@ -52,21 +57,24 @@ export function createQuarantine(room: Room, clock: Clock, closed: AbortSignal):
 
   async function serve(engine: Engine): Promise<void> {
     batches += 1;
-    const batch: Batch = { id: batches, engine, inside: 0, empty: Promise.withResolvers() };
+    const batch = createBatch(batches, engine);
     room.keep(engine, batch);
     try {
       while (engine.inFlight > 0 && canGoOn(engine)) await clock.sleep(LOOK_MS, closed);
       if (engine.window.processes > 1) await clock.sleep(clock.random() * MOST_JITTER_MS, closed);
       if (!canGoOn(engine)) return;
       letIn(batch, waiting);
-      if (batch.inside > 0) await batch.empty.promise;
+      while (batch.members.size > 0 && !closed.aborted) {
+        if (![...batch.members].some((wish) => takes(engine, wish))) batch.over.abort();
+        await clock.sleep(LOOK_MS, batch.empty.signal);
+      }
     } finally {
       room.letGo(engine);
     }
   }
 
   function canGoOn(engine: Engine): boolean {
-    return !engine.isOpen && waiting.size > 0 && !closed.aborted;
+    return !closed.aborted && [...waiting].some(({ wish }) => takes(engine, wish));
   }
 
   return {
@@ -86,32 +94,44 @@ export function createQuarantine(room: Room, clock: Clock, closed: AbortSignal):
         void run();
       });
     },
-    leave(batch) {
-      batch.inside -= 1;
-      if (batch.inside === 0) batch.empty.resolve();
+    leave({ members, empty }, wish) {
+      members.delete(wish);
+      if (members.size === 0) empty.abort();
     },
   };
 }
 
-/** Those that may be with the fewest others go first: they are the nearest to an end. */
-function letIn(batch: Batch, waiting: Iterable<Waiter>): void {
-  const fit = [...waiting].filter(({ wish }) => enginesOf(wish).includes(batch.engine));
-  const ordered = fit.toSorted((a, b) => a.most() - b.most());
-  const chosen = ordered.slice(0, ordered[0]?.most() ?? 0);
-  batch.inside = chosen.length;
-  for (const { resolve } of chosen) resolve(batch);
+function createBatch(id: number, engine: Engine): Batch {
+  const [over, empty] = [new AbortController(), new AbortController()];
+  return { id, engine, size: 0, members: new Set(), over, empty };
 }
 
-function enginesOf({ tenant, model }: Wish): readonly Engine[] {
-  return tenant.engines(model);
+/** Those that may be with the fewest others go first: they are the nearest to an end. */
+function letIn(batch: Batch, waiting: Iterable<Waiter>): void {
+  const fit = [...waiting].filter(({ wish }) => takes(batch.engine, wish));
+  const ordered = fit.toSorted((a, b) => a.most() - b.most());
+  const chosen = ordered.slice(0, ordered[0]?.most() ?? 0);
+  batch.size = chosen.length;
+  for (const { wish, resolve } of chosen) {
+    batch.members.add(wish);
+    resolve(batch);
+  }
+}
+
+/** Whether a line could be sent to the engine, were nothing in flight there. */
+function takes(engine: Engine, { tenant, model, permitted }: Wish): boolean {
+  if (engine.isOpen || !tenant.mayAsk(engine, permitted === engine)) return false;
+  // Among many processes the places may be all others'.
+  if (tenant.cap(engine) < 1 || (tenant.isAdaptive && engine.window.limit < 1)) return false;
+  return tenant.engines(model).includes(engine);
 }
 
 /** The least busy engine of those that any of them may be sent to. */
 function engineFor(waiting: Iterable<Waiter>): Engine | null {
   let best: Engine | null = null;
   for (const { wish } of waiting) {
-    for (const engine of enginesOf(wish)) {
-      if (!engine.isOpen && (best === null || engine.load < best.load)) best = engine;
+    for (const engine of wish.tenant.engines(wish.model)) {
+      if (takes(engine, wish) && (best === null || engine.load < best.load)) best = engine;
     }
   }
   return best;

@@ -7,8 +7,8 @@ export interface Tenant {
   readonly rank: number;
   /** Lines in flight that this process may have of it at an engine. */
   cap(engine: Engine): number;
-  /** False while rate limits keep its lines from the engine. */
-  mayAsk(engine: Engine): boolean;
+  /** False while rate limits keep its lines from the engine; one that has its permit waits behind no others. */
+  mayAsk(engine: Engine, hasPermit: boolean): boolean;
   /** Whether the engine's window holds it back as well; else only `cap` does. */
   readonly isAdaptive: boolean;
   /** The engines that serve it now and can be asked for a model; null: all of them. */
@@ -31,6 +31,8 @@ export interface Wish {
   readonly avoid?: Engine;
   /** Lets it in where the room, or an engine, is kept clear for it. */
   pass?: Pass | null;
+  /** The engine that rate limits let it be sent to already: there it goes if it can. */
+  permitted?: Engine | null;
 }
 
 /** For lines that may have no others beside them. */
@@ -76,6 +78,7 @@ type Lines = Map<string, Set<Waiter>>;
 /** By how much busier than the least busy one the engine of a line's affinity may be. */
 const MOST_BUSIER = 1.25;
 const SLACK = 0.05;
+const NONE_KEPT: ReadonlyMap<Engine, Pass> = new Map();
 
 /** Who waits for a place, by job. */
 function createWaiters() {
@@ -124,9 +127,11 @@ export function createRoom(): Room {
 
   function tryTake(wish: Wish, isFresh: boolean): Engine | null {
     const { tenant, pass = null } = wish;
-    if (closers.size > (pass !== null && closers.has(pass) ? 1 : 0)) return null;
+    const isAlone = pass !== null && closers.has(pass);
+    if (closers.size > (isAlone ? 1 : 0)) return null;
     if (isFresh && tenant.inHand >= 2 * placesOf(tenant)) return null;
-    const engine = choose(wish, kept);
+    // Where it has closed the room, whoever an engine is kept for waits until it is open again.
+    const engine = choose(wish, isAlone ? NONE_KEPT : kept);
     if (engine === null) tellWindows(wish);
     else occupy(engine, tenant, 1);
     return engine;
@@ -196,7 +201,9 @@ export function placesOf(tenant: Tenant): number {
 }
 
 function keyOf({ wish, isFresh }: Waiter): string {
-  return `${isFresh ? 'fresh' : 'again'} ${wish.pass?.id ?? 0} ${wish.model ?? ''}`;
+  const { pass, permitted, model } = wish;
+  const kind = isFresh ? 'fresh' : 'again';
+  return `${permitted?.address ?? ''} ${kind} ${pass?.id ?? 0} ${model ?? ''}`;
 }
 
 function occupy(engine: Engine, tenant: Tenant, change: 1 | -1): void {
@@ -211,20 +218,22 @@ function inTurn(tenants: Iterable<Tenant>): Tenant[] {
   return all.toSorted((a, b) => a.rank - b.rank || a.allInFlight - b.allInFlight);
 }
 
-function isFree(engine: Engine, tenant: Tenant): boolean {
+function isFree(engine: Engine, { tenant, permitted }: Wish): boolean {
   const own = tenant.inFlight.get(engine) ?? 0;
-  if (engine.isOpen || own >= tenant.cap(engine) || !tenant.mayAsk(engine)) return false;
+  if (engine.isOpen || own >= tenant.cap(engine)) return false;
+  if (!tenant.mayAsk(engine, permitted === engine)) return false;
   const { inFlight, window } = engine;
   // A job that takes more than the window allows, because it is told to, must not shut out the others.
   return !tenant.isAdaptive || inFlight < window.limit || (own === 0 && inFlight > window.limit);
 }
 
 /** Only windows that held the line back: one that the job's own cap keeps half empty has no reason to grow. */
-function tellWindows({ tenant, model }: Wish): void {
+function tellWindows({ tenant, model, avoid, permitted }: Wish): void {
   if (!tenant.isAdaptive) return;
   for (const engine of tenant.engines(model)) {
+    if (engine === avoid || engine.isOpen) continue;
     const own = tenant.inFlight.get(engine) ?? 0;
-    const isWindow = !engine.isOpen && own < tenant.cap(engine) && tenant.mayAsk(engine);
+    const isWindow = own < tenant.cap(engine) && tenant.mayAsk(engine, permitted === engine);
     if (isWindow) engine.window.wasFull();
   }
 }
@@ -243,24 +252,26 @@ function openTo(
 }
 
 function choose(wish: Wish, kept: ReadonlyMap<Engine, Pass>): Engine | null {
-  const { tenant, model, affinity, avoid, pass = null } = wish;
+  const { tenant, model, pass = null, permitted = null } = wish;
   const engines = openTo(pass, tenant.engines(model), kept);
-  const best = leastBusy(engines, tenant, avoid);
+  const isLeft = permitted !== null && engines.includes(permitted) && isFree(permitted, wish);
+  return isLeft ? permitted : bestOf(engines, wish);
+}
+
+function bestOf(engines: readonly Engine[], wish: Wish): Engine | null {
+  const { affinity, avoid } = wish;
+  const best = leastBusy(engines, wish);
   if (best === null || affinity === null || engines.length === 1) return best;
   const home = homeOf(affinity, engines);
-  const isThere = home !== null && home !== avoid && isFree(home, tenant);
+  const isThere = home !== null && home !== avoid && isFree(home, wish);
   return isThere && home.load <= best.load * MOST_BUSIER + SLACK ? home : best;
 }
 
-function leastBusy(
-  engines: readonly Engine[],
-  tenant: Tenant,
-  avoid: Engine | undefined,
-): Engine | null {
+function leastBusy(engines: readonly Engine[], wish: Wish): Engine | null {
   let best: Engine | null = null;
   for (const engine of engines) {
-    if (engine === avoid) continue;
-    if (isFree(engine, tenant) && (best === null || engine.load < best.load)) best = engine;
+    if (engine === wish.avoid) continue;
+    if (isFree(engine, wish) && (best === null || engine.load < best.load)) best = engine;
   }
   return best;
 }

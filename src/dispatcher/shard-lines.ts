@@ -93,12 +93,15 @@ async function* gather(
   clock: Clock,
   onBytes: (bytes: number) => void,
 ): AsyncGenerator<readonly InputLine[]> {
+  const read = createReader(batches, clock);
   let lines: InputLine[] = [];
   let begun = clock.now();
   try {
-    for await (const batch of batches) {
-      onBytes(bytesOf(batch));
-      lines.push(...batch);
+    for (;;) {
+      const found = await read(lines.length === 0 ? null : begun + GATHER_MS);
+      if (found?.done === true) break;
+      onBytes(bytesOf(found?.value ?? []));
+      lines.push(...(found?.value ?? []));
       if (clock.now() - begun < GATHER_MS) continue;
       yield lines;
       lines = [];
@@ -109,6 +112,30 @@ async function* gather(
     throw error;
   }
   yield lines;
+}
+
+/** Reads them one by one. Who stops before the last has nothing to close but the source that they come from. */
+function createReader(batches: AsyncIterable<readonly InputLine[]>, clock: Clock) {
+  const source = batches[Symbol.asyncIterator]();
+  let next: Promise<IteratorResult<readonly InputLine[]>> | null = null;
+  /** Null where nothing comes until then (null: waits for it); what comes later is not lost. */
+  return async (until: number | null) => {
+    next ??= source.next();
+    const found = until === null ? await next : await within(next, until, clock);
+    if (found !== null) next = null;
+    return found;
+  };
+}
+
+/** Null where it takes longer than until then. */
+async function within<T>(promise: Promise<T>, until: number, clock: Clock): Promise<T | null> {
+  const late = Promise.withResolvers<null>();
+  const cancel = clock.after(until - clock.now(), () => late.resolve(null));
+  try {
+    return await Promise.race([promise, late.promise]);
+  } finally {
+    cancel();
+  }
 }
 
 function bytesOf(lines: readonly InputLine[]): number {

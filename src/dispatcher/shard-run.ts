@@ -12,7 +12,7 @@ import { errorOnlyLine, requestId } from './answer-lines.ts';
 import { askLine } from './ask.ts';
 import type { AskDeps, Answered, Question } from './ask.ts';
 import { createCareful } from './careful.ts';
-import type { Careful, CrashMark } from './careful.ts';
+import type { Alone, Careful, CrashMark } from './careful.ts';
 import { customIdOf, refusalOf } from './check-line.ts';
 import type { PlannedRules } from './check-line.ts';
 import type { Budget } from './budget.ts';
@@ -157,7 +157,8 @@ export async function runShard(
         hands.tenant.inHand += 1;
         out += 1;
         deps.onSent();
-        const asking = ask({ line, wish, engine }, shard.plan, hands, signals, deps);
+        const asked = { line, wish, engine, alone: careful?.alone ?? null };
+        const asking = ask(asked, shard.plan, hands, signals, deps);
         void asking.then(answered, failed);
       },
       answer(found) {
@@ -248,18 +249,21 @@ async function handOver(
       continue;
     }
     const wish = wishOf(line, model, hands);
-    const fate =
-      careful === null ? 'send' : await careful.before(line.index - plan.first, wish, stop);
+    const fate = careful === null ? 'send' : await careful.before(line.index - plan.first, stop);
     if (fate === 'stopped') return false;
     if (fate === 'send') {
-      const place = placeNow(line, wish, hands, stop, deps);
+      const place = placeNow(line, wish, crew, stop, deps);
       to.send(line, wish, place instanceof Promise ? await place : place);
       continue;
     }
-    to.answer(crashed(line, plan, hands, WORKER_CRASHED));
-    careful?.afterCommit(hands.writer);
+    answerCrashed(line, crew, to);
   }
   return true;
+}
+
+function answerCrashed(line: InputLine, { careful, plan, hands }: Crew, to: Handover): void {
+  to.answer(crashed(line, plan, hands, WORKER_CRASHED));
+  careful?.afterCommit(hands.writer);
 }
 
 function wishOf(line: InputLine, model: string | null, { tenant, job }: Hands): Wish {
@@ -272,12 +276,13 @@ function wishOf(line: InputLine, model: string | null, { tenant, job }: Hands): 
 function placeNow(
   line: InputLine,
   wish: Wish,
-  hands: Hands,
+  { careful, hands }: Crew,
   stop: AbortSignal,
   { room, budget, suspects }: ShardRunDeps,
 ): Engine | null | Promise<Engine | null> {
-  // It waits for a place in quarantine, and nobody behind it for that.
-  if (suspects.isCharged(hands.job.id, line.index)) return null;
+  // It waits in hand for a place where it is isolated, and nobody behind it for that.
+  const isAlone = careful !== null && careful.alone !== null;
+  if (isAlone || suspects.isCharged(hands.job.id, line.index)) return null;
   const engine = room.tryTakeFresh(wish);
   if (engine !== null || mayWait(wish, hands, budget)) return engine;
   return room.takeFresh(wish, hands.givenUp.whileWanted(wish.model, stop));
@@ -304,17 +309,18 @@ interface Asked {
   line: InputLine;
   wish: Wish;
   engine: Engine | null;
+  alone: Alone | null;
 }
 
 async function ask(
-  { line, wish, engine }: Asked,
+  { line, wish, engine, alone }: Asked,
   plan: ShardPlan,
   hands: Hands,
   signals: RunSignals,
   deps: ShardRunDeps,
 ): Promise<Answered | null> {
   const bytes = line.bytes?.length ?? 0;
-  const suspect = deps.suspects.of(hands.job.id, line.index, wish);
+  const suspect = deps.suspects.of(hands.job.id, line.index, wish, alone);
   deps.budget.add(bytes);
   let found: Answered | null = null;
   try {
@@ -347,7 +353,7 @@ async function waitForPlace(
 }
 
 function askAt(
-  { engine, line, wish, suspect }: Asked & { suspect: Suspect },
+  { engine, line, wish, suspect }: Omit<Asked, 'alone'> & { suspect: Suspect },
   plan: ShardPlan,
   { job, guard, hedging }: Hands,
   signals: RunSignals,

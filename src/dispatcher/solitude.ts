@@ -1,4 +1,5 @@
 import type { Clock } from './clock.ts';
+import { onAbort } from './on-abort.ts';
 import type { Pass, Room } from './room.ts';
 
 const LOOK_MS = 20;
@@ -30,7 +31,10 @@ export function createSolitude(
       const before = last;
       const over = Promise.withResolvers<void>();
       last = over.promise;
-      await before;
+      if (!(await isReached(before, stop))) {
+        void before.then(over.resolve);
+        return null;
+      }
       const pass: Pass = { id: -1, engine: null };
       ends.set(pass, over.resolve);
       room.setClosed(pass, true);
@@ -40,4 +44,14 @@ export function createSolitude(
       return null;
     },
   };
+}
+
+/** False when it is stopped before. */
+async function isReached(before: Promise<void>, stop: AbortSignal): Promise<boolean> {
+  if (stop.aborted) return false;
+  const stopped = Promise.withResolvers<false>();
+  const forget = onAbort(stop, () => stopped.resolve(false));
+  const found = await Promise.race([before.then(() => true), stopped.promise]);
+  forget();
+  return found && !stop.aborted;
 }

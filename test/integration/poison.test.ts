@@ -93,3 +93,19 @@ test('a shard that is not ours any more is not sent from', async () => {
   expect(await runTaken(world, { crashed: { line: 0, deaths: 1 } })).toBe('stopped');
   expect((await engine.counts()).requests).toBe(0);
 });
+
+test('while a line that is sent alone waits to be asked again, others are sent', async () => {
+  await using engine = await startVllm({ profile: 'zero' });
+  await using world = await openDispatchWorld({
+    engines: [engine.url],
+    input: chatLines(20),
+    cutLines: 10,
+    retry: { maxRetries: 1, baseMs: 60_000, capMs: 60_000 },
+  });
+  await engine.setFaults([{ kind: 'status', status: 500, match: 'question 0"', count: 1 }]);
+  const run = runTaken(world, { crashed: { line: 0, deaths: 1 } });
+  await until(() => world.retries.length > 0, { what: 'the line to fail' });
+  expect(await runTaken(world, { n: 1 })).toBe('done');
+  world.stop.abort();
+  expect(await run).toBe('stopped');
+});

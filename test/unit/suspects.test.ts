@@ -17,6 +17,7 @@ const ANSWER_MS = 10;
 
 interface Mortal extends Engine {
   isOpen: boolean;
+  window: Engine['window'];
 }
 
 /** An engine that lines are sent to; it dies of poison, with all that is in flight, and is back a moment later. */
@@ -84,7 +85,7 @@ function createWorld({ poison, processes = 1 }: { poison: number | null; process
 
   async function run(line: number): Promise<'answered' | 'blamed'> {
     const wish: Wish = { tenant, model: null, affinity: null };
-    const suspect = suspects.of('job', line, wish);
+    const suspect = suspects.of('job', line, wish, null);
     let isAnswered = false;
     for (;;) {
       const place = await suspect.take(NEVER);
@@ -146,7 +147,7 @@ test('nothing else is in flight beside those in quarantine', async () => {
 test('a suspect that is stopped leaves its place in the line, and is one still', async () => {
   const world = createWorld({ poison: null });
   const wish: Wish = { tenant: world.tenant, model: null, affinity: null };
-  const suspect = world.suspects.of('job', 5, wish);
+  const suspect = world.suspects.of('job', 5, wish, null);
   for (const _death of [1, 2]) {
     world.engine.isOpen = true;
     world.suspects.died(world.engine);
@@ -159,4 +160,136 @@ test('a suspect that is stopped leaves its place in the line, and is one still',
   suspect.left(false);
   expect(world.suspects.isCharged('job', 5)).toBe(true);
   expect(suspect.blame).toBe(0);
+});
+
+/** Engines that nothing is sent to, and lines that may have killed the first of them. */
+async function suspectedWorld(lines: number, addresses: string[]) {
+  const room = createRoom();
+  const suspects = createSuspects({ room, clock: quick });
+  const engines = addresses.map((address) => idle(address));
+  let serving: Mortal[] = engines;
+  const tenant: Tenant = {
+    rank: 1,
+    cap: () => 1_000,
+    mayAsk: () => true,
+    isAdaptive: true,
+    engines: () => serving,
+    inHand: 0,
+    allInFlight: 0,
+    inFlight: new Map(),
+  };
+  const [first] = engines;
+  const suspected = Array.from({ length: lines }, (_, line) =>
+    suspects.of('job', line, { tenant, model: null, affinity: null }, null),
+  );
+  if (first === undefined) throw new Error('the test needs an engine');
+  for (const _death of [1, 2]) {
+    await Promise.all(suspected.map((each) => each.fell(first)));
+    suspects.died(first);
+  }
+  return {
+    room,
+    suspects,
+    tenant,
+    suspected,
+    engines,
+    serve(...now: Mortal[]): void {
+      serving = now;
+      room.kick();
+    },
+  };
+}
+
+function idle(address: string): Mortal {
+  const engine: Mortal = {
+    address,
+    isOpen: false,
+    inFlight: 0,
+    get load() {
+      return engine.inFlight;
+    },
+    seed: 1,
+    key: null,
+    window: {
+      limit: 1_000,
+      processes: 1,
+      part: (count) => count,
+      answered() {},
+      rejected() {},
+      timedOut() {},
+      wasFull() {},
+      close() {},
+    },
+    send: async () => Promise.reject(new Error('nobody sends here')),
+    async doubt() {},
+    async close() {},
+  };
+  return engine;
+}
+
+test('lines in quarantine at an engine that is replaced go on at another, and so does the next batch', async () => {
+  const world = await suspectedWorld(8, ['a', 'b']);
+  const [a, b] = world.engines as [Mortal, Mortal]; // two addresses, two engines
+  world.serve(a);
+  a.window = { ...a.window, limit: 1 };
+  const got: [number, string][] = [];
+  const taking = world.suspected.map(async (each, line) => {
+    const engine = await each.take(NEVER);
+    got.push([line, engine?.address ?? '']);
+    return engine;
+  });
+  await expect.poll(() => got).toEqual([[0, 'a']]);
+  // The rest of the batch waits for a place at the engine that is gone now.
+  a.isOpen = true;
+  world.suspects.died(a);
+  world.serve(b);
+  await world.suspected[0]?.fell(a);
+  world.room.give(a, world.tenant);
+  world.suspected[0]?.left(false);
+  await expect.poll(() => got.length, { message: 'a batch at the other' }).toBeGreaterThan(1);
+  for (let line = 1; line < 8; line += 1) {
+    await expect.poll(() => got.length, { message: 'those behind it' }).toBeGreaterThan(line);
+    const [at = 0, address] = got[line] ?? [];
+    expect(address).toBe('b');
+    world.room.give(b, world.tenant);
+    world.suspected[at]?.left(true);
+  }
+  await Promise.all(taking);
+});
+
+test('nobody is let in where others have all places', async () => {
+  const world = await suspectedWorld(1, ['a', 'b']);
+  const [a, b] = world.engines as [Mortal, Mortal]; // two addresses, two engines
+  a.window = { ...a.window, limit: 0 };
+  expect(await world.suspected[0]?.take(NEVER)).toBe(b);
+});
+
+test('the last of several that were let in together was not alone', async () => {
+  const world = await suspectedWorld(4, ['a']);
+  const [a] = world.engines as [Mortal]; // one address, one engine
+  const [one, two] = world.suspected;
+  expect(await Promise.all([one?.take(NEVER), two?.take(NEVER)])).toEqual([a, a]);
+  one?.left(true);
+  for (const _death of [1, 2, 3]) {
+    a.isOpen = true;
+    world.suspects.died(a);
+    await two?.fell(a);
+  }
+  expect(two?.blame).toBe(0);
+});
+
+test('a line that waits before it is asked again keeps no engine for itself', async () => {
+  const world = await suspectedWorld(1, ['a']);
+  const [a] = world.engines as [Mortal]; // one address, one engine
+  const [suspect] = world.suspected;
+  expect(await suspect?.take(NEVER)).toBe(a);
+  const other: Wish = { tenant: world.tenant, model: null, affinity: null };
+  expect(world.room.tryTakeFresh(other)).toBeNull();
+  world.room.give(a, world.tenant);
+  suspect?.rest();
+  await expect.poll(() => world.room.tryTakeFresh(other)).toBe(a);
+  const again = suspect?.take(NEVER);
+  world.room.give(a, world.tenant);
+  expect(await again).toBe(a);
+  expect(world.room.tryTakeFresh(other)).toBeNull();
 });
