@@ -3,6 +3,7 @@ import type { JobLimits } from '../domain/rate-limit.ts';
 import type { Engine } from './engine.ts';
 import type { Limiter, LimitScope, Permit } from './limiter.ts';
 import type { Room, Wish } from './room.ts';
+import type { Suspect } from './suspects.ts';
 
 /** A line's job as far as rate limits go. */
 export interface LimitedJob {
@@ -25,6 +26,7 @@ interface Asking {
   body: Buffer;
   job: LimitedJob;
   wish: Wish;
+  suspect: Pick<Suspect, 'rest' | 'take'>;
   stop: AbortSignal;
 }
 
@@ -53,7 +55,7 @@ export function admitAtOnce(
  */
 export async function admit(
   first: Engine,
-  { body, job, wish, stop }: Asking,
+  { body, job, wish, suspect, stop }: Asking,
   { limiter, room }: AdmitDeps,
 ): Promise<Admission | null> {
   let engine: Engine | null = first;
@@ -62,15 +64,17 @@ export async function admit(
     const scope = scopeOf(engine, job);
     const needs = limiter.needs(scope);
     if (needs === 'nothing') return { engine, permit: null };
-    if (needs === 'tokens') estimate ??= estimateTokens(body);
-    const tokens = needs === 'tokens' ? (estimate ?? 0) : 0;
+    const tokens = needs === 'tokens' ? (estimate ??= estimateTokens(body)) : 0;
     const permit = limiter.tryPermit(scope, tokens);
     if (permit !== null) return { engine, permit };
     // It stands in line before its place is free, so that no other line of the job takes the place only to wait, too.
     const waiting = limiter.permit(scope, tokens, stop);
     room.give(engine, wish.tenant);
+    suspect.rest();
     const late = await waiting;
-    engine = await room.take(wish, stop);
+    wish.permitted = late === null ? null : engine;
+    engine = await suspect.take(stop);
+    wish.permitted = null;
     if (late !== null && engine?.address === scope.engine) return { engine, permit: late };
     late?.settle(null);
   }

@@ -124,6 +124,7 @@ export async function askLine(
       }
       const line = { attempt, retryAfterMs: tried.retryAfterMs };
       deps.onRetry(tried.reason);
+      where.suspect.rest();
       await deps.clock.sleep(retryDelay(retry, line, deps.clock.random()), stop);
     }
     place = await where.suspect.take(stop);
@@ -170,16 +171,13 @@ async function tryHedged(
   const { hedging } = where;
   const begun = deps.clock.now();
   const tried = await withHedge(
-    { first: admission.engine, wish: where.wish, abort: where.abort },
+    { first: admission, wish: where.wish, abort: where.abort },
     { ...deps, hedging },
-    async (engine, abort) => {
-      const place =
-        engine === admission.engine
-          ? admission
-          : admitAtOnce(engine, question.body, where.job, deps.limiter);
-      return place === null ? null : tryOnce(question, place, { ...where, abort }, deps);
+    {
+      send: (place, abort) => tryOnce(question, place, { ...where, abort }, deps),
+      admitAtOnce: (engine) => admitAtOnce(engine, question.body, where.job, deps.limiter),
+      stands: (found) => found?.is === 'answered',
     },
-    (found) => found?.is === 'answered',
   );
   if (tried?.is === 'answered') hedging.answered(deps.clock.now() - begun);
   return tried;
@@ -191,6 +189,7 @@ async function tryOnce(
   { path, abort, job }: Place,
   { clock, budget, limiter }: AskDeps,
 ): Promise<Attempt | null> {
+  if (abort.aborted) return unsent(permit);
   let reply: Reply;
   const begun = clock.now();
   try {
@@ -209,12 +208,21 @@ async function tryOnce(
   if (isRejection(reply.status)) engine.window.rejected();
   else if (isLate(reply.status)) engine.window.timedOut();
   else engine.window.answered(now - begun, tokensOf(attempt));
-  if (reply.limits !== null || reply.status === 429) {
-    const retryAfterMs = parseRetryAfter(reply.retryAfter, now);
-    limiter.heed(engine.address, { status: reply.status, retryAfterMs }, reply.limits);
-  }
+  heed(engine, reply, limiter, now);
   if (permit !== null) settle(permit, reply.status, attempt);
   return attempt;
+}
+
+function heed({ address }: Engine, reply: Reply, limiter: Limiter, now: number): void {
+  if (reply.limits === null && reply.status !== 429) return;
+  const retryAfterMs = parseRetryAfter(reply.retryAfter, now);
+  limiter.heed(address, { status: reply.status, retryAfterMs }, reply.limits);
+}
+
+/** Nobody has heard it: what it was to use is there for others. */
+function unsent(permit: Permit | null): null {
+  permit?.settle(null);
+  return null;
 }
 
 /** Where nobody knows what an engine worked, the line has cost what was reserved for it. */

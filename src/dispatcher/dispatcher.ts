@@ -6,7 +6,7 @@ import { createEngine } from './engine.ts';
 import type { Engine, EngineConnection } from './engine.ts';
 import { createErrorGuard, SILENT_MS } from './error-guard.ts';
 import type { ErrorGuard, Trouble } from './error-guard.ts';
-import { createHedging } from './hedge.ts';
+import { createHedging, createLooks } from './hedge.ts';
 import { createMetricsReader } from './engine-metrics.ts';
 import { createEngineWindow } from './engine-window.ts';
 import type { EngineWindow, ShareEngine } from './engine-window.ts';
@@ -84,6 +84,7 @@ export class Dispatcher {
   readonly #suspects;
   readonly #solitude;
   readonly #pool = createChunkPool();
+  readonly #looks;
   readonly #engines = new Map<string, Engine>();
   readonly #hands = new Map<string, HandsOfJob>();
   readonly #budget;
@@ -94,6 +95,7 @@ export class Dispatcher {
 
   constructor(deps: DispatcherDeps) {
     this.#deps = deps;
+    this.#looks = createLooks(deps.clock);
     this.#budget = createBudget(deps.memoryBudget, () => this.#closeSegments());
     this.#turns = createTurns(deps.clock);
     this.#suspects = createSuspects({ room: this.#room, clock: deps.clock });
@@ -199,12 +201,13 @@ export class Dispatcher {
   #open(job: DispatchJob): HandsOfJob {
     const deps = { ...this.#deps, budget: this.#budget, room: this.#room, pool: this.#pool };
     const writer = new SegmentWriter(job.id, deps, this.#giveUp.signal);
+    const isTail = () => hands.turn.unsent + hands.waiting === 0;
     const hands: HandsOfJob = {
       job,
       tenant: this.#openTenant(() => hands),
       givenUp: createGivenUp(() => hands.job),
       guard: job.isGuarded ? this.#openGuard(job, () => placesOf(hands.tenant)) : null,
-      hedging: job.isHedged ? createHedging(() => hands.turn.unsent + hands.waiting === 0) : null,
+      hedging: job.isHedged ? createHedging(isTail, this.#looks) : null,
       writer,
       unanswered: 0,
       waiting: 0,
@@ -247,7 +250,7 @@ export class Dispatcher {
         const cap = window.part(mostOf(job()));
         return Math.min(cap, hands().guard?.most ?? cap);
       },
-      mayAsk: ({ address }) => this.#limiter.isOpen(job().id, address),
+      mayAsk: ({ address }, hasPermit) => this.#limiter.isOpen(job().id, address, hasPermit),
       inHand: 0,
       allInFlight: 0,
       inFlight: new Map(),

@@ -60,6 +60,11 @@ export class Tap {
     return this.#units;
   }
 
+  /** Units that those who wait need, all together. */
+  get awaited(): number {
+    return this.#waiting;
+  }
+
   /** Nobody has wanted anything for a while, and nothing is in hand or on its way. */
   get isIdle(): boolean {
     return this.#units === 0 && this.#flights === 0 && !this.#isActive();

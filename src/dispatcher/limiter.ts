@@ -27,8 +27,11 @@ export interface Permit {
 export interface Limiter {
   /** What a request needs: nothing (no limit applies, it may go at once), a permit, or one that counts tokens. */
   needs(scope: LimitScope): 'nothing' | 'permit' | 'tokens';
-  /** False while requests of the job to this engine wait here, or the engine wants to be left alone. */
-  isOpen(jobId: string, engine: string): boolean;
+  /**
+   * False while the engine wants to be left alone, or requests of the job to it wait here, which is nothing to one
+   * that has its permit.
+   */
+  isOpen(jobId: string, engine: string, hasPermit: boolean): boolean;
   /** A permit if there is one at once and nobody waits before; `tokens` is the estimate of what the request takes. */
   tryPermit(scope: LimitScope, tokens: number): Permit | null;
   /**
@@ -81,6 +84,12 @@ interface Lane {
   usedAt: number;
 }
 
+/** A lane and who is the first in it. */
+interface Standing {
+  lane: Lane;
+  first: Waiter;
+}
+
 /** A job or engine that was not heard of for so long is forgotten, and with it what its answers have taught. */
 const FORGET_MS = 60_000;
 
@@ -93,11 +102,12 @@ class SharedLimiter implements Limiter {
   readonly #deps: LimiterDeps;
   readonly #taps = new Map<string, Tap>();
   readonly #lanes = new Map<string, Lane>();
-  /** Engines that want to be left alone, and until when. */
+  /** Those of them where somebody waits. */
+  readonly #standing = new Set<Lane>();
+  /** Engines that want to be left alone, and until when; each has one timer, however often it says so. */
   readonly #holds = new Map<string, number>();
   readonly #timers = new Set<() => void>();
   #turns = 0;
-  #waiting = 0;
   #isForgetting = false;
 
   constructor(deps: LimiterDeps) {
@@ -114,9 +124,9 @@ class SharedLimiter implements Limiter {
     return isLimited ? 'permit' : 'nothing';
   }
 
-  isOpen(jobId: string, engine: string): boolean {
+  isOpen(jobId: string, engine: string, hasPermit: boolean): boolean {
     if (this.#holds.has(engine)) return false;
-    if (this.#waiting === 0) return true;
+    if (hasPermit || this.#standing.size === 0) return true;
     return (this.#lanes.get(laneName(jobId, engine))?.waiters.size ?? 0) === 0;
   }
 
@@ -124,7 +134,7 @@ class SharedLimiter implements Limiter {
     const lane = this.#laneOf(scope);
     if (lane.waiters.size > 0 || this.#holds.has(scope.engine)) return null;
     const cost = costOf(lane, estimate);
-    return fits(lane, cost, this.#claims()) ? this.#take(lane, cost) : null;
+    return hasUnits(lane, cost) && !this.#isClaimed(lane) ? this.#take(lane, cost) : null;
   }
 
   async permit(scope: LimitScope, estimate: number, signal: AbortSignal): Promise<Permit | null> {
@@ -157,14 +167,10 @@ class SharedLimiter implements Limiter {
     const ms = holdMs(reply, headers);
     const until = this.#deps.clock.now() + ms;
     if (ms === 0 || until <= (this.#holds.get(engine) ?? 0)) return;
+    const hasTimer = this.#holds.has(engine);
     this.#holds.set(engine, until);
-    this.#later(ms, () => {
-      if (this.#holds.get(engine) !== until) return;
-      this.#holds.delete(engine);
-      this.#pump();
-      this.#deps.onChange();
-    });
-    for (const lane of this.#lanes.values()) {
+    if (!hasTimer) this.#later(ms, () => this.#endHold(engine));
+    for (const lane of this.#standing) {
       if (lane.engine !== engine) continue;
       for (const waiter of lane.waiters) {
         this.#leave(lane, waiter);
@@ -178,21 +184,31 @@ class SharedLimiter implements Limiter {
     for (const tap of this.#taps.values()) tap.close();
   }
 
+  #endHold(engine: string): void {
+    const left = (this.#holds.get(engine) ?? 0) - this.#deps.clock.now();
+    if (left > 0) {
+      this.#later(left, () => this.#endHold(engine));
+      return;
+    }
+    this.#holds.delete(engine);
+    this.#pump();
+    this.#deps.onChange();
+  }
+
   /** Who waits first goes first; where units are missing for one, nobody behind takes of what it waits for. */
   #pump(): void {
-    if (this.#waiting === 0) return;
+    if (this.#standing.size === 0) return;
     let wasFreed = false;
     const claimed = new Set<Tap>();
-    const stuck = new Set<Lane>();
-    for (let lane = this.#next(stuck); lane !== null; lane = this.#next(stuck)) {
-      const [first] = lane.waiters;
-      if (first === undefined || !this.#mayGo(lane, first, claimed)) {
-        stuck.add(lane);
-        continue;
-      }
+    const queue = this.#inTurn();
+    for (let next = queue.pop(); next !== undefined; next = queue.pop()) {
+      const { lane, first } = next;
+      if (!this.#mayGo(lane, first, claimed)) continue;
       this.#leave(lane, first);
-      wasFreed ||= lane.waiters.size === 0;
       first.resolve(this.#take(lane, first.cost));
+      const [second] = lane.waiters;
+      if (second === undefined) wasFreed = true;
+      else insert(queue, { lane, first: second });
     }
     if (wasFreed) this.#deps.onChange();
   }
@@ -201,28 +217,23 @@ class SharedLimiter implements Limiter {
     return !this.#holds.has(lane.engine) && fits(lane, first.cost, claimed);
   }
 
-  /** The lane whose first has waited longest. */
-  #next(stuck: ReadonlySet<Lane>): Lane | null {
-    let best: Lane | null = null;
-    let earliest = Infinity;
-    for (const lane of this.#lanes.values()) {
+  /** The lanes where somebody waits, the one whose first has waited longest at the end. */
+  #inTurn(): Standing[] {
+    const queue: Standing[] = [];
+    for (const lane of this.#standing) {
       const [first] = lane.waiters;
-      if (first === undefined || first.turn >= earliest || stuck.has(lane)) continue;
-      best = lane;
-      earliest = first.turn;
+      if (first !== undefined) queue.push({ lane, first });
     }
-    return best;
+    return queue.toSorted((a, b) => b.first.turn - a.first.turn);
   }
 
-  /** What those who wait are short of. */
-  #claims(): Set<Tap> {
+  /** Whether those who wait are short of what a lane would take, although there is enough for it alone. */
+  #isClaimed({ tokens }: Lane): boolean {
+    // Of requests everybody needs one: where somebody is short of that, there is none for anybody.
+    if (tokens.every((tap) => tap.awaited <= tap.units)) return false;
     const claimed = new Set<Tap>();
-    if (this.#waiting === 0) return claimed;
-    for (const lane of this.#lanes.values()) {
-      const [first] = lane.waiters;
-      if (first !== undefined) this.#mayGo(lane, first, claimed);
-    }
-    return claimed;
+    for (const { lane, first } of this.#inTurn().toReversed()) this.#mayGo(lane, first, claimed);
+    return tokens.some((tap) => claimed.has(tap));
   }
 
   #take(lane: Lane, { estimate, tokens }: Cost): Permit {
@@ -237,21 +248,26 @@ class SharedLimiter implements Limiter {
         // A refusal teaches nothing about answers.
         else if (used > 0) lane.record = learn(lane.record, estimate, used);
         for (const tap of lane.tokens) tap.give(tokens - (used ?? 0));
-        this.#pump();
+        const [requestsBack, tokensBack] = [used === null, tokens > (used ?? 0)];
+        // Nobody can go for what nobody waits for.
+        const isWanted =
+          (requestsBack && lane.requests.some((tap) => tap.awaited > 0)) ||
+          (tokensBack && lane.tokens.some((tap) => tap.awaited > 0));
+        if (isWanted) this.#pump();
       },
     };
   }
 
   #enter(lane: Lane, waiter: Waiter): void {
     lane.waiters.add(waiter);
-    this.#waiting += 1;
+    this.#standing.add(lane);
     for (const tap of lane.requests) tap.wait(1);
     for (const tap of lane.tokens) tap.wait(waiter.cost.tokens);
   }
 
   #leave(lane: Lane, waiter: Waiter): void {
     lane.waiters.delete(waiter);
-    this.#waiting -= 1;
+    if (lane.waiters.size === 0) this.#standing.delete(lane);
     for (const tap of lane.requests) tap.wait(-1);
     for (const tap of lane.tokens) tap.wait(-waiter.cost.tokens);
   }
@@ -295,8 +311,10 @@ class SharedLimiter implements Limiter {
     const known = this.#taps.get(name);
     if (known !== undefined) return known;
     const { clock, draw, newOp, onError } = this.#deps;
-    const onUnits = () => this.#pump();
-    const tap = new Tap({ name, perSecond, clock, draw, newOp, onError, onUnits });
+    const onUnits = () => {
+      if (tap.awaited > 0) this.#pump();
+    };
+    const tap: Tap = new Tap({ name, perSecond, clock, draw, newOp, onError, onUnits });
     this.#taps.set(name, tap);
     return tap;
   }
@@ -337,13 +355,32 @@ function costOf({ tokens, record }: Lane, estimate: number): Cost {
   return { estimate, tokens: tokens.length === 0 ? 0 : reservation(record, estimate) };
 }
 
+function hasUnits({ requests, tokens }: Lane, cost: Cost): boolean {
+  return requests.every((tap) => tap.units >= 1) && tokens.every((tap) => tap.units >= cost.tokens);
+}
+
 /** Whether all that a request needs is in hand and not claimed before; what is missing is claimed from now on. */
 function fits({ requests, tokens }: Lane, cost: Cost, claimed: Set<Tap>): boolean {
-  if ([...requests, ...tokens].some((tap) => claimed.has(tap))) return false;
-  const short = [
-    ...requests.filter((tap) => tap.units < 1),
-    ...tokens.filter((tap) => tap.units < cost.tokens),
-  ];
-  for (const tap of short) claimed.add(tap);
-  return short.length === 0;
+  const isClaimed = (tap: Tap) => claimed.has(tap);
+  if (requests.some(isClaimed) || tokens.some(isClaimed)) return false;
+  let isShort = false;
+  function claim(tap: Tap, need: number): void {
+    if (tap.units >= need) return;
+    claimed.add(tap);
+    isShort = true;
+  }
+  for (const tap of requests) claim(tap, 1);
+  for (const tap of tokens) claim(tap, cost.tokens);
+  return !isShort;
+}
+
+/** Keeps a queue, whose next one is its last, in order of turns. */
+function insert(queue: Standing[], one: Standing): void {
+  let [from, to] = [0, queue.length];
+  while (from < to) {
+    const middle = (from + to) >>> 1;
+    if ((queue[middle]?.first.turn ?? 0) > one.first.turn) from = middle + 1;
+    else to = middle;
+  }
+  queue.splice(from, 0, one);
 }

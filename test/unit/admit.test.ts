@@ -39,8 +39,8 @@ function fakeEngine(address: string): Engine {
   return engine;
 }
 
-/** A room with one place for each job at each engine, and limits over buckets in memory. */
-function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS) {
+/** A room with `places` for each job at each engine, and limits over buckets in memory. */
+function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS, places = 1) {
   const clock = createVirtualClock();
   const room = createRoom();
   const buckets = new Map<string, Bucket>();
@@ -62,8 +62,8 @@ function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS) {
   function openJob(id: string, limits: RateLimits = NO_LIMITS) {
     const tenant: Tenant = {
       rank: 1,
-      cap: () => 1,
-      mayAsk: ({ address }) => limiter.isOpen(id, address),
+      cap: () => places,
+      mayAsk: ({ address }, hasPermit) => limiter.isOpen(id, address, hasPermit),
       isAdaptive: false,
       engines: () => engines,
       inHand: 0,
@@ -72,8 +72,16 @@ function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS) {
     };
     const wish = { tenant, model: null, affinity: null };
     const job = { id, limits };
-    const asking = (stop: AbortSignal) => ({ body: Buffer.from('{}'), job, wish, stop });
-    return { wish, job, asking };
+    let rests = 0;
+    const suspect = {
+      get rests() {
+        return rests;
+      },
+      rest: () => void (rests += 1),
+      take: async (stop: AbortSignal) => room.take(wish, stop),
+    };
+    const asking = (stop: AbortSignal) => ({ body: Buffer.from('{}'), job, wish, suspect, stop });
+    return { wish, job, suspect, asking };
   }
   return { clock, room, limiter, openJob, deps: { room, limiter } };
 }
@@ -97,12 +105,13 @@ test('where no limit applies a line goes at once', () => {
 test('a line that waits for its permit holds no place, and only one of its job stands in line', async () => {
   const engine = fakeEngine('http://a');
   const { clock, room, openJob, deps } = createWorld([engine]);
-  const { wish, asking } = openJob('job_a', RARELY);
+  const { wish, suspect, asking } = openJob('job_a', RARELY);
   const first = room.tryTakeFresh(wish);
   const sent = watch(admit(first ?? engine, asking(NEVER), deps));
   await clock.advance(10);
   expect(sent.got?.engine).toBe(engine);
   room.give(engine, wish.tenant);
+  const { rests } = suspect;
 
   const second = room.tryTakeFresh(wish);
   expect(second).toBe(engine);
@@ -110,6 +119,7 @@ test('a line that waits for its permit holds no place, and only one of its job s
   const waiting = watch(admit(engine, asking(stop.signal), deps));
   await clock.advance(1_000);
   expect(waiting.got).toBeUndefined();
+  expect(suspect.rests, 'nor is anything kept clear for it').toBe(rests + 1);
   expect(engine.inFlight).toBe(0);
   expect(room.tryTakeFresh(wish), 'the next would only wait as well').toBeNull();
   expect(room.tryTakeFresh(openJob('job_b').wish)).toBe(engine);
@@ -152,6 +162,67 @@ test('a permit for an engine whose place went to others is given back', async ()
   );
   await clock.advance(50);
   expect(unused.got?.permit).toBeTruthy();
+});
+
+const REFUSAL = { status: 429, retryAfterMs: 300 };
+
+test('lines that wait for the end of a Retry-After go at the rate of the limit from then on', async () => {
+  const engine = fakeEngine('http://a');
+  const { clock, room, limiter, openJob, deps } = createWorld([engine], NO_LIMITS, 256);
+  const { wish: first, asking } = openJob('job_a', {
+    requestsPerSecond: 20,
+    tokensPerMinute: null,
+  });
+  limiter.heed(engine.address, REFUSAL, null);
+  const sentAt: number[] = [];
+  async function send(): Promise<void> {
+    const wish = { ...first };
+    const place = await room.take(wish, NEVER);
+    const suspect = { rest() {}, take: async (stop: AbortSignal) => room.take(wish, stop) };
+    const leave = place && (await admit(place, { ...asking(NEVER), wish, suspect }, deps));
+    sentAt.push(clock.now());
+    await clock.sleep(50, NEVER);
+    leave?.permit?.settle(0);
+    room.give(engine, wish.tenant);
+  }
+  const sending = Array.from({ length: 100 }, send);
+  await clock.advance(299);
+  expect(sentAt).toHaveLength(0);
+  const begun = clock.now();
+  await clock.advance(6_000);
+  await Promise.all(sending);
+  for (const second of [0, 1, 2, 3]) {
+    const from = begun + second * 1_000;
+    const count = sentAt.filter((at) => at >= from && at < from + 1_000).length;
+    expect(Math.abs(count - 20), `${count} in second ${second}`).toBeLessThanOrEqual(3);
+  }
+});
+
+test('a line that has its permit still waits for a hold that begins before it has its place', async () => {
+  const engine = fakeEngine('http://a');
+  const { clock, room, limiter, openJob, deps } = createWorld([engine], {
+    requestsPerSecond: 1,
+    tokensPerMinute: null,
+  });
+  const { wish, asking } = openJob('job_a');
+  expect(room.tryTakeFresh(wish)).toBe(engine);
+  expect(await Promise.race([admit(engine, asking(NEVER), deps), clock.advance(50)])).toBeTruthy();
+  room.give(engine, wish.tenant);
+  expect(room.tryTakeFresh(wish)).toBe(engine);
+  const waiting = watch(admit(engine, asking(NEVER), deps));
+  const other = openJob('job_b').wish;
+  // All its places go to others until after its permit has come.
+  wish.tenant.inFlight.set(engine, 1);
+  await clock.advance(1_500);
+  expect(waiting.got).toBeUndefined();
+  limiter.heed(engine.address, REFUSAL, null);
+  wish.tenant.inFlight.set(engine, 0);
+  room.kick();
+  await clock.advance(200);
+  expect(waiting.got).toBeUndefined();
+  expect(room.tryTakeFresh(other)).toBeNull();
+  await clock.advance(200);
+  expect(waiting.got?.permit).toBeTruthy();
 });
 
 test('what is not worth waiting for gets leave at once or not at all', async () => {

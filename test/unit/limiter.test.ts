@@ -220,10 +220,10 @@ describe('requests per second', () => {
     const stop = new AbortController();
     const sent = sendAll(world, limiter, scopeOf(1), { places: 30, signal: stop.signal });
     await world.clock.advance(100);
-    expect(limiter.isOpen('job_a', 'http://a')).toBe(false);
+    expect(limiter.isOpen('job_a', 'http://a', false)).toBe(false);
     stop.abort();
     await world.clock.advance(SECOND);
-    expect(limiter.isOpen('job_a', 'http://a')).toBe(true);
+    expect(limiter.isOpen('job_a', 'http://a', false)).toBe(true);
     expect(sent).toHaveLength(1);
     const { draws } = world;
     await world.clock.advance(60 * SECOND);
@@ -309,6 +309,19 @@ describe('tokens per minute', () => {
     await world.clock.advance(12 * SECOND);
     expect(isThrough).toBe(true);
   });
+
+  test('what gathers for a large request is not given to a small one that asks later', async () => {
+    const world = createWorld();
+    const limiter = world.limiter();
+    let isThrough = false;
+    const other = { ...tokens(6_000), engine: 'http://b' };
+    void limiter.permit(other, 500, NEVER).then(() => (isThrough = true));
+    await world.clock.advance(2 * SECOND);
+    expect(limiter.tryPermit(tokens(6_000), 10)).toBeNull();
+    expect(isThrough).toBe(false);
+    await world.clock.advance(4 * SECOND);
+    expect(isThrough).toBe(true);
+  });
 });
 
 describe('an engine that wants to be left alone', () => {
@@ -323,8 +336,8 @@ describe('an engine that wants to be left alone', () => {
     const moved = limiter.permit(scopeOf(0.001), 0, NEVER);
     limiter.heed('http://a', refusal, null);
     expect(await moved, 'who waits for it may look for another').toBeNull();
-    expect(limiter.isOpen('job_a', 'http://a')).toBe(false);
-    expect(limiter.isOpen('job_a', 'http://b')).toBe(true);
+    expect(limiter.isOpen('job_a', 'http://a', false)).toBe(false);
+    expect(limiter.isOpen('job_a', 'http://b', false)).toBe(true);
     expect(limiter.needs(scopeOf(null))).toBe('permit');
     expect(limiter.tryPermit(scopeOf(null), 0)).toBeNull();
     const sent = sendAll(world, limiter, scopeOf(null, { jobId: 'job_b' }));
@@ -334,8 +347,24 @@ describe('an engine that wants to be left alone', () => {
     await world.clock.advance(100);
     expect(sent.length).toBeGreaterThan(3);
     expect(world.changes).toBeGreaterThan(changes);
-    expect(limiter.isOpen('job_a', 'http://a')).toBe(true);
+    expect(limiter.isOpen('job_a', 'http://a', false)).toBe(true);
     expect(limiter.needs(scopeOf(null))).toBe('nothing');
+  });
+
+  test('costs one timer however often it says so', async () => {
+    const world = createWorld();
+    const limiter = world.limiter();
+    const begun = world.clock.now();
+    for (let n = 0; n < 500; n += 1) {
+      limiter.heed('http://a', { status: 429, retryAfterMs: 2_000 }, null);
+      await world.clock.advance(10);
+      expect(world.clock.pending).toBe(1);
+    }
+    await world.clock.advance(begun + 6_985 - world.clock.now());
+    expect(limiter.isOpen('job_a', 'http://a', false)).toBe(false);
+    await world.clock.advance(10);
+    expect(limiter.isOpen('job_a', 'http://a', false)).toBe(true);
+    expect(world.clock.pending).toBe(0);
   });
 
   test('is left alone until the latest time that it named', async () => {
@@ -351,9 +380,51 @@ describe('an engine that wants to be left alone', () => {
     limiter.heed('http://a', { status: 200, retryAfterMs: null }, headers);
     limiter.heed('http://a', { status: 429, retryAfterMs: 1 }, null);
     await world.clock.advance(4_990);
-    expect(limiter.isOpen('j', 'http://a')).toBe(false);
+    expect(limiter.isOpen('j', 'http://a', false)).toBe(false);
     await world.clock.advance(20);
-    expect(limiter.isOpen('j', 'http://a')).toBe(true);
+    expect(limiter.isOpen('j', 'http://a', false)).toBe(true);
+  });
+});
+
+describe('where thousands of jobs wait at once', () => {
+  const LANES = 600;
+  /** Each waits behind its own limit, and behind the engine's. */
+  async function createCrowd(perSecond: number) {
+    const world = createWorld();
+    const limiter = world.limiter({ engineLimits: { ...NO_LIMITS, requestsPerSecond: 1_000 } });
+    const got: number[] = [];
+    const scopes = Array.from({ length: LANES }, (_, n) =>
+      scopeOf(perSecond, { jobId: `job_${n}` }),
+    );
+    const permits = await Promise.race([
+      Promise.all(scopes.map((scope) => limiter.permit(scope, 0, NEVER))),
+      world.clock.advance(3 * SECOND).then(() => []),
+    ]);
+    expect(permits).toHaveLength(LANES);
+    for (const [n, scope] of scopes.entries()) {
+      void limiter.permit(scope, 0, NEVER).then(() => got.push(n));
+    }
+    return { world, limiter, permits, got };
+  }
+
+  test('an answer that gives nothing back costs no look at all of them', async () => {
+    const { limiter, permits } = await createCrowd(0.001);
+    const begun = performance.now();
+    for (const permit of permits) permit?.settle(0);
+    for (let n = 0; n < LANES; n += 1) {
+      expect(limiter.tryPermit(scopeOf(0.001, { jobId: 'job_late' }), 0)).toBeNull();
+    }
+    // A look at all of them takes milliseconds, so that one for each answer would take seconds.
+    expect(performance.now() - begun).toBeLessThan(500);
+  });
+
+  test('permits for all of them at once come in order and in no time', async () => {
+    const { world, permits, got } = await createCrowd(0.001);
+    const begun = performance.now();
+    for (const permit of permits) permit?.settle(null);
+    await world.clock.advance(5 * SECOND);
+    expect(performance.now() - begun).toBeLessThan(1_000);
+    expect(got).toEqual(Array.from({ length: LANES }, (_, n) => n));
   });
 });
 
