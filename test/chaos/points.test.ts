@@ -61,7 +61,7 @@ test('planning is killed in the middle of a large input: another one cuts alike'
   const shared = { dataDir: folder.path, redisUrl: redis.url, engines: [engine.url] };
   await using api = await startSluice({ ...shared, roles: ['api', 'sweeper'] });
   const planner = { ...shared, roles: ['worker'], queues: ['planning'] };
-  const input = makeInput(20_000, { padding: 3_000 });
+  const input = makeInput(12_000, { padding: 3_000 });
   const id = await submit(api.url, input);
   const jobId = id.replace('batch_', 'job_');
   await using store = openRedis(redis.url);
@@ -85,19 +85,19 @@ test('planning is killed in the middle of a large input: another one cuts alike'
   }
   const state = await client.hget(recordKey(jobId), 'state');
   const written = await readShards();
-  expect({ state, lines: written.size * 30 < 20_000 }, 'killed in the middle').toEqual({
+  expect({ state, lines: written.size * 30 < 12_000 }, 'killed in the middle').toEqual({
     state: 'queued',
     lines: true,
   });
 
   await using second = await startSluice(planner);
   const killedAt = performance.now();
-  await untilBatch(api.url, id, ({ request_counts: counts }) => counts?.total === 20_000, {
+  await untilBatch(api.url, id, ({ request_counts: counts }) => counts?.total === 12_000, {
     what: 'the plan',
   });
   say(`planned anew ${Math.round(performance.now() - killedAt)} ms after the kill`);
   const planned = await readShards();
-  expect(planned.size).toBe(Math.ceil(20_000 / 30));
+  expect(planned.size).toBe(Math.ceil(12_000 / 30));
   for (const [key, fields] of written) expect(planned.get(key)).toEqual(fields);
   await using rest = await startSluice({ ...shared, roles: ['worker'] });
   const batch = await untilFinal(api.url, id, 60_000);

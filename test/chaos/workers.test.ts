@@ -71,7 +71,7 @@ test('workers are killed at random moments of a whole run', { timeout: 600_000 }
   const startWorker = () => startSluice({ ...shared, roles: ['worker'] });
   const workers: Sluice[] = await Promise.all([startWorker(), startWorker()]);
   try {
-    const input = makeInput(LONG ? 60_000 : 3_000);
+    const input = makeInput(LONG ? 60_000 : 2_000);
     const id = await submit(api.url, input, { maxConcurrency: 32 });
     const over = untilFinal(api.url, id, 900_000);
     let isOver = false;
@@ -110,7 +110,7 @@ test('two workers are restarted in turn, again and again, and no line is asked t
   const startWorker = () => startSluice({ ...shared, roles: ['worker'] });
   const workers: Sluice[] = await Promise.all([startWorker(), startWorker()]);
   try {
-    const restarts = LONG ? 30 : 4;
+    const restarts = LONG ? 30 : 3;
     const input = makeInput(restarts * 600);
     const id = await submit(api.url, input, { maxConcurrency: 32 });
     for (let n = 0; n < restarts; n += 1) {
