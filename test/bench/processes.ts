@@ -66,7 +66,6 @@ async function runRound(
     sendingPerSecond: lines / times.sending,
     perSecond: lines / times.total,
     cpuMicroseconds: (((await workerCpu(server)) - cpu) / lines) * 1e6,
-    // The bench's own polling is among them: some 50 a second.
     commands: ((await commandsOf(redis)) - commands) / lines,
   };
 }
