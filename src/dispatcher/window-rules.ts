@@ -29,7 +29,6 @@ export function windowRules(jobs: readonly Wish[]): WindowRules {
     least: 1,
     most: MOST_LIMIT,
     start: FIRST_LIMIT,
-    adaptive: true,
     additiveIncrease: Math.min(additiveIncrease, ...wishes.map((wish) => wish.additiveIncrease)),
     healthyWindow: Math.max(healthyWindow, ...wishes.map((wish) => wish.healthyWindow)),
   };

@@ -7,8 +7,6 @@ export interface WindowRules {
   readonly least: number;
   readonly most: number;
   readonly start: number;
-  /** false: `most` is the limit. */
-  readonly adaptive: boolean;
   /** Lines by which the limit grows again after the engine refused some; twice as many at each further step. */
   readonly additiveIncrease: number;
   /** Answers that must have come before the limit grows, where only answers tell how the engine is. */

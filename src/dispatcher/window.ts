@@ -21,7 +21,7 @@ const LIFT_EVERY_MS = 1_000;
 
 /** A window of an engine of which nothing is known but `start`. */
 export function startWindow(rules: WindowRules): WindowState {
-  const limit = clamp(rules.adaptive ? rules.start : rules.most, rules, null);
+  const limit = clamp(rules.start, rules, null);
   return {
     limit,
     phase: 'start',
@@ -48,7 +48,6 @@ export function stepWindow(
   rules: WindowRules,
 ): WindowState {
   const seen = { ...note(state, sample), limit: clamp(state.limit, rules, state.ceiling) };
-  if (!rules.adaptive) return { ...seen, limit: clamp(rules.most, rules, null) };
   const unhandled = Math.max(0, sample.rejected - state.refused) + sample.timedOut;
   if (unhandled > 0) return begin(cut(seen, sample, unhandled, rules));
   if (state.refused > 0) return begin(seen);
@@ -66,7 +65,6 @@ export function rejectWindow(
   inFlight: number,
   rules: WindowRules,
 ): WindowState {
-  if (!rules.adaptive) return state;
   const lowest = Math.max(state.floor, rules.least);
   const limit = clamp(Math.max(lowest, Math.min(state.limit, inFlight - 1)), rules, null);
   return { ...refuse(state, Math.min(limit, state.limit), rules), refused: state.refused + 1 };

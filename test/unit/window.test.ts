@@ -9,7 +9,6 @@ const RULES: WindowRules = {
   least: 1,
   most: 1_024,
   start: 32,
-  adaptive: true,
   additiveIncrease: 1,
   healthyWindow: 8,
 };
@@ -174,7 +173,6 @@ const anyRules: fc.Arbitrary<WindowRules> = fc
     least: fc.integer({ min: 1, max: 100 }),
     more: fc.nat(2_000),
     start: fc.integer({ min: 1, max: 4_000 }),
-    adaptive: fc.boolean(),
     additiveIncrease: fc.integer({ min: 1, max: 100 }),
     healthyWindow: fc.integer({ min: 1, max: 100 }),
   })
@@ -201,7 +199,6 @@ describe('whatever happens', () => {
             expect(Number.isInteger(state.limit)).toBe(true);
             expect(state.limit).toBeGreaterThanOrEqual(rules.least);
             expect(state.limit).toBeLessThanOrEqual(rules.most);
-            expect(rules.adaptive || state.limit === rules.most).toBe(true);
           }
         },
       ),
@@ -216,8 +213,7 @@ describe('whatever happens', () => {
         anySample,
         fc.integer({ min: 1, max: 500 }),
         fc.integer({ min: 1, max: 500 }),
-        (anything, samples, last, some, more) => {
-          const rules = { ...anything, adaptive: true };
+        (rules, samples, last, some, more) => {
           const state = after(samples, rules);
           const few = stepWindow(state, { ...last, rejected: some }, rules).limit;
           const many = stepWindow(state, { ...last, rejected: some + more }, rules).limit;
@@ -283,12 +279,5 @@ describe('what a job may set', () => {
       limitsAfterRefusal({ ...RULES, healthyWindow }, 100).findIndex((limit) => limit > 20);
     expect(steps(8)).toBeLessThan(15);
     expect(steps(200)).toBeGreaterThanOrEqual(48);
-  });
-
-  test('without adapting the limit is max_concurrency, whatever the engine says', () => {
-    const rules = { ...RULES, adaptive: false, most: 77 };
-    expect(startWindow(rules).limit).toBe(77);
-    const refused = { ...HEALTHY, rejected: 50 };
-    expect(stepWindow(rejectWindow(startWindow(rules), 3, rules), refused, rules).limit).toBe(77);
   });
 });
