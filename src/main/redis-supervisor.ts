@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, openSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -41,6 +41,8 @@ const BACKOFF_MS = [0, 50, 100, 200, 400];
 const FAILED_BACKOFF_MS = 2_000;
 const STOP_GRACE_MS = 700;
 const OLD_SERVER_GRACE_MS = 1_500;
+const SOCKET_LOOK_MS = 500;
+const LOOKS_TO_END = 3;
 
 /** Starts redis-server and keeps it up until `stop`. */
 export function superviseRedis(options: SupervisorOptions): Supervisor {
@@ -131,9 +133,11 @@ async function describeEnd(child: ChildProcess): Promise<string> {
   }
 }
 
-async function watchServer(run: Run, { folder, fsync, report }: SupervisorOptions) {
+async function watchServer(run: Run, options: SupervisorOptions) {
+  const { folder, fsync, report } = options;
   const dead = new AbortController();
   const ended = run.ended.finally(() => dead.abort());
+  void keepReachable(run, options, dead.signal);
   while (!dead.signal.aborted) {
     const reply = await ping(folder.socket);
     if (reply.startsWith('+PONG')) {
@@ -144,6 +148,25 @@ async function watchServer(run: Run, { folder, fsync, report }: SupervisorOption
     await pause(reply === '' ? 5 : 50, dead.signal);
   }
   return ended;
+}
+
+/**
+ * Ends a server whose socket is gone, so that it is started again: a server before it that ended late, in a folder that
+ * was made anew, removes the name of the next one's socket, and nobody could ever reach that.
+ */
+async function keepReachable(
+  run: Run,
+  options: SupervisorOptions,
+  dead: AbortSignal,
+): Promise<void> {
+  let missing = 0;
+  while (!dead.aborted && missing < LOOKS_TO_END) {
+    await pause(SOCKET_LOOK_MS, dead);
+    missing = existsSync(options.folder.socket) ? 0 : missing + 1;
+  }
+  if (dead.aborted) return;
+  options.log('the socket of redis-server is gone: starting it again');
+  await endServer(run, options);
 }
 
 async function describeFailure({ folder }: SupervisorOptions, run: Run, end: string) {

@@ -183,6 +183,34 @@ test('starts redis-server again within 2 s of its death, with every acknowledged
   });
 });
 
+test('a redis-server whose socket was removed, as by one that ended late, is reached again', async () => {
+  const dataDir = await makeFolder();
+  const share = await open(dataDir);
+  const redis = new Redis(share.socket);
+  try {
+    await redis.set('kept', 'yes');
+    await rm((await prepareRedisFolder(dataDir)).socket);
+    const again = await until(
+      async () => {
+        const late = new Redis(share.socket, { lazyConnect: true, retryStrategy: () => null });
+        late.on('error', () => undefined);
+        try {
+          await late.connect();
+          return await late.get('kept');
+        } catch {
+          return undefined; // not there yet
+        } finally {
+          late.disconnect();
+        }
+      },
+      { timeoutMs: 8_000, what: 'a server that can be reached' },
+    );
+    expect(again).toBe('yes');
+  } finally {
+    redis.disconnect();
+  }
+});
+
 test('users go on when the keeper is killed', async () => {
   const dataDir = await makeFolder();
   const [share, other] = [await open(dataDir), startUser(dataDir)];
