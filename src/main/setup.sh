@@ -22,7 +22,9 @@ test_programs='sshd openssh-server openssh ssh
 chromium chromium chromium -
 kubectl kubernetes-client kubernetes-cli -
 jq jq jq -
-curl curl curl -'
+curl curl curl -
+ip iproute2 iproute2mac -
+pgrep procps proctools -'
 
 say() { echo "setup: $*" >&2; }
 
@@ -232,7 +234,7 @@ $test_programs
 END
 }
 
-lacks_test_programs() { ! { has sshd && has chromium && has kubectl && has jq && has curl; }; }
+lacks_test_programs() { ! { has sshd && has chromium && has kubectl && has jq && has curl && has ip && has pgrep; }; }
 
 # ---------------------------------------------------------------------------------------------
 
