@@ -2,9 +2,13 @@ import { existsSync, readFileSync } from 'node:fs';
 import { parseEnv } from 'node:util';
 import * as v from 'valibot';
 import { invalidInput } from '../src/domain/errors.ts';
+import type { Setting } from './kinds.ts';
+import { placesConflicts } from './places.ts';
 import { SETTINGS } from './schema.ts';
-import type { Setting, SettingName, Settings } from './schema.ts';
+import type { SettingName, Settings } from './schema.ts';
+import { storageConflicts } from './storage.ts';
 
+type AnySetting = Setting<v.GenericSchema<string | undefined, unknown>>;
 type Environment = Readonly<Record<string, string | undefined>>;
 
 /**
@@ -14,7 +18,8 @@ type Environment = Readonly<Record<string, string | undefined>>;
 export function readEnvironment(path = '.env'): Environment {
   if (!existsSync(path)) return process.env;
   const file = parseEnv(readFileSync(path, 'utf8'));
-  const known = Object.values(SETTINGS).map(({ env }) => env);
+  const all: AnySetting[] = Object.values(SETTINGS);
+  const known = all.flatMap(({ env, also = [] }) => [env, ...also]);
   const problems = Object.keys(file)
     .filter((name) => !known.some((each) => each === name))
     .flatMap((name) => known.filter((each) => isSlip(name, each)).map((each) => [name, each]))
@@ -44,20 +49,29 @@ export function loadSettings(environment: Environment = readEnvironment()): Sett
   const problems: string[] = [];
   const values: Partial<Record<SettingName, unknown>> = {};
   for (const name of Object.keys(SETTINGS) as SettingName[]) {
-    const setting: Setting<v.GenericSchema<string | undefined, unknown>> = SETTINGS[name];
-    const raw = environment[setting.env]?.trim();
-    const parsed = v.safeParse(
-      setting.schema,
-      raw === undefined || raw === '' ? setting.default : raw,
-    );
+    const setting: AnySetting = SETTINGS[name];
+    const { env, raw } = rawOf(setting, environment);
+    const parsed = v.safeParse(setting.schema, raw ?? setting.default);
     if (parsed.success) values[name] = parsed.output;
-    else problems.push(describeProblem(setting, raw, parsed.issues[0].message));
+    else problems.push(describeProblem({ ...setting, env }, raw, parsed.issues[0].message));
   }
   if (problems.length > 0) throw refusal(problems);
   const settings = values as Settings; // every name was parsed by its own schema just above
   const conflicts = findConflicts(settings);
   if (conflicts.length > 0) throw refusal(conflicts);
   return settings;
+}
+
+/** The text of a setting and the name that it was found under; undefined where none of its names is set. */
+function rawOf(
+  { env, also = [] }: AnySetting,
+  environment: Environment,
+): { env: string; raw: string | undefined } {
+  for (const name of [env, ...also]) {
+    const raw = environment[name]?.trim();
+    if (raw !== undefined && raw !== '') return { env: name, raw };
+  }
+  return { env, raw: undefined };
 }
 
 function refusal(problems: readonly string[]): Error {
@@ -86,7 +100,9 @@ function findConflicts(settings: Settings): string[] {
       'MAX_LINE_BYTES must not exceed half of MEMORY_BUDGET: line and answer have to fit.',
     );
   }
-  if (settings.maxBatchFileBytes > Math.max(settings.maxFileBytes, settings.maxUploadBytes)) {
+  const { maxBatchFileBytes, maxFileBytes, maxUploadBytes, allowedBuckets } = settings;
+  const isUploaded = allowedBuckets.length === 0;
+  if (isUploaded && maxBatchFileBytes > Math.max(maxFileBytes, maxUploadBytes)) {
     conflicts.push(
       'MAX_BATCH_FILE_BYTES must not exceed both MAX_FILE_BYTES and MAX_UPLOAD_BYTES: no file could be so large.',
     );
@@ -109,5 +125,5 @@ function findConflicts(settings: Settings): string[] {
   if (settings.provisioner === 'static' && settings.engineUrls.length === 0) {
     conflicts.push('PROVISIONER=static needs ENGINE_URLS, such as http://localhost:8000.');
   }
-  return conflicts;
+  return [...conflicts, ...storageConflicts(settings), ...placesConflicts(settings)];
 }

@@ -1,140 +1,27 @@
 import * as v from 'valibot';
-import { engineBaseUrl } from '../src/domain/engine-url.ts';
 import { webhookKey } from '../src/domain/webhook.ts';
 import { PROVIDERS } from '../src/domain/provision.ts';
 import { QUEUE_NAMES } from '../src/domain/job.ts';
-
-/** One setting. `doc` is what people read, in README, `.env.example` and in a refusal. */
-export interface Setting<S extends v.GenericSchema<string | undefined, unknown>> {
-  doc: string;
-  env: string;
-  /** Text that stands for an unset variable; undefined: unset has a meaning of its own, which `doc` gives. */
-  default: string | undefined;
-  /** Parses the text; its messages say what is allowed. */
-  schema: S;
-  /** Never printed, logged or shown. */
-  secret?: true;
-  /** Few need it: `.env.example` has it, README's table does not. */
-  isRare?: true;
-}
-
-const UNITS: Record<string, number> = { '': 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
-const DURATIONS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000 };
-
-const text = v.string();
-
-function oneOf<const T extends readonly string[]>(choices: T) {
-  return v.pipe(text, v.picklist(choices, `must be one of ${choices.join(', ')}`));
-}
-
-function listOf<const T extends readonly string[]>(choices: T) {
-  return v.pipe(
-    text,
-    v.transform((value) => value.split(',').map((part) => part.trim())),
-    v.array(v.picklist(choices, `must be a comma-separated list of ${choices.join(', ')}`)),
-  );
-}
-
-function whole(min: number, max: number) {
-  const message = `must be a whole number from ${min} to ${max}`;
-  return v.pipe(
-    text,
-    v.regex(/^\d+$/, message),
-    v.transform(Number),
-    v.minValue(min, message),
-    v.maxValue(max, message),
-  );
-}
-
-function bytes(min: number) {
-  const message = `must be a number of bytes of at least ${min}, such as 512MiB, 2GiB or 1048576`;
-  return v.pipe(
-    text,
-    v.regex(/^\d+(KiB|MiB|GiB)?$/, message),
-    v.transform((value) => Number.parseInt(value, 10) * (UNITS[value.replace(/^\d+/, '')] ?? 1)),
-    v.minValue(min, message),
-    v.maxValue(Number.MAX_SAFE_INTEGER, message),
-  );
-}
-
-function duration(minMs: number) {
-  const message = `must be a duration of at least ${minMs} ms, such as 500ms, 10s, 15m or 2h`;
-  return v.pipe(
-    text,
-    v.regex(/^\d+(ms|s|m|h)$/, message),
-    v.transform(
-      (value) => Number.parseInt(value, 10) * (DURATIONS[value.replace(/^\d+/, '')] ?? 1),
-    ),
-    v.minValue(minMs, message),
-    v.maxValue(2 ** 31 - 1, message),
-  );
-}
-
-const RATE_MESSAGE = 'must be a number from 0.001 to 1000000000, such as 10 or 0.5';
-
-const rateLimit = v.optional(
-  v.pipe(
-    text,
-    v.regex(/^\d+(\.\d+)?$/, RATE_MESSAGE),
-    v.transform(Number),
-    v.minValue(0.001, RATE_MESSAGE),
-    v.maxValue(1e9, RATE_MESSAGE),
-  ),
-);
-
-const REDIS_URL_MESSAGE =
-  'must be a Redis URL: redis://, rediss:// or redis+unix:///path/to/redis.sock';
-
-function isRedisUrl(value: string): boolean {
-  return /^(rediss?:\/\/[^\s/]|redis\+unix:\/\/\/)/.test(value) && URL.canParse(value);
-}
-
-const redisUrl = v.optional(v.pipe(text, v.check(isRedisUrl, REDIS_URL_MESSAGE)));
-
-const STORE_MESSAGE =
-  `${REDIS_URL_MESSAGE}; Sluice keeps its records in Redis, so that a SQL or file URL has no effect here: ` +
-  'unset STORE_URI to keep them in REDIS_URL';
-
-const ENGINE_MESSAGE =
-  'must be a comma-separated list of http(s) URLs such as http://localhost:8000, without user, query or fragment';
-
-const engineUrls = v.pipe(
+import {
   text,
-  v.transform((value) => value.split(',').map((part) => part.trim())),
-  v.transform((parts) => parts.filter((part) => part !== '').map(engineBaseUrl)),
-  v.array(v.string(ENGINE_MESSAGE), ENGINE_MESSAGE),
-);
-
-const WEIGHTS_MESSAGE = 'must be a comma-separated list of numbers from 0.01 to 1000';
-
-const weights = v.pipe(
-  text,
-  v.transform((value) => value.split(',').map((part) => part.trim())),
-  v.transform((parts) => parts.filter((part) => part !== '').map(Number)),
-  v.array(
-    v.pipe(
-      v.number(WEIGHTS_MESSAGE),
-      v.minValue(0.01, WEIGHTS_MESSAGE),
-      v.maxValue(1_000, WEIGHTS_MESSAGE),
-    ),
-    WEIGHTS_MESSAGE,
-  ),
-);
-
-function parseAddress(value: string): { host: string; port: number } | null {
-  const match = /^(?:\[([0-9a-fA-F:]+)\]|([^:[\]]*)):(\d{1,5})$/.exec(value);
-  const port = Number(match?.[3]);
-  if (match === null || port > 65_535) return null;
-  return { host: match[1] ?? (match[2] === '' ? '0.0.0.0' : (match[2] ?? '')), port };
-}
-
-const ADDRESS_MESSAGE = 'must be host:port, such as 127.0.0.1:8080 or [::1]:8080';
-
-const address = v.pipe(
-  text,
-  v.transform(parseAddress),
-  v.object({ host: v.string(), port: v.number() }, ADDRESS_MESSAGE),
-);
+  oneOf,
+  listOf,
+  whole,
+  bytes,
+  duration,
+  rateLimit,
+  redisUrl,
+  engineUrls,
+  weights,
+  address,
+  bearerToken,
+  isRedisUrl,
+  STORE_MESSAGE,
+} from './kinds.ts';
+import type { Setting } from './kinds.ts';
+import { PLACES_SETTINGS } from './places.ts';
+import { RETENTION_SETTINGS } from './retention.ts';
+import { STORAGE_SETTINGS } from './storage.ts';
 
 /** Roles that a process may have. */
 export const ROLES = ['api', 'worker', 'sweeper'] as const;
@@ -264,17 +151,12 @@ export const SETTINGS = {
     doc: 'Sent to the engines of ENGINE_URLS as a bearer token.',
     env: 'ENGINE_API_KEY',
     default: undefined,
-    schema: v.optional(
-      v.pipe(text, v.regex(/^[\x21-\x7e]+$/, 'must be printable ASCII without spaces')),
-    ),
+    schema: bearerToken,
     secret: true,
   },
-  storageType: {
-    doc: 'Where files lie. AUTO and LOCAL: in DATA_DIR.',
-    env: 'STORAGE_TYPE',
-    default: 'AUTO',
-    schema: oneOf(['AUTO', 'LOCAL']),
-  },
+  ...STORAGE_SETTINGS,
+  ...PLACES_SETTINGS,
+  ...RETENTION_SETTINGS,
   maxFileBytes: {
     doc: 'Largest file that may be uploaded.',
     env: 'MAX_FILE_BYTES',
@@ -390,6 +272,23 @@ export const SETTINGS = {
     isRare: true,
     default: '24h',
     schema: duration(0),
+  },
+  serverUrl: {
+    doc: 'The server that commands such as `sluice verify` ask. Unset: the one of HTTP_ADDR on this machine.',
+    env: 'SLUICE_URL',
+    isRare: true,
+    default: undefined,
+    schema: v.optional(
+      v.pipe(text, v.regex(/^https?:\/\/[^\s/]/, 'must be a URL such as http://127.0.0.1:8080')),
+    ),
+  },
+  serverApiKey: {
+    doc: 'What such commands show the server as a bearer token.',
+    env: 'SLUICE_API_KEY',
+    isRare: true,
+    default: undefined,
+    schema: bearerToken,
+    secret: true,
   },
   shutdownGrace: {
     doc: 'How long lines in flight may still be answered after SIGTERM or Ctrl-C.',

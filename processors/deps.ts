@@ -58,10 +58,12 @@ export interface Deps extends SettleDeps {
   assemble(
     source: AssemblySource,
     sinks: AssemblySinks,
-    options: Pick<AssemblyOptions, 'jobId' | 'undone' | 'rules'>,
+    options: Pick<AssemblyOptions, 'jobId' | 'undone' | 'rules' | 'onLine'>,
   ): Promise<{ output: number; error: number; undone: number }>;
   /** Shards of which storage has lost accepted parts, each read twice; what cannot be read now ends it with the error. */
   findLost(source: Pick<AssemblySource, 'shards' | 'openPart'>): AsyncIterable<LostParts>;
+  /** Of Sluice, as manifests name it. */
+  version: string;
   /** Of writing jobs' files, by this process. */
   failedTries: FailedTries;
   /** How far apart deaths of processes are at least that count for a line, ms. */

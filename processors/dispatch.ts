@@ -2,9 +2,10 @@ import { parseShardEntity } from '../queues/catalog.ts';
 import type { Processor, Task } from '../queues/worker.ts';
 import type { TakenShard } from '../src/dispatcher/dispatcher.ts';
 import { describeError, permanent } from '../src/domain/errors.ts';
-import { fileKey } from '../src/domain/file.ts';
+import { inputKey } from '../src/domain/file.ts';
 import { classNow, JOB_CLASSES, plannedRules } from '../src/domain/job.ts';
 import { DEFAULT_RETRY } from '../src/domain/retry.ts';
+import { stopIfChanged } from './changed-input.ts';
 import type { Deps } from './deps.ts';
 import { addWaiting } from './settle.ts';
 import type { Watch } from './watch.ts';
@@ -33,7 +34,7 @@ export const dispatch: Processor<Deps> = async (task, deps) => {
     result = await send(held, jobId, { signal, lockLost }, deps);
   } catch (error) {
     // The shard stays held, and is taken again under the same wake, later each time: given back it would come at once.
-    if (!signal.aborted) {
+    if (!signal.aborted && !(await stopIfChanged(jobId, error, deps))) {
       await deps.store.jobs.note(jobId, describeError(error));
       throw error;
     }
@@ -70,11 +71,11 @@ async function send(
 }
 
 function toDispatch(watch: Watch, now: number) {
-  const { id, input, maxConcurrency, options } = watch.job;
+  const { id, maxConcurrency, options } = watch.job;
   return {
     id,
     ...plannedRules(watch.job),
-    inputKey: fileKey(input),
+    inputKey: inputKey(watch.job),
     maxConcurrency,
     adaptive: options.adaptive,
     rank: JOB_CLASSES.indexOf(classNow(watch.job, now)),

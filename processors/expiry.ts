@@ -1,24 +1,34 @@
-import { fileKey, filesInUse, isExpired } from '../src/domain/file.ts';
+import { fileKey, filesInUse, isExpired, writerOf } from '../src/domain/file.ts';
 import { isFinal } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { partsPrefix, uploadStatus } from '../src/domain/upload.ts';
 import type { UploadRecord } from '../src/domain/upload.ts';
 import type { Storage } from '../src/storage/contract.ts';
 import type { Store } from '../src/store/store.ts';
+import { collectSegments, isOnlyCopy } from './collect-segments.ts';
 import type { Log } from './deps.ts';
+import { continueErasures } from './erase-job.ts';
 
 export interface ExpiryDeps {
   store: {
     jobs: Pick<Store['jobs'], 'active' | 'get'>;
+    shards: Pick<Store['shards'], 'segments'>;
     files: Store['files'];
     uploads: Store['uploads'];
     sweep: Pick<Store['sweep'], 'lease'>;
+    webhooks: Pick<Store['webhooks'], 'erase'>;
+    idempotency: Pick<Store['idempotency'], 'eraseAbout'>;
+    collect: Store['collect'];
   };
-  storage: Pick<Storage, 'delete' | 'list'>;
+  storage: Pick<Storage, 'delete' | 'list' | 'head'>;
   now(): number;
   log: Log;
   /** How long the bytes of an expired file stay, ms: what was begun before its end must be on record by then. */
   graceMs?: number;
+}
+
+interface NeededDeps {
+  store: { jobs: ExpiryDeps['store']['jobs'] };
 }
 
 const LEASE_MS = 10_000;
@@ -31,7 +41,8 @@ const DANGLING_AFTER_MS = 60_000;
 const LAST_LOOK_MS = 7 * 3_600_000;
 
 /**
- * Removes what is over: expired files with their bytes, uploads past their hour, and what ended uploads leave behind.
+ * Removes what is over: expired files with their bytes, uploads past their hour, what ended uploads leave behind, and
+ * what is left of erased jobs.
  * Each step may be repeated. One round looks at what is due, if this process has the sweeper's lease; false without it.
  */
 export function createExpiry(holder: string, deps: ExpiryDeps): { round(): Promise<boolean> } {
@@ -42,6 +53,7 @@ export function createExpiry(holder: string, deps: ExpiryDeps): { round(): Promi
       for (const id of await deps.store.uploads.due(AT_ONCE)) {
         await orLog(id, deps, () => sweepUpload(id, deps));
       }
+      await continueErasures(deps);
       return true;
     },
   };
@@ -64,7 +76,7 @@ async function expireFiles(deps: ExpiryDeps): Promise<void> {
 }
 
 /** Files that jobs which are not over need; read after what is due, so that no job of before is missed. */
-async function neededFiles({ store }: ExpiryDeps): Promise<ReadonlySet<string>> {
+export async function neededFiles({ store }: NeededDeps): Promise<ReadonlySet<string>> {
   const files = new Set<string>();
   for await (const id of store.jobs.active()) {
     const job = await store.jobs.get(id);
@@ -74,15 +86,13 @@ async function neededFiles({ store }: ExpiryDeps): Promise<ReadonlySet<string>> 
   return files;
 }
 
-async function sourceOf(job: JobRecord, store: ExpiryDeps['store']): Promise<JobRecord | null> {
+async function sourceOf(job: JobRecord, store: NeededDeps['store']): Promise<JobRecord | null> {
   return job.options.retryOf === null ? null : store.jobs.get(job.options.retryOf);
 }
 
-async function expireFile(
-  id: string,
-  inUse: ReadonlySet<string>,
-  { store: { files }, storage, now, log, graceMs = GRACE_MS }: ExpiryDeps,
-): Promise<void> {
+async function expireFile(id: string, inUse: ReadonlySet<string>, deps: ExpiryDeps): Promise<void> {
+  const { store, storage, now, log, graceMs = GRACE_MS } = deps;
+  const { files } = store;
   const file = await files.get(id);
   if (file !== null && file.expiresAt === undefined) {
     // Somebody began to delete it and died before it had an effect; its user will ask again.
@@ -97,7 +107,24 @@ async function expireFile(
     log.info({ file: id }, 'an expired file was removed');
   }
   await storage.delete(fileKey(id));
+  await forgetContent(id, deps);
   await files.forget(id);
+}
+
+/**
+ * The answers of a job's file lie in its segments, too, and what was said of a file in kept answers. Where one of the
+ * files could not be written its answers are nowhere else, and stay as long as the job.
+ */
+export async function forgetContent(
+  fileId: string,
+  deps: Pick<ExpiryDeps, 'store' | 'storage'>,
+): Promise<void> {
+  const jobId = writerOf(fileId);
+  const job = jobId === null ? null : await deps.store.jobs.get(jobId);
+  if (job !== null && !isOnlyCopy(job)) {
+    await collectSegments(job.id, deps, { step: async () => undefined, dryRun: false });
+  }
+  await deps.store.idempotency.eraseAbout(fileId);
 }
 
 async function sweepUpload(id: string, deps: ExpiryDeps): Promise<void> {

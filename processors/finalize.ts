@@ -1,11 +1,14 @@
 import { PassThrough } from 'node:stream';
 import type { Verdict } from '../queues/worker.ts';
 import { describeError, permanent } from '../src/domain/errors.ts';
-import { fileKey, outputFileId, segmentKey } from '../src/domain/file.ts';
+import { inputKey, outputFileId, outputKey, segmentKey } from '../src/domain/file.ts';
+import type { FileRecord } from '../src/domain/file.ts';
 import { batchIdOf, plannedRules } from '../src/domain/job.ts';
 import type { JobError, JobRecord, Outcome } from '../src/domain/job.ts';
+import { describeUnnamed, lacksInput, withoutInput } from './changed-input.ts';
 import type { Deps } from './deps.ts';
 import { whyHopeless } from './give-up.ts';
+import { createTally, writeManifest } from './manifest.ts';
 import { settle } from './settle.ts';
 import { askAgain, strikeLost } from './strike.ts';
 
@@ -81,7 +84,10 @@ async function writeOrStrike(job: JobRecord, signal: AbortSignal, deps: Deps): P
   } catch (error) {
     signal.throwIfAborted();
     if (await strikeLost(job, error, signal, deps)) return { againInMs: 0 };
-    throw error;
+    const rest = await withoutInput(job, error, deps);
+    if (rest === null) throw error;
+    await writeFiles(rest, signal, deps);
+    return 'done';
   }
 }
 
@@ -94,9 +100,12 @@ async function writeFiles(job: JobRecord, signal: AbortSignal, deps: Deps): Prom
     throw permanent('segment.damaged', message);
   }
   const failed = written.error + written.undone;
-  const event = `${written.output} requests answered, ${failed} failed.`;
-  const { outputFile, errorFile } = written;
-  const set = { failed, outputFile, errorFile, reason: '' };
+  const unnamed = lacksInput(job) ? written.undone : 0;
+  const event = `${written.output} requests answered, ${failed} failed.${describeUnnamed(unnamed)}`;
+  const { files, tally } = written;
+  await writeManifest(job, outcome, { files, tally, failed, unnamed }, deps);
+  const ids = { outputFile: files.output?.id ?? null, errorFile: files.error?.id ?? null };
+  const set = { failed, ...ids, errors: job.errors, reason: '' };
   const moved = await deps.advanceJob(job, outcome, { event, set });
   if (moved !== 'stale') await settle(job.id, deps);
 }
@@ -117,27 +126,30 @@ async function describeUndone(job: JobRecord, outcome: Outcome, { store }: Deps)
 }
 
 async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSignal, deps: Deps) {
-  const anyError = job.lines > job.completed;
+  const isUnnamed = lacksInput(job);
+  const anyError = isUnnamed ? job.failed > 0 : job.lines > job.completed;
+  const tally = createTally(job);
   const output = await openSink(job, 'output', job.completed > 0, signal, deps);
   const error = await openSink(job, 'error', anyError, signal, deps);
   try {
     const counts = await deps.assemble(
       {
-        shards: deps.store.shards.accepted(job.id, 0, job.shards),
+        shards: tally.watch(deps.store.shards.accepted(job.id, 0, job.shards)),
         openPart: ({ segment, offset, length }) =>
           deps.storage.get(segmentKey(job.id, segment), { start: offset, end: offset + length }),
-        openInput: (range) => deps.storage.get(fileKey(job.input), range),
+        openInput: (range) => deps.storage.get(inputKey(job), range),
       },
       { output: output.sink, error: error.sink },
       {
         jobId: job.id,
-        undone: await describeUndone(job, outcome, deps),
+        onLine: tally.onLine,
+        undone: isUnnamed ? null : await describeUndone(job, outcome, deps),
         // A job that ran to its end had only bad lines where it has unanswered ones.
         ...(outcome === 'completed' ? { rules: plannedRules(job) } : {}),
       },
     );
     const [outputFile, errorFile] = await Promise.all([output.file, error.file]);
-    return { ...counts, outputFile, errorFile };
+    return { ...counts, files: { output: outputFile, error: errorFile }, tally };
   } catch (failure) {
     // No file may still be written when the next try begins.
     await Promise.allSettled([output.file, error.file]);
@@ -152,7 +164,7 @@ async function openSink(
   wanted: boolean,
   signal: AbortSignal,
   deps: Deps,
-): Promise<{ sink: PassThrough; file: Promise<string | null> }> {
+): Promise<{ sink: PassThrough; file: Promise<FileRecord | null> }> {
   const sink = new PassThrough({ highWaterMark: 1024 * 1024 });
   // It may break before or after somebody reads or writes it, and an error that nobody hears ends the process.
   sink.on('error', () => undefined);
@@ -161,14 +173,19 @@ async function openSink(
     return { sink, file: Promise.resolve(null) };
   }
   const id = outputFileId(job.id, kind);
-  async function store(): Promise<string> {
-    const stored = await deps.storage.put(fileKey(id), sink, { signal });
+  async function store(): Promise<FileRecord> {
+    const key = outputKey(job, kind);
+    const { address, ...stored } = await deps.storage.put(key, sink, { signal });
     const filename = `${batchIdOf(job.id)}_${kind}.jsonl`;
     const seconds = job.options.outputExpiresAfter;
     const expiresAfterMs = seconds === null ? null : seconds * 1_000;
     const purpose = 'batch_output';
-    await deps.store.files.create({ id, ...stored, filename, purpose, expiresAfterMs });
-    return id;
+    const location = address === undefined ? {} : { location: address };
+    const file = { id, ...stored, ...location, filename, purpose, expiresAfterMs } as const;
+    const made = await deps.store.files.create(file);
+    // Written a second time, it may be another version of the same bytes.
+    if (made.location !== address) await deps.store.files.amend(id, location);
+    return { ...made, ...stored, ...location };
   }
   const file = store();
   // The assembler ends with the same error, which is the one that is reported.

@@ -1,7 +1,7 @@
 import { PassThrough, Readable, Writable } from 'node:stream';
 import type { Answer, AssemblySinks, AssemblySource } from '../src/dispatcher/contract.ts';
 import { transient } from '../src/domain/errors.ts';
-import { fileKey, segmentKey } from '../src/domain/file.ts';
+import { inputKey, segmentKey } from '../src/domain/file.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { isSet, setBit } from '../src/domain/segment.ts';
 import type { AcceptedShard, PartRange } from '../src/domain/segment.ts';
@@ -51,8 +51,7 @@ function merged(job: JobRecord, kind: PartialWish['kind'], deps: PartialDeps): R
   const source = {
     shards: whileRead(),
     openPart: (part: PartRange) => openPart(job, part, deps),
-    openInput: (range: { start: number; end: number }) =>
-      deps.storage.get(fileKey(job.input), range),
+    openInput: (range: { start: number; end: number }) => deps.storage.get(inputKey(job), range),
   };
   const sinks =
     kind === 'output' ? { output: wanted, error: other } : { output: other, error: wanted };

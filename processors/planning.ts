@@ -1,11 +1,12 @@
 import type { Processor, Verdict } from '../queues/worker.ts';
 import type { ReadPlan } from '../src/dispatcher/read-plan.ts';
 import { describeError, SluiceError } from '../src/domain/errors.ts';
-import { fileKey } from '../src/domain/file.ts';
+import { inputKey } from '../src/domain/file.ts';
 import { isPaused, JOB } from '../src/domain/job.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
 import { reportProblems } from '../src/domain/plan.ts';
 import type { JobChange } from '../src/store/jobs.ts';
+import { hashed, inputError, noteOutside } from './changed-input.ts';
 import type { Deps } from './deps.ts';
 import { NOTHING_TO_ASK, PAUSED_LOOK_MS } from './pause.ts';
 import { describeLeftOut, writeRetryInput } from './retry.ts';
@@ -62,7 +63,8 @@ async function read(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Re
   const isLenient = options.validation === 'lenient';
   try {
     await writeRetryInput(job, signal, deps);
-    const source = await deps.storage.get(fileKey(job.input));
+    const stream = await deps.storage.get(inputKey(job));
+    const { source, digest } = options.inputLocation === null ? { source: stream } : hashed(stream);
     const plan = await deps.readPlan(source, {
       endpoint,
       pinnedModel: options.pinnedModel,
@@ -72,18 +74,20 @@ async function read(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Re
       signal,
     });
     const errors = isLenient ? unfit(plan) : reportProblems(plan.problems, plan.total);
-    if (errors.length === 0) return plan;
+    if (errors.length === 0) {
+      if (digest !== undefined) await noteOutside(job, digest(), deps);
+      return plan;
+    }
     const event = describeProblem(errors);
     await stopJob(job.id, { outcome: 'failed', event, errors }, deps);
     return null;
   } catch (error) {
     if (!(error instanceof SluiceError) || error.kind === 'Transient') throw error;
-    const message = describeError(error);
     const isEmpty = error.code === 'nothing_to_retry';
     const param = isEmpty ? null : 'input_file_id';
-    const errors = [{ code: error.code, message, line: null, param }];
+    const errors = [{ ...inputError(error), param }];
     const event = isEmpty ? 'There is nothing to ask again.' : 'The input file cannot be read.';
-    await stopJob(job.id, { outcome: 'failed', event, reason: message, errors }, deps);
+    await stopJob(job.id, { outcome: 'failed', event, reason: describeError(error), errors }, deps);
     return null;
   }
 }

@@ -1,6 +1,6 @@
 import { invalidInput } from '../src/domain/errors.ts';
 import type { SluiceError } from '../src/domain/errors.ts';
-import { fileKey } from '../src/domain/file.ts';
+import { contentKey, fileKey, inputKey } from '../src/domain/file.ts';
 import { batchIdOf } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { AcceptedShard } from '../src/domain/segment.ts';
@@ -33,12 +33,13 @@ async function writeInput(
   { store, storage, selectLines }: RetryDeps,
 ): Promise<{ bytes: number }> {
   const first = await store.jobs.get(retryOf);
-  if (first === null || first.errorFile === null) {
+  const errorFile = first?.errorFile ? await store.files.get(first.errorFile) : null;
+  if (first === null || errorFile === null) {
     throw invalidInput('retry_source_gone', `The job '${retryOf}' or its error file is gone.`);
   }
-  const input = await storage.get(fileKey(first.input));
+  const input = await storage.get(inputKey(first));
   try {
-    const errors = await storage.get(fileKey(first.errorFile));
+    const errors = await storage.get(contentKey(errorFile));
     try {
       const lines = selectLines(input, errors, markedShards(first, store));
       const stored = await storage.put(fileKey(job.input), lines, { signal });

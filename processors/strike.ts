@@ -1,5 +1,5 @@
 import { SluiceError, transient } from '../src/domain/errors.ts';
-import { fileKey, segmentKey } from '../src/domain/file.ts';
+import { fileKey, inputKey, segmentKey } from '../src/domain/file.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { LostParts } from '../src/domain/segment.ts';
 import type { Deps } from './deps.ts';
@@ -45,8 +45,11 @@ function describe({ reason }: LostParts): string {
 
 /** A store without the input is hardly the one that the job ran with, and what is lost could not be asked again. */
 async function requireInput(job: JobRecord, deps: Deps): Promise<void> {
-  if ((await deps.storage.head(fileKey(job.input))) !== null) return;
-  throw transient('storage.lacks_input', 'Storage has neither all answers nor the input file.');
+  // Of one in a bucket of the user's, our own storage has an empty object.
+  for (const key of new Set([fileKey(job.input), inputKey(job)])) {
+    if ((await deps.storage.head(key)) !== null) continue;
+    throw transient('storage.lacks_input', 'Storage has neither all answers nor the input file.');
+  }
 }
 
 /** What is left of a segment of which only some bytes are wrong stays where it is. */

@@ -3,6 +3,7 @@ import { describeError, permanent, SluiceError } from '../src/domain/errors.ts';
 import { isFinal } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import {
+  eventIdOf,
   nextAttemptMs,
   RETRY_AFTER_MS,
   signedContent,
@@ -136,7 +137,7 @@ async function tellEnd(
   if (job !== null && isFinal(job.state)) {
     const type = webhookEventOf(job.state);
     const endedAt = job.enteredAt[job.state] ?? job.createdAt;
-    const event = `evt_${jobId.slice('job_'.length)}`;
+    const event = eventIdOf(jobId);
     const body = eventBody(event, type, endedAt, view(job));
     const targets = endpoints
       // Whoever registers today is not told of yesterday, which a sweeper that was away still has to tell.

@@ -27,6 +27,7 @@ import { mountBoard, opsRoutes } from './ops.ts';
 import type { OpsDeps } from './ops.ts';
 import { withIdempotency } from './idempotency.ts';
 import type { IdempotencyDeps } from './idempotency.ts';
+import { manifestRoutes } from './manifest.ts';
 import { partialRoutes } from './partial.ts';
 import type { PartialDeps } from './partial.ts';
 import { eachRequest } from './requests.ts';
@@ -89,6 +90,7 @@ export function createApp(deps: ApiDeps): Hono<ApiEnv> {
     ...configRoutes(deps),
     ...liveRoutes({ ...deps.live, store: deps.store, log: deps.log }),
     ...partialRoutes(deps),
+    ...manifestRoutes(deps),
     ...webhookRoutes(deps),
     ...opsRoutes(deps),
   ];

@@ -3,6 +3,7 @@ import { exactObject } from './body.ts';
 import { clientSchema, clientWish } from './client.ts';
 import { requireEngines, runtimeSchema } from './engines.ts';
 import { isJobId } from './ids.ts';
+import { outputPrefixSchema, outputWish } from './places.ts';
 import { prioritySchema, validationSchema } from './submit.ts';
 import type { JobWish } from './submit.ts';
 import { webhookSchema } from './webhook-target.ts';
@@ -27,6 +28,7 @@ export const aibrixSchema = exactObject({
   webhook: webhookSchema,
   validation: validationSchema,
   priority: prioritySchema,
+  output_prefix: outputPrefixSchema,
   resource_allocation: v.nullish(
     v.pipe(
       v.unknown(),
@@ -40,7 +42,7 @@ type Extension = v.InferOutput<typeof aibrixSchema> | null | undefined;
 /** What the extension asks for beside the batch itself. */
 export function aibrixWish(extension: Extension): Pick<
   JobWish,
-  'jobId' | 'maxConcurrency' | 'engines' | 'template' | 'model'
+  'jobId' | 'maxConcurrency' | 'engines' | 'template' | 'model' | 'output'
 > & {
   options: JobWish['options'];
 } {
@@ -55,6 +57,7 @@ export function aibrixWish(extension: Extension): Pick<
       ...(validation ? { validation } : {}),
       ...(priority ? { priority } : {}),
     },
+    ...outputWish(extension?.output_prefix, 'aibrix.output_prefix'),
     ...(jobId ? { jobId } : {}),
     ...(model ? { model: { name: model, param: 'aibrix.model' } } : {}),
     ...(template

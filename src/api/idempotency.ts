@@ -2,7 +2,9 @@ import { promisify } from 'node:util';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { gunzip, gzip } from 'node:zlib';
 import type { ContentfulStatusCode } from 'hono/utils/http-status';
+import * as v from 'valibot';
 import { invalidInput, SluiceError } from '../domain/errors.ts';
+import { jobIdOf } from '../domain/job.ts';
 import type { Idempotency, KeptAnswer } from '../store/idempotency.ts';
 import { canonicalBody, readBody } from './body.ts';
 import { isStreamed, printBody, watchBody } from './body-print.ts';
@@ -209,13 +211,33 @@ async function keep(
   const kept = zipped.length > MAX_KEPT_BYTES ? Buffer.alloc(0) : zipped;
   const answer = { print: printOf(c, body), status: response.status, body: kept };
   try {
-    return await store.idempotency.answer(key, holder, answer, times.keep);
+    const about = subjectsOf(bytes);
+    return await store.idempotency.answer(key, holder, answer, times.keep, about);
   } catch (err) {
     // The request has had its effect, and its sender is to hear of it.
     c.var.log.warn({ err }, 'an answer was not kept under its idempotency key');
     return false;
   }
 }
+
+/** Ids of the job or files that an answer describes, with which it goes: it has words of theirs. */
+function subjectsOf(bytes: Buffer): string[] {
+  const answer: unknown = JSON.parse(bytes.toString());
+  const { id, file, input_file_id: input, object } = v.parse(subjectSchema, answer);
+  const subjects = [id, file?.id, object === 'batch.validation' ? input : undefined];
+  return subjects.filter((each) => each !== undefined).map((each) => jobIdOf(each) ?? each);
+}
+
+const anyText = v.fallback(v.optional(v.string()), undefined);
+const subjectSchema = v.fallback(
+  v.object({
+    id: anyText,
+    object: anyText,
+    input_file_id: anyText,
+    file: v.fallback(v.optional(v.object({ id: anyText })), undefined),
+  }),
+  {},
+);
 
 async function free(c: ApiContext, deps: Deps, { key, holder }: Held): Promise<void> {
   try {

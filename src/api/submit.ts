@@ -1,28 +1,32 @@
 import * as v from 'valibot';
 import { invalidInput } from '../domain/errors.ts';
-import { isExpired } from '../domain/file.ts';
-import type { FileRecord } from '../domain/file.ts';
+import type { SluiceError } from '../domain/errors.ts';
+import { contentKey } from '../domain/file.ts';
 import { DEFAULT_OPTIONS, ENDPOINTS, JOB_CLASSES, parseCompletionWindow } from '../domain/job.ts';
 import type { Endpoint, JobOptions, JobRecord } from '../domain/job.ts';
 import { SHARD_CUT } from '../domain/plan.ts';
 import type { LineRules } from '../domain/plan.ts';
+import type { Files } from '../store/files.ts';
 import type { NewJob } from '../store/jobs.ts';
 import type { WebhookRules } from './webhook-target.ts';
 import { canonicalJson } from './body.ts';
 import { resolveTemplate, useTemplate } from './console/templates.ts';
 import type { TemplatesDeps, TemplateWish } from './console/templates.ts';
-import { derivedText, isFileId, randomText, sha256 } from './ids.ts';
+import { derivedText, randomText, sha256 } from './ids.ts';
+import { findInput, requireWritable } from './places.ts';
+import type { FoundInput, OutputWish, PlacesDeps } from './places.ts';
 
 /** What creating a job needs, however it was asked for. */
 export interface SubmitDeps {
   store: {
     jobs: { get(id: string): Promise<JobRecord | null> };
-    files: { get(id: string): Promise<FileRecord | null> };
+    files: Pick<Files, 'get' | 'create' | 'delete' | 'forget'>;
   } & TemplatesDeps['store'];
   /** Records the job and starts it. `exists`: this id with this body was there; `other`: with another body. */
   createJob(job: NewJob): Promise<{ outcome: 'created' | 'exists' | 'other'; job: JobRecord }>;
   limits: { maxBatchFileBytes: number };
   webhooks: WebhookRules;
+  places: PlacesDeps['places'];
   /** What a job gets that does not say otherwise. */
   defaults: {
     /** Most lines in flight at one engine. */
@@ -38,7 +42,10 @@ export interface JobWish {
   jobId?: string;
   name: string;
   endpoint: Endpoint;
+  /** Id of its file, or URL of an object. */
   input: string;
+  /** Where its files go, if not into our storage. */
+  output?: OutputWish;
   completionWindow: string;
   metadata: Record<string, string>;
   maxConcurrency: number | null;
@@ -83,35 +90,93 @@ export async function submitJob(
     inputFollows?: boolean;
   },
 ): Promise<JobRecord> {
-  const { jobId, template: _template, model: _model, ...asked } = wish;
+  const { jobId, template: _template, model: _model, output, ...asked } = wish;
   const windowMs = parseCompletionWindow(asked.completionWindow);
   const id = jobId ?? creationJobId(idempotencyKey);
   // A repeat must be answered as the first time, even if the input file was deleted since.
   const isNamed = jobId !== undefined || idempotencyKey !== undefined;
   const isRepeat = isNamed && (await deps.store.jobs.get(id)) !== null;
-  if (!isRepeat && !inputFollows) await checkInput(deps, asked.input, param);
-  checkEngines(deps, asked.engines);
-  const pinned = isRepeat ? {} : await pinModel(deps, wish);
+  const checked = isRepeat ? REPEATED : await checkNew(deps, wish, { param, inputFollows });
+  const file = await recordInput(deps, checked.found);
   const { outcome, job } = await deps.createJob({
     ...asked,
     id,
     windowMs,
-    options: { ...DEFAULT_OPTIONS, ...asked.options, ...pinned },
+    input: file?.id ?? asked.input,
+    options: {
+      ...DEFAULT_OPTIONS,
+      ...asked.options,
+      ...checked.pinned,
+      ...placesOf(file, output),
+    },
     maxConcurrency: asked.maxConcurrency ?? deps.defaults.maxConcurrency,
     cut: SHARD_CUT,
     bodyHash: sha256(canonicalJson(wish)),
   });
+  if (outcome !== 'created') await forgetInput(deps, checked.found, job);
   if (outcome !== 'other') return job;
+  throw taken(id, idempotencyKey);
+}
+
+/** The id of a job was used for another request. */
+function taken(id: string, idempotencyKey: string | undefined): SluiceError {
   const isDerived = idempotencyKey !== undefined && id === creationJobId(idempotencyKey);
   if (!isDerived) {
     const message = `There is a job '${id}' already that was asked for otherwise: name another one, or none.`;
-    throw invalidInput('job_id_taken', message, { param: 'aibrix.job_id' });
+    return invalidInput('job_id_taken', message, { param: 'aibrix.job_id' });
   }
-  throw invalidInput(
+  return invalidInput(
     'idempotency_key_reused',
     'This Idempotency-Key was used before with another request body: send a new key with a new request.',
     { param: 'Idempotency-Key' },
   );
+}
+
+/** What is looked at before a job is created, and of a repeated request not again: it is answered as the first one. */
+interface Checked {
+  /** Null: nobody has to look at the input. */
+  found: FoundInput | null;
+  pinned: Partial<JobOptions>;
+}
+
+const REPEATED: Checked = { found: null, pinned: {} };
+
+async function checkNew(
+  deps: SubmitDeps,
+  wish: JobWish,
+  { param, inputFollows }: { param: string; inputFollows: boolean },
+): Promise<Checked> {
+  const found = inputFollows ? null : await findInput(deps, wish.input, param);
+  checkEngines(deps, wish.engines);
+  if (wish.output !== undefined) await requireWritable(deps, wish.output);
+  return { found, pinned: await pinModel(deps, wish) };
+}
+
+function placesOf(
+  file: { location?: string } | null,
+  output: OutputWish | undefined,
+): Pick<JobOptions, 'inputLocation' | 'outputPrefix'> {
+  return { inputLocation: file?.location ?? null, outputPrefix: output?.url ?? null };
+}
+
+/** An object that a job reads gets a record, by which it can be named, looked at and downloaded. */
+async function recordInput(
+  { store }: SubmitDeps,
+  found: FoundInput | null,
+): Promise<{ id: string; location?: string } | null> {
+  if (found === null) return null;
+  return found.isRecorded ? found.file : store.files.create(found.file);
+}
+
+/** Of two requests at once for one job the other one has made it, and its input a record. */
+async function forgetInput(
+  { store }: SubmitDeps,
+  found: FoundInput | null,
+  job: JobRecord,
+): Promise<void> {
+  if (found === null || found.isRecorded || found.file.id === job.input) return;
+  await store.files.delete(found.file.id);
+  await store.files.forget(found.file.id);
 }
 
 /** What a template or model makes of a job: the model that each line must name, and an endpoint that is served. */
@@ -142,41 +207,19 @@ export function creationJobId(idempotencyKey: string | undefined): string {
   return `job_${idempotencyKey === undefined ? randomText() : derivedText(idempotencyKey)}`;
 }
 
-/** What creating a job would refuse, short of creating it: returns what its lines must be like, and its input. */
+/** What creating a job would refuse, short of creating it: returns what its lines must be like, and where its input is. */
 export async function checkWish(
   deps: SubmitDeps,
   wish: JobWish,
   param: string,
-): Promise<{ rules: LineRules; file: FileRecord }> {
+): Promise<{ rules: LineRules; key: string; bytes: number }> {
   parseCompletionWindow(wish.completionWindow);
-  const file = await checkInput(deps, wish.input, param);
+  const { file } = await findInput(deps, wish.input, param);
   checkEngines(deps, wish.engines);
+  if (wish.output !== undefined) await requireWritable(deps, wish.output);
   const { pinnedModel = null } = await pinModel(deps, wish, { isDryRun: true });
-  return { rules: { endpoint: wish.endpoint, pinnedModel }, file };
-}
-
-async function checkInput(deps: SubmitDeps, fileId: string, param: string): Promise<FileRecord> {
-  const file = isFileId(fileId) ? await deps.store.files.get(fileId) : null;
-  if (file === null || isExpired(file, Date.now())) {
-    const message = `There is no file '${fileId.slice(0, 100)}': GET /v1/files lists all, POST /v1/files uploads one.`;
-    throw invalidInput('invalid_input_file', message, { param });
-  }
-  if (file.purpose !== 'batch') {
-    throw invalidInput(
-      'invalid_input_file',
-      `File '${file.id}' has the purpose '${file.purpose}'; the input of a batch needs 'batch'.`,
-      { param },
-    );
-  }
-  const limit = deps.limits.maxBatchFileBytes;
-  if (file.bytes > limit) {
-    throw invalidInput(
-      'invalid_input_file',
-      `File '${file.id}' has ${file.bytes} bytes; the input of a batch may have at most ${limit}.`,
-      { param },
-    );
-  }
-  return file;
+  const rules = { endpoint: wish.endpoint, pinnedModel };
+  return { rules, key: contentKey(file), bytes: file.bytes };
 }
 
 function checkEngines({ defaults }: SubmitDeps, engines: readonly string[]): void {

@@ -21,7 +21,7 @@ const COME_BACK_MS = 2_000;
 export interface ValidateDeps extends BatchesDeps, JobsDeps, CatalogDeps {
   store: BatchesDeps['store'] & JobsDeps['store'];
   /** Reads an input as planning would and records nothing. Rejects with the signal's reason once that is aborted. */
-  inspectInput(fileId: string, rules: LineRules, signal: AbortSignal): Promise<Inspection>;
+  inspectInput(key: string, rules: LineRules, signal: AbortSignal): Promise<Inspection>;
 }
 
 /** What one pass over an input found. */
@@ -40,15 +40,15 @@ export function validateRoutes(deps: ValidateDeps): Route[] {
   let running = 0;
 
   async function validate(c: ApiContext, wish: JobWish, param: string): Promise<Response> {
-    const { rules, file } = await checkWish(deps, wish, param);
+    const { rules, key, bytes } = await checkWish(deps, wish, param);
     if (running >= MOST_AT_ONCE) throw tooMany();
     running += 1;
     try {
       const [found, offers] = await whileConnected(c, (signal) =>
-        Promise.all([deps.inspectInput(file.id, rules, signal), offersFor(wish, deps)]),
+        Promise.all([deps.inspectInput(key, rules, signal), offersFor(wish, deps)]),
       );
       const warnings = modelWarnings(found.models, offers, validationOf(wish.options));
-      return c.json(validationView(wish, file.bytes, found, warnings));
+      return c.json(validationView(wish, bytes, found, warnings));
     } finally {
       running -= 1;
     }

@@ -1,4 +1,5 @@
 import type { FileRecord } from '../domain/file.ts';
+import { shownAddress } from '../domain/location.ts';
 import { batchIdOf, batchStatus, isFinal } from '../domain/job.ts';
 import type { JobError, JobRecord, JobState } from '../domain/job.ts';
 
@@ -22,6 +23,7 @@ export function fileView(file: FileRecord) {
     filename: file.filename,
     purpose: file.purpose,
     status: 'uploaded',
+    ...(file.location === undefined ? {} : { location: shownAddress(file.location) }),
   };
 }
 

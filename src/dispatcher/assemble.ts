@@ -31,6 +31,8 @@ export interface AssemblyOptions {
   rules?: PlannedRules;
   /** How many bytes are fetched ahead of the shard that is merged; 16 MiB unless given. */
   aheadBytes?: number;
+  /** Hears of each line that is written, newline included, in the order of its file. */
+  onLine?: (kind: Answer['kind'], line: Buffer) => void;
 }
 
 /** Lines by where they went: the error file has `error + undone`, unless those are left out. */
@@ -208,13 +210,19 @@ function notWhatIsDone(shard: AcceptedShard, line: number, head: Head | undefine
 }
 
 /** A line that is left out is no line. */
-function writeIfAny(writer: LineWriter, bytes: Buffer | null): Promise<void> | void {
-  return bytes === null ? undefined : writer.write(bytes);
+function writeIfAny(
+  { output, error, options }: Assembly,
+  kind: Answer['kind'],
+  bytes: Buffer | null,
+): Promise<void> | void {
+  if (bytes === null) return undefined;
+  options.onLine?.(kind, bytes);
+  return (kind === 'output' ? output : error).write(bytes);
 }
 
 /** Merges one shard into the two files. */
 async function writeShard(assembly: Assembly, open: OpenShard): Promise<void> {
-  const { output, error, counts } = assembly;
+  const { counts } = assembly;
   const { shard, cursors } = open;
   const { lines } = shard.plan;
   // A shard has few lines, so the next answer of each part waits in its line's place: no heap is needed.
@@ -223,10 +231,9 @@ async function writeShard(assembly: Assembly, open: OpenShard): Promise<void> {
   for (let line = 0; line < lines; line += 1) {
     const head = heads[line];
     if (isSet(shard.done, line) !== (head !== undefined)) throw notWhatIsDone(shard, line, head);
-    const writer = head?.answer.kind === 'output' ? output : error;
     const bytes = head?.answer.bytes ?? (await undoneLine(assembly, open, line));
     counts[head?.answer.kind ?? 'undone'] += 1;
-    const pause = writeIfAny(writer, bytes);
+    const pause = writeIfAny(assembly, head?.answer.kind ?? 'error', bytes);
     if (pause !== undefined) await pause;
     if (head !== undefined) {
       heads[line] = undefined;

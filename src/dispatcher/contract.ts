@@ -17,6 +17,8 @@ export interface FreshAnswer {
   line: number;
   kind: Answer['kind'];
   pieces: Pieces;
+  /** Address of the engine that answered; absent: none did. */
+  engine?: string;
 }
 
 /** Where the assembler reads from and writes to; all streams, nothing is held whole. */

@@ -1,9 +1,13 @@
 import type { Usage } from '../domain/job.ts';
 import { countBits, isSet, setBit } from '../domain/segment.ts';
+import type { EngineTally } from '../domain/segment.ts';
 
-/** What a row has in whole numbers; `CHUNK`, `START` and `LENGTH` say where the entry lies while its segment is open. */
-const [LINE, OK, CHUNK, START, LENGTH] = [0, 1, 2, 3, 4] as const;
-const COLUMNS = 5;
+/**
+ * What a row has in whole numbers; `CHUNK`, `START` and `LENGTH` say where the entry lies while its segment is open,
+ * `ENGINE` is 0 where none answered, else the engine's place in the list, from 1.
+ */
+const [LINE, OK, CHUNK, START, LENGTH, ENGINE] = [0, 1, 2, 3, 4, 5] as const;
+const COLUMNS = 6;
 /** What it has in tokens, which an engine may count beyond 32 bits. */
 const [INPUT, CACHED, OUTPUT, REASONING] = [0, 1, 2, 3] as const;
 const TOKENS = 4;
@@ -20,6 +24,8 @@ export interface TableLine {
   line: number;
   ok: boolean;
   usage: Usage;
+  /** Address of the engine that answered; null: none did. */
+  engine: string | null;
 }
 
 /** What a commit says of its lines. */
@@ -28,6 +34,7 @@ export interface Tally {
   ok: number;
   failed: number;
   usage: Usage;
+  engines: EngineTally[];
 }
 
 /**
@@ -38,15 +45,18 @@ export class LineTable {
   #cells = new Uint32Array(FIRST_ROWS * COLUMNS);
   #tokens = new Float64Array(FIRST_ROWS * TOKENS);
   #rows = 0;
+  /** A handful: a search through them costs nothing. */
+  readonly #engines: string[] = [];
 
   get rows(): number {
     return this.#rows;
   }
 
-  add({ line, ok, usage }: TableLine, { chunk, start, length }: Place): void {
+  add({ line, ok, usage, engine }: TableLine, { chunk, start, length }: Place): void {
     const row = this.#rows;
     if (row * COLUMNS === this.#cells.length) this.#grow();
-    this.#cells.set([line, ok ? 1 : 0, chunk, start, length], row * COLUMNS);
+    const cells = [line, ok ? 1 : 0, chunk, start, length, this.#placeOf(engine)];
+    this.#cells.set(cells, row * COLUMNS);
     const { inputTokens, cachedTokens, outputTokens, reasoningTokens } = usage;
     this.#tokens.set([inputTokens, cachedTokens, outputTokens, reasoningTokens], row * TOKENS);
     this.#rows = row + 1;
@@ -75,18 +85,34 @@ export class LineTable {
   tally(lines: number, done: Buffer | null): Tally {
     const mask = Buffer.alloc(Math.ceil(lines / 8));
     const usage = { inputTokens: 0, cachedTokens: 0, outputTokens: 0, reasoningTokens: 0 };
+    const engines = this.#engines.map((engine) => ({ engine, ok: 0, failed: 0 }));
     let ok = 0;
     for (let row = 0; row < this.#rows; row += 1) {
       const line = this.#cell(row, LINE);
       if (done !== null && isSet(done, line)) continue;
       setBit(mask, line);
       ok += this.#cell(row, OK);
+      const engine = engines[this.#cell(row, ENGINE) - 1];
+      if (engine !== undefined) engine[this.#cell(row, OK) === 1 ? 'ok' : 'failed'] += 1;
       usage.inputTokens += this.#token(row, INPUT);
       usage.cachedTokens += this.#token(row, CACHED);
       usage.outputTokens += this.#token(row, OUTPUT);
       usage.reasoningTokens += this.#token(row, REASONING);
     }
-    return { mask, ok, failed: countBits(mask) - ok, usage };
+    const failed = countBits(mask) - ok;
+    return {
+      mask,
+      ok,
+      failed,
+      usage,
+      engines: engines.filter((each) => each.ok + each.failed > 0),
+    };
+  }
+
+  #placeOf(engine: string | null): number {
+    if (engine === null) return 0;
+    const known = this.#engines.indexOf(engine);
+    return known === -1 ? this.#engines.push(engine) : known + 1;
   }
 
   #cell(row: number, column: number): number {

@@ -54,7 +54,8 @@ export class OpenSegment<Holder> {
     writePieces(chunk, start + HEADER_BYTES, answer.pieces);
     this.#used += length;
     const place = { chunk: this.#chunks.length - 1, start, length };
-    this.#linesOf(holder).add({ line: answer.line, ok: answer.kind === 'output', usage }, place);
+    const { line, kind, engine = null } = answer;
+    this.#linesOf(holder).add({ line, ok: kind === 'output', usage, engine }, place);
     this.#rows += 1;
     this.#bytes += bytes;
     return bytes;

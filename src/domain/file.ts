@@ -1,3 +1,4 @@
+import { batchIdOf } from './job.ts';
 import type { JobRecord } from './job.ts';
 
 /** Purposes that a file may have; `batch_output` is only ever given by Sluice itself. */
@@ -13,10 +14,11 @@ export const FILE_PURPOSES = [...UPLOAD_PURPOSES, 'batch_output'] as const;
 export type UploadPurpose = (typeof UPLOAD_PURPOSES)[number];
 export type FilePurpose = (typeof FILE_PURPOSES)[number];
 
-/** A file that the user uploaded or that a job wrote; its bytes lie in storage under `files/<id>`. */
+/** A file that the user uploaded or that a job wrote; its bytes lie in storage, under `files/<id>` unless it says so. */
 export interface FileRecord {
   id: string;
   bytes: number;
+  /** Empty until planning has read an input that is not ours. */
   sha256: string;
   filename: string;
   purpose: FilePurpose;
@@ -25,7 +27,12 @@ export interface FileRecord {
   expiresAt?: number;
   /** As its uploader named it; absent: the purpose says enough. */
   mimeType?: string;
+  /** Address of its bytes in a bucket of the user's, pinned to one version; they are not ours to delete. */
+  location?: string;
 }
+
+/** Of the two files that a job writes. */
+export type OutputKind = 'output' | 'error';
 
 /** OpenAI's bounds of `expires_after`: an hour to thirty days. */
 export const EXPIRES_AFTER_SECONDS = { min: 3_600, max: 2_592_000 } as const;
@@ -39,9 +46,42 @@ export function fileKey(fileId: string): string {
   return `files/${fileId}`;
 }
 
+/** Where the bytes of a file are read. */
+export function contentKey({ id, location }: Pick<FileRecord, 'id' | 'location'>): string {
+  return location ?? fileKey(id);
+}
+
+/** Where the input of a job is read. */
+export function inputKey({ input, options }: Pick<JobRecord, 'input' | 'options'>): string {
+  return options.inputLocation ?? fileKey(input);
+}
+
+/** Where a job's output or error file is written. */
+export function outputKey(
+  { id, options }: Pick<JobRecord, 'id' | 'options'>,
+  kind: OutputKind,
+): string {
+  if (options.outputPrefix === null) return fileKey(outputFileId(id, kind));
+  return `${options.outputPrefix}${batchIdOf(id)}_${kind}.jsonl`;
+}
+
+/**
+ * Where the manifest of a job's files lies: beside its output file, whether or not there is one. It has no record of
+ * its own, and goes with the job.
+ */
+export function manifestKey(jobId: string): string {
+  return `${fileKey(outputFileId(jobId, 'output'))}.manifest.json`;
+}
+
 /** Ids of a job's files are derived, so that two assemblers write the same ones. */
-export function outputFileId(jobId: string, kind: 'output' | 'error'): string {
+export function outputFileId(jobId: string, kind: OutputKind): string {
   return `file-${jobId.slice('job_'.length)}-${kind}`;
+}
+
+/** The job that wrote the output or error file of this id; null for the id of any other file. */
+export function writerOf(fileId: string): string | null {
+  const name = /^file-([A-Za-z0-9]+)-(?:output|error)$/.exec(fileId)?.[1];
+  return name === undefined ? null : `job_${name}`;
 }
 
 /** Id of the input that a retry of failed lines writes for itself; derived, so that two planners write the same one. */

@@ -258,6 +258,10 @@ export interface JobOptions {
   pinnedModel: string | null;
   /** How many requests the input has by the word of who asked; shown until planning has counted. */
   expectedRequests: number | null;
+  /** Address of an input that lies in a bucket of the user's, pinned to one version; null: it is ours. */
+  inputLocation: string | null;
+  /** URL of a folder in a bucket of the user's that the job's files are written to; null: into our storage. */
+  outputPrefix: string | null;
 }
 
 export const DEFAULT_OPTIONS: JobOptions = {
@@ -277,6 +281,8 @@ export const DEFAULT_OPTIONS: JobOptions = {
   template: null,
   pinnedModel: null,
   expectedRequests: null,
+  inputLocation: null,
+  outputPrefix: null,
 };
 
 /** What the user asked for, and how far it is. Times are Redis time in ms since 1970. */

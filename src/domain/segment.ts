@@ -17,9 +17,19 @@ export interface PartBytes {
   crc: number;
 }
 
+/** How many answers of a part came from one engine. */
+export interface EngineTally {
+  /** Its address. */
+  engine: string;
+  ok: number;
+  failed: number;
+}
+
 /** A part that was accepted. */
 export interface PartRange extends PartBytes {
   segment: string;
+  /** Of its answers that came from engines; absent: it is not on record which. */
+  engines?: readonly EngineTally[];
 }
 
 /**
@@ -33,6 +43,8 @@ export interface Part extends PartBytes {
   ok: number;
   failed: number;
   usage: Usage;
+  /** Which engines answered it; lines that none answered are in none of them. */
+  engines?: readonly EngineTally[];
 }
 
 /**

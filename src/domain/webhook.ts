@@ -27,6 +27,11 @@ export function webhookEventOf(outcome: Outcome): WebhookEvent {
   return EVENT_OF[outcome];
 }
 
+/** Id of the event that tells of a job's end: what is sent twice is known by it. */
+export function eventIdOf(jobId: string): string {
+  return `evt_${jobId.slice('job_'.length)}`;
+}
+
 /** A registered target of events. */
 export interface WebhookEndpoint {
   id: string;

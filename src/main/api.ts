@@ -1,6 +1,8 @@
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { createJob } from '../../processors/create.ts';
+import { eraseJob } from '../../processors/erase-job.ts';
+import { forgetContent } from '../../processors/expiry.ts';
 import { extendJob, pauseJob, resumeJob } from '../../processors/pause.ts';
 import { openPartial } from '../../processors/partial.ts';
 import type { PartialDeps } from '../../processors/partial.ts';
@@ -25,12 +27,14 @@ export interface RunningApi {
 
 /** Serves the API; rejects with `http.*` (Permanent) when the address cannot be had. */
 export async function startApi(system: System): Promise<RunningApi> {
-  const { settings, log, metrics, storage, impatient } = system;
+  const { settings, log, metrics, storage, places, impatient } = system;
   const settling = settleDeps(system, impatient, () => 2);
+  const erasing = { ...settling, store: impatient.store, storage };
   const stopping = new AbortController();
   const app = createApp({
     store: impatient.store,
     storage,
+    places,
     queues: impatient.queues.all,
     limits: settings,
     inspectInput: inspectInput.bind(null, { ...settings, storage }),
@@ -49,6 +53,8 @@ export async function startApi(system: System): Promise<RunningApi> {
     pauseJob: (id, by) => pauseJob(id, by, settling),
     resumeJob: (id) => resumeJob(id, settling),
     extendJob: (job, window, windowMs) => extendJob(job, window, windowMs, settling),
+    eraseJob: (id) => eraseJob(id, { withFiles: true }, erasing),
+    forgetContent: (id) => forgetContent(id, erasing),
     async stopJob(id, outcome) {
       const job = await stopJob(id, { outcome, event: 'Cancelled on request.' }, settling);
       if (job === null) throw notFound('not_found', `There is no job '${id}'.`);

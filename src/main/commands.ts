@@ -1,19 +1,17 @@
-import { readFileSync } from 'node:fs';
 import { Command, InvalidArgumentError, Option } from 'commander';
 import { loadSettings } from '../../config/load.ts';
 import { engineBaseUrl } from '../domain/engine-url.ts';
 import { describeError, SluiceError } from '../domain/errors.ts';
+import { gc } from './gc.ts';
+import type { GcOptions } from './gc.ts';
+import { doctor } from './doctor.ts';
+import type { DoctorOptions } from './doctor.ts';
 import { run } from './run.ts';
 import type { RunOptions } from './run.ts';
 import { serve } from './serve.ts';
-
-function version(): string {
-  const manifest: unknown = JSON.parse(
-    readFileSync(new URL('../../package.json', import.meta.url), 'utf8'),
-  );
-  const found = typeof manifest === 'object' && manifest !== null && 'version' in manifest;
-  return found ? String(manifest.version) : 'unknown';
-}
+import { verify } from './verify.ts';
+import type { VerifyOptions } from './verify.ts';
+import { version } from './version.ts';
 
 function engine(value: string): string {
   const address = engineBaseUrl(value);
@@ -33,16 +31,7 @@ function duration(value: string): number {
   return Number(match[1]) * { s: 1_000, m: 60_000, h: 3_600_000 }[match[2] as 's' | 'm' | 'h'];
 }
 
-/** Parses the command line and runs it; every failure ends in one clear message and exit code 1. */
-export async function main(argv: readonly string[]): Promise<void> {
-  const program = new Command('sluice')
-    .description('Runs LLM batches: a JSONL file in, a JSONL file of answers out.')
-    .version(version())
-    .showHelpAfterError('(add --help for what there is)');
-  program
-    .command('start')
-    .description('start the server; settings come from the environment, see .env.example')
-    .action(async () => serve(loadSettings()));
+function addRun(program: Command): void {
   program
     .command('run')
     .description('send a JSONL file of requests through an engine and write the answers to a file')
@@ -72,6 +61,50 @@ export async function main(argv: readonly string[]): Promise<void> {
     .action(async (options: RunOptions) => {
       process.exitCode = await run(options, loadSettings());
     });
+}
+
+/** What looks after a server and what it wrote. */
+function addCare(program: Command): void {
+  program
+    .command('verify')
+    .description('check that what a batch wrote is whole and unchanged, by its manifest')
+    .argument('[batch]', 'id of the batch or job: batch_… or job_…')
+    .option('-u, --url <url>', 'base URL of the server (default: SLUICE_URL, else HTTP_ADDR)')
+    .option('-d, --dir <dir>', 'check the manifest and files in this folder, without a server')
+    .option('--json', 'print the checks as one JSON object')
+    .action(async (batch: string | undefined, options: VerifyOptions) => {
+      process.exitCode = await verify(batch, options, loadSettings());
+    });
+  program
+    .command('gc')
+    .description('remove what is over and what crashes left in storage, as the sweeper does hourly')
+    .option('-n, --dry-run', 'only say what would be removed')
+    .option('--confirm', 'remove orphans even where the records look incomplete')
+    .option('--json', 'print the report as one JSON object')
+    .action(async (options: GcOptions) => {
+      process.exitCode = await gc(options, loadSettings());
+    });
+  program
+    .command('doctor')
+    .description('try Redis, storage and engines of the settings, and say what to mend')
+    .option('--json', 'print what was found as one JSON object')
+    .action(async (options: DoctorOptions) => {
+      process.exitCode = await doctor(options, loadSettings());
+    });
+}
+
+/** Parses the command line and runs it; every failure ends in one clear message and exit code 1. */
+export async function main(argv: readonly string[]): Promise<void> {
+  const program = new Command('sluice')
+    .description('Runs LLM batches: a JSONL file in, a JSONL file of answers out.')
+    .version(version())
+    .showHelpAfterError('(add --help for what there is)');
+  program
+    .command('start')
+    .description('start the server; settings come from the environment, see .env.example')
+    .action(async () => serve(loadSettings()));
+  addRun(program);
+  addCare(program);
   try {
     await program.parseAsync(argv);
   } catch (error) {
@@ -85,5 +118,5 @@ export async function main(argv: readonly string[]): Promise<void> {
 export const EXIT_BUSY = 75;
 
 function isBusy(error: unknown): boolean {
-  return error instanceof SluiceError && error.code === 'run.busy';
+  return error instanceof SluiceError && ['run.busy', 'gc.busy'].includes(error.code);
 }

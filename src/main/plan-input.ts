@@ -6,7 +6,6 @@ import type { ReadPlan, ReadPlanOptions } from '../dispatcher/read-plan.ts';
 import { createUniqueIds } from '../dispatcher/unique-ids.ts';
 import { createEstimator } from '../domain/estimate.ts';
 import type { Estimate } from '../domain/estimate.ts';
-import { fileKey } from '../domain/file.ts';
 import { SHARD_CUT } from '../domain/plan.ts';
 import type { LineRules } from '../domain/plan.ts';
 import type { Storage } from '../storage/contract.ts';
@@ -38,11 +37,11 @@ export async function planInput(
 /** Reads an input as planning would, records nothing, and says what the lines are likely to cost. */
 export async function inspectInput(
   { storage, ...limits }: InputLimits & { storage: Pick<Storage, 'get'> },
-  fileId: string,
+  key: string,
   rules: LineRules,
   signal: AbortSignal,
 ): Promise<ReadPlan & { estimate: Estimate }> {
-  const source = await storage.get(fileKey(fileId));
+  const source = await storage.get(key);
   const estimator = createEstimator();
   try {
     const plan = await planInput(limits, addAbortSignal(signal, source), {

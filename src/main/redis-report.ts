@@ -6,7 +6,7 @@ import { describeError } from '../domain/errors.ts';
 import type { Logger } from '../observability/log.ts';
 
 /** A job is about 35 acknowledged writes in a row: above this a small one is felt to be slow. */
-const SLOW_FSYNC_MS = 3;
+export const SLOW_FSYNC_MS = 3;
 const FSYNC_SAMPLES = 9;
 
 /** Says how durable writes to Redis are and what that costs here. */

@@ -1,9 +1,11 @@
 import { randomBytes } from 'node:crypto';
+import { createCollector } from '../../processors/collect.ts';
 import { createExpiry } from '../../processors/expiry.ts';
 import { createSweeper } from '../../processors/sweep.ts';
 import { createCourier } from '../../processors/webhooks.ts';
 import { batchView } from '../api/views.ts';
 import { clock } from './clock.ts';
+import { collectDeps, collectRound } from './gc.ts';
 import { soon } from './soon.ts';
 import { createWebhookSender } from './webhook-sender.ts';
 import { settleDeps } from './worker.ts';
@@ -13,6 +15,7 @@ const SWEEP_EVERY_MS = 2_000;
 const EXPIRE_EVERY_MS = 1_000;
 const CLEAR_EVERY_MS = 2_000;
 const TELL_EVERY_MS = 500;
+const COLLECT_LOOK_MS = 5_000;
 const CLOSE_MS = 2_000;
 
 /** Mends lost deliveries, ends overdue jobs, removes what has expired and tells webhooks of ends; of all processes that do, one at a time sweeps. */
@@ -28,6 +31,8 @@ export function startSweeper(system: System): { close(): Promise<void> } {
   });
   const { store } = patient;
   const expiry = createExpiry(holder, { store, storage: system.storage, now: clock.now, log });
+  const collector = createCollector(holder, collectDeps(system));
+  const collectEveryMs = Math.min(COLLECT_LOOK_MS, system.settings.gcInterval);
   const courier = createCourier(holder, {
     store: patient.store,
     send: createWebhookSender({ allowPrivate: system.settings.webhookAllowPrivate }),
@@ -59,6 +64,7 @@ export function startSweeper(system: System): { close(): Promise<void> } {
     repeat(SWEEP_EVERY_MS, 'sweep', () => sweeper.sweep(stop.signal)),
     repeat(EXPIRE_EVERY_MS, 'deadlines', () => sweeper.expire()),
     repeat(CLEAR_EVERY_MS, 'expiry', () => expiry.round()),
+    repeat(collectEveryMs, 'collect', () => collectRound(collector, stop.signal, log)),
     repeat(TELL_EVERY_MS, 'webhooks', () => courier.round()),
   ];
   return {

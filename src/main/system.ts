@@ -1,6 +1,5 @@
 import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
-import { join } from 'node:path';
 import type { Redis } from 'ioredis';
 import { connectRedis } from '../../queues/connection.ts';
 import { createQueues } from '../../queues/queues.ts';
@@ -11,13 +10,15 @@ import { createMetrics } from '../observability/metrics.ts';
 import type { Metrics } from '../observability/metrics.ts';
 import type { Logger } from '../observability/log.ts';
 import type { Storage } from '../storage/contract.ts';
-import { createStorage } from '../storage/index.ts';
+import type { Places } from '../storage/places.ts';
 import { createStore } from '../store/store.ts';
 import type { Store } from '../store/store.ts';
 import { ensureFolder } from './data-dir.ts';
+import { openAllowedPlaces } from './places.ts';
 import { openEmbeddedRedis } from './embedded-redis.ts';
 import { reportDurability } from './redis-report.ts';
 import { soon } from './soon.ts';
+import { openStorage } from './storage-check.ts';
 
 export interface SystemOptions {
   settings: Settings;
@@ -55,6 +56,8 @@ export interface System {
   name: string;
   metrics: Metrics;
   storage: Storage;
+  /** Buckets of others that batches may name; `storage` reads and writes them, too. */
+  places: Places;
   /** For workers and the sweeper: a command waits for Redis, however long it is away. */
   patient: Connected;
   /** For HTTP requests: a command fails after a moment when Redis is away, so that the request is answered. */
@@ -99,17 +102,15 @@ export async function openSystem({
     const [waiting, failing] = [connectBoth(true), connectBoth(false)];
     await Promise.all([ping(failing.records, urls.store), ping(failing.queues, urls.queues)]);
     if (name === undefined) await reportDurability(failing.records, settings, log);
-    const storage = createStorage({
-      type: settings.storageType,
-      directory: join(settings.dataDir, 'storage'),
-    });
+    const ownStorage = await openStorage(settings, log, name === undefined);
+    const { storage, places } = openAllowedPlaces(ownStorage, settings);
     const [patient, impatient] = [standOn(waiting), standOn(failing)];
     closers.push(async () => {
       await Promise.all([patient.queues.close(), impatient.queues.close()]);
     });
     await claim(patient.store, storage);
     const own = { settings, log, namespace, roles, name: name ?? newProcessName(process.pid) };
-    return { ...own, metrics: createMetrics(), storage, patient, impatient, close };
+    return { ...own, metrics: createMetrics(), storage, places, patient, impatient, close };
   } catch (error) {
     await close();
     throw error;

@@ -32,6 +32,7 @@ import { clock } from './clock.ts';
 import { createShareEngine } from './engine-share.ts';
 import { planInput } from './plan-input.ts';
 import { soon } from './soon.ts';
+import { version } from './version.ts';
 import type { Connected, System } from './system.ts';
 
 const BEAT_MS = 2_000;
@@ -164,6 +165,7 @@ function processorParts(system: System, runtime: Runtime) {
     findLost,
     assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>
       assemble(source, sinks, { ...options, maxLineBytes }),
+    version: version(),
     newToken: () => randomBytes(16).toString('hex'),
   };
 }

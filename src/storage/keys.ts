@@ -5,11 +5,29 @@ const SEGMENT = /^[A-Za-z0-9._-]{1,255}$/;
 const MAX_KEY = 1_024;
 
 /** Throws `storage.invalid_key` (InvalidInput) unless the key is a relative path of plain segments without `.` and `..`. */
-export function checkKey(key: string): void {
-  const isPlain = key
+function checkKey(key: string): void {
+  if (!isPlainKey(key)) throw invalidKey(key, 'is no path of [A-Za-z0-9._-] names');
+}
+
+/** Whether `checkKey` takes a key. */
+export function isPlainKey(key: string): boolean {
+  if (key.length > MAX_KEY) return false;
+  return key
     .split('/')
     .every((segment) => SEGMENT.test(segment) && segment !== '.' && segment !== '..');
-  if (!isPlain || key.length > MAX_KEY) throw invalidKey(key, 'is no path of [A-Za-z0-9._-] names');
+}
+
+/** What storages keep for themselves, all of them, so that objects can move from one to another. */
+const RESERVED = new Set(['.tmp', 'identity']);
+
+export function isReserved(key: string): boolean {
+  return RESERVED.has(key.split('/', 1)[0] ?? '');
+}
+
+/** As `checkKey`, and refuses what storages keep for themselves. */
+export function checkObjectKey(key: string): void {
+  checkKey(key);
+  if (isReserved(key)) throw invalidKey(key, 'is reserved');
 }
 
 /** The key of a prefix, which has to end in a slash. */

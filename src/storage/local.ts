@@ -17,8 +17,8 @@ import { dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
 import { notFound, permanent } from '../domain/errors.ts';
 import { abortable, releaseSource } from './abortable.ts';
-import type { ObjectInfo, PutResult, Storage } from './contract.ts';
-import { checkKey, checkRange, invalidKey, withoutSlash } from './keys.ts';
+import type { AbandonedUpload, ObjectInfo, PutResult, Storage } from './contract.ts';
+import { checkObjectKey, checkRange, invalidKey, withoutSlash } from './keys.ts';
 import { errorCode, isAbsent, readError, writeError } from './local-errors.ts';
 import { createSyncedFolders, makeFolder, writeSource } from './local-files.ts';
 import type { SyncedFolders } from './local-files.ts';
@@ -40,23 +40,51 @@ interface Folder {
   ready(): Promise<void>;
 }
 
-function checkObjectKey(key: string): void {
-  checkKey(key);
-  const [first] = key.split('/');
-  if (first === TEMPORARY || first === IDENTITY) throw invalidKey(key, 'is reserved');
+/** Temporary files that nobody has written to since. */
+async function* stale(temporary: string, before: number): AsyncGenerator<AbandonedUpload> {
+  for (const name of await readdir(temporary)) {
+    try {
+      const { mtimeMs } = await lstat(join(temporary, name));
+      const startedAt = Math.floor(mtimeMs);
+      if (mtimeMs < before) yield { key: `${TEMPORARY}/${name}`, uploadId: name, startedAt };
+    } catch (error) {
+      // its process was faster
+      if (!isAbsent(error)) throw error;
+    }
+  }
+}
+
+async function removeTemporary(temporary: string, name: string): Promise<void> {
+  if (!/^[\w-]+$/.test(name)) throw invalidKey(name, 'names no temporary file');
+  try {
+    await unlink(join(temporary, name));
+  } catch (error) {
+    // another process was faster
+    if (!isAbsent(error)) throw error;
+  }
 }
 
 /** Removes what killed processes left behind. */
 async function sweep(temporary: string): Promise<void> {
-  for (const name of await readdir(temporary)) {
-    const path = join(temporary, name);
-    try {
-      const { mtimeMs } = await lstat(path);
-      if (Date.now() - mtimeMs > STALE_MS) await unlink(path);
-    } catch (error) {
-      // another process was faster
-      if (!isAbsent(error)) throw error;
-    }
+  for await (const { uploadId } of stale(temporary, Date.now() - STALE_MS)) {
+    await removeTemporary(temporary, uploadId);
+  }
+}
+
+async function* abandoned(folder: Folder, before: number): AsyncGenerator<AbandonedUpload> {
+  try {
+    yield* stale(folder.temporary, before);
+  } catch (error) {
+    // nothing was ever put
+    if (!isAbsent(error)) throw readError(folder.directory, error);
+  }
+}
+
+async function abandon(folder: Folder, name: string): Promise<void> {
+  try {
+    await removeTemporary(folder.temporary, name);
+  } catch (error) {
+    throw await writeError(folder.directory, name, error);
   }
 }
 
@@ -306,5 +334,8 @@ export function createLocalStorage({ directory: path }: { directory: string }): 
     async identity() {
       return (await readIdentity(directory)) ?? (await makeIdentity(folder));
     },
+    abandoned: (olderThanMs) => abandoned(folder, Date.now() - olderThanMs),
+    abandon: ({ uploadId }) => abandon(folder, uploadId),
+    clockAheadMs: () => 0,
   };
 }

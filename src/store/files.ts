@@ -26,6 +26,8 @@ export interface NewFile extends Omit<FileRecord, 'createdAt' | 'expiresAt'> {
 export interface Files {
   /** Writes a file's record, or answers the one that is there under this id. */
   create(file: NewFile): Promise<FileRecord>;
+  /** Writes what was not known, or not for good, when the record was made; nothing where it is gone. */
+  amend(id: string, change: Partial<Pick<FileRecord, 'sha256' | 'location'>>): Promise<void>;
   /** Expired ones too. A damaged record is `store.damaged_record` (Permanent). */
   get(id: string): Promise<FileRecord | null>;
   /** By time of creation. An unknown `after` is `invalid_cursor` (InvalidInput). */
@@ -39,41 +41,20 @@ export interface Files {
   due(limit: number): Promise<string[]>;
   /** Lets `due` name a file again at this time, ms, if it would name it at all. */
   postpone(id: string, until: number): Promise<void>;
+  /** Lets a file without an end of its own expire at this time, ms. */
+  expire(id: string, at: number): Promise<void>;
   /** Takes a file whose bytes are gone, or which stays for good, out of those that `due` names. */
   forget(id: string): Promise<void>;
 }
 
 export function createFiles(context: Context): Files {
   const { redis, scripts, keys } = context;
-  async function get(id: string): Promise<FileRecord | null> {
-    const fields = await readFields(context, id);
-    return fields === null ? null : parseFile(id, fields);
-  }
   return {
-    async create({ id, bytes, sha256, filename, purpose, mimeType, expiresAfterMs = null }) {
-      await createRecord(context, {
-        id,
-        async enter(anew) {
-          const at = await enterIndex(context, keys.files, id, anew);
-          if (expiresAfterMs !== null)
-            await enterIndexAt(context, keys.fileExpiry, id, at + expiresAfterMs, anew);
-          return at;
-        },
-        fields: (at) => ({
-          bytes,
-          sha256,
-          filename,
-          purpose,
-          created_at: at,
-          ...(expiresAfterMs === null ? {} : { expires_at: at + expiresAfterMs }),
-          ...(mimeType === undefined ? {} : { mime_type: mimeType }),
-        }),
-      });
-      const file = await get(id);
-      if (file === null) throw damaged(id, '(all)');
-      return file;
+    create: (file) => createFile(context, file),
+    async amend(id, change) {
+      await scripts.run('file-amend', recordKey(id), ...Object.entries(change).flat());
     },
-    get,
+    get: (id) => getFile(context, id),
     async page({ after, limit, order, purpose, now = -Infinity }) {
       const { records, hasMore } = await pageRecords(context, {
         index: keys.files,
@@ -98,10 +79,47 @@ export function createFiles(context: Context): Files {
     async postpone(id, until) {
       await redis.zadd(keys.fileExpiry, 'XX', until, id);
     },
+    async expire(id, at) {
+      await enterIndexAt(context, keys.fileExpiry, id, at, false);
+      await scripts.run('file-expire', recordKey(id), at);
+    },
     async forget(id) {
       await redis.zrem(keys.fileExpiry, id);
     },
   };
+}
+
+async function getFile(context: Context, id: string): Promise<FileRecord | null> {
+  const fields = await readFields(context, id);
+  return fields === null ? null : parseFile(id, fields);
+}
+
+async function createFile(context: Context, file: NewFile): Promise<FileRecord> {
+  const { id, bytes, sha256, filename, purpose, mimeType, location } = file;
+  const { keys } = context;
+  const { expiresAfterMs = null } = file;
+  await createRecord(context, {
+    id,
+    async enter(anew) {
+      const at = await enterIndex(context, keys.files, id, anew);
+      if (expiresAfterMs !== null)
+        await enterIndexAt(context, keys.fileExpiry, id, at + expiresAfterMs, anew);
+      return at;
+    },
+    fields: (at) => ({
+      bytes,
+      sha256,
+      filename,
+      purpose,
+      created_at: at,
+      ...(expiresAfterMs === null ? {} : { expires_at: at + expiresAfterMs }),
+      ...(mimeType === undefined ? {} : { mime_type: mimeType }),
+      ...(location === undefined ? {} : { location }),
+    }),
+  });
+  const made = await getFile(context, id);
+  if (made === null) throw damaged(id, '(all)');
+  return made;
 }
 
 const fileFields = v.object({
@@ -112,16 +130,24 @@ const fileFields = v.object({
   created_at: integer,
   expires_at: v.optional(integer),
   mime_type: v.optional(v.string()),
+  location: v.optional(v.string()),
 });
 
 function parseFile(id: string, fields: Fields): FileRecord {
   const parsed = parseRecord(id, fileFields, fields);
-  const { created_at: createdAt, expires_at: expiresAt, mime_type: mimeType, ...file } = parsed;
+  const {
+    created_at: createdAt,
+    expires_at: expiresAt,
+    mime_type: mimeType,
+    location,
+    ...file
+  } = parsed;
   return {
     id,
     ...file,
     createdAt,
     ...(expiresAt === undefined ? {} : { expiresAt }),
     ...(mimeType === undefined ? {} : { mimeType }),
+    ...(location === undefined ? {} : { location }),
   };
 }

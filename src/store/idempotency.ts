@@ -25,13 +25,19 @@ export interface Idempotency {
   ): Promise<{ holder: string } | { found: KeptAnswer }>;
   /** Holds on for `leaseMs` from now; does nothing once the key is lost or answered. */
   renew(key: string, holder: string, leaseMs: number): Promise<void>;
-  /** Keeps the answer for `keepMs`; false when the key was lost meanwhile. */
+  /**
+   * Keeps the answer for `keepMs`; false when the key was lost meanwhile. `about` are ids of what it tells of, and with
+   * which it is to go.
+   */
   answer(
     key: string,
     holder: string,
     { print, status, body }: KeptAnswer & { status: number },
     keepMs: number,
+    about?: readonly string[],
   ): Promise<boolean>;
+  /** Forgets all kept answers that tell of this id. */
+  eraseAbout(id: string): Promise<void>;
   /** Gives the key back, as if the request had never come. */
   free(key: string, holder: string): Promise<void>;
   /**
@@ -66,7 +72,12 @@ export function createIdempotency({ redis, scripts, keys }: Context): Idempotenc
     async renew(key, holder, leaseMs) {
       await scripts.run('idempotency-renew', keyOf(key), holder, leaseMs);
     },
-    async answer(key, holder, { print, status, body }, keepMs) {
+    async answer(key, holder, { print, status, body }, keepMs, about = []) {
+      // Index first: what is kept is always found again.
+      for (const id of about) {
+        await redis.sadd(keys.answers + id, key);
+        await redis.pexpire(keys.answers + id, keepMs);
+      }
       const reply = await scripts.run(
         'idempotency-answer',
         keyOf(key),
@@ -77,6 +88,11 @@ export function createIdempotency({ redis, scripts, keys }: Context): Idempotenc
         keepMs,
       );
       return v.parse(replyNumber, reply) === 1;
+    },
+    async eraseAbout(id) {
+      const kept = await redis.smembers(keys.answers + id);
+      await Promise.all(kept.map((key) => redis.del(keyOf(key))));
+      await redis.del(keys.answers + id);
     },
     async free(key, holder) {
       await scripts.run('idempotency-renew', keyOf(key), holder, 0);

@@ -54,6 +54,8 @@ const options = v.pipe(
     template: v.optional(v.nullable(template), DEFAULT_OPTIONS.template),
     pinnedModel: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.pinnedModel),
     expectedRequests: v.optional(v.nullable(v.number()), DEFAULT_OPTIONS.expectedRequests),
+    inputLocation: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.inputLocation),
+    outputPrefix: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.outputPrefix),
   }),
 );
 

@@ -316,7 +316,8 @@ function renderChange(set: Partial<Pick<JobRecord, Settable>>): Record<string, s
 async function leave(context: Context, id: string): Promise<void> {
   const { redis, keys } = context;
   // Before the last index that knows of it forgets it: a crash between leaves one in which the sweeper finds it.
-  await enterIndex(context, keys.telling, id, false);
+  const left = [keys.telling, keys.ended, keys.keeping];
+  await Promise.all(left.map((index) => enterIndex(context, index, id, false)));
   await Promise.all([redis.zrem(keys.active, id), redis.zrem(keys.deadlines, id)]);
 }
 
@@ -324,8 +325,9 @@ async function forgetJob(context: Context, id: string): Promise<void> {
   const state = await context.redis.hget(recordKey(id), 'state');
   const final = Object.entries(JOB).some(([name, { next }]) => name === state && next.length === 0);
   if (state !== null && !final) return;
-  await leave(context, id);
-  if (state === null) await context.redis.zrem(context.keys.jobs, id);
+  if (state !== null) return leave(context, id);
+  const { jobs, active, deadlines } = context.keys;
+  await Promise.all([jobs, active, deadlines].map((index) => context.redis.zrem(index, id)));
 }
 
 async function subscribe(

@@ -15,8 +15,9 @@
  *     {job_x}:events      stream  state, message, kind unless it is a new state
  *     {job_x}:provisions  set     ids of all that it ever had
  *     {prov_x}            hash    job slot state version op wake wake_op provider owner address reason reason_at created_at, <state>_at
- *     {file_x}            hash    op bytes sha256 filename purpose created_at expires_at mime_type
+ *     {file_x}            hash    op bytes sha256 filename purpose created_at expires_at mime_type location
  *     {file_x}:removed    string  op that removed it, for a minute
+ *     {job_x}:erased      string  what of an erased job, or {prov_x}, is still to go, as JSON; for a month
  *     {upload_x}          hash    op body_hash status filename purpose mime_type bytes expires_after created_at expires_at
  *                                 attempt busy_until end_op ended_at file sha256 md5 list file_made
  *     {upload_x}:parts    hash    part → "bytes created_at"
@@ -47,6 +48,7 @@ export const SUFFIXES = {
   VERSIONS: ':versions',
   UPLOAD_PARTS: ':parts',
   UPLOAD_FILES: ':attempts',
+  ERASED: ':erased',
 } as const;
 
 /**
@@ -87,7 +89,14 @@ export function jobKey(
   jobId: string,
   part: Exclude<
     keyof typeof SUFFIXES,
-    'SHARD' | 'REMOVED' | 'TEMPLATE' | 'TEMPLATES' | 'VERSIONS' | 'UPLOAD_PARTS' | 'UPLOAD_FILES'
+    | 'SHARD'
+    | 'REMOVED'
+    | 'ERASED'
+    | 'TEMPLATE'
+    | 'TEMPLATES'
+    | 'VERSIONS'
+    | 'UPLOAD_PARTS'
+    | 'UPLOAD_FILES'
   >,
 ): string {
   return `${recordKey(jobId)}${SUFFIXES[part]}`;
@@ -124,11 +133,22 @@ export interface GlobalKeys {
   storage: string;
   /** Final jobs whose end is not recorded for webhooks yet: id → time. */
   telling: string;
+  /** Final jobs, and those of them whose shards and segments may be there: id → when it ended. */
+  ended: string;
+  keeping: string;
+  /** Jobs that somebody began to erase: id → when the sweeper is to look at it. */
+  erasing: string;
+  /** Who collects what is over, when that was done last (sorted set), and how often (hash id round). */
+  collecting: string;
+  collected: string;
+  census: string;
   /** Base of the webhooks' keys. */
   webhooks: string;
   /** Begin the keys of requests by their idempotency keys, and of the seeds of creates without one. */
   idempotency: string;
   seeds: string;
+  /** Begins the keys of sets: the idempotency keys under which an answer is kept that tells of this job or file. */
+  answers: string;
   /** Key of the token bucket of this name. */
   limit(name: string): string;
   /** The channel on which a job's id says that the job is to stop. */
@@ -152,9 +172,16 @@ export function globalKeys(namespace: string): GlobalKeys {
     sweep: `${namespace}:sweep`,
     storage: `${namespace}:storage`,
     telling: `${namespace}:telling`,
+    ended: `${namespace}:ended`,
+    keeping: `${namespace}:keeping`,
+    erasing: `${namespace}:erasing`,
+    collecting: `${namespace}:collecting`,
+    collected: `${namespace}:collected`,
+    census: `${namespace}:census`,
     webhooks: recordKey(`${namespace}:webhooks`),
     idempotency: `${namespace}:idem:`,
     seeds: `${namespace}:seed:`,
+    answers: `${namespace}:answers:`,
     limit: (name) => recordKey(`${namespace}:limit:${name}`),
     stop: `${namespace}:stop`,
   };

@@ -40,9 +40,12 @@ interface NewRecord {
   event?: { state: string; message: string };
 }
 
-const created = v.picklist(['created', 'exists', 'other', 'late']);
+const created = v.picklist(['created', 'exists', 'other', 'erased', 'late']);
 
-/** Makes a record: index entries first, so that a crash between leaves an entry without a record and never the opposite. */
+/**
+ * Makes a record: index entries first, so that a crash between leaves an entry without a record and never the opposite.
+ * Throws `id_deleted` (InvalidInput) for the id of a job that was erased, which no other may get.
+ */
 export async function createRecord(
   { scripts }: Context,
   record: NewRecord,
@@ -62,12 +65,18 @@ export async function createRecord(
       ...Object.entries(record.fields(enteredAt)).flat(),
     );
     const outcome = v.parse(created, reply);
+    if (outcome === 'erased') throw erased(record.id);
     if (outcome !== 'late') return outcome;
   }
   throw transient(
     'store.late_entry',
     `no record could be written within ${ENTRY_MAX_AGE_MS} ms of its index entry: Redis is too slow, or the clocks of its nodes differ`,
   );
+}
+
+function erased(id: string): SluiceError {
+  const message = `'${id}' was deleted, and no other gets its id: send a new Idempotency-Key, or name another id.`;
+  return invalidInput('id_deleted', message);
 }
 
 interface Move {
@@ -144,9 +153,14 @@ export async function indexAge({ scripts }: Context, index: string, id: string):
 }
 
 /**
- * All ids of an index, oldest first. Ids that come or go meanwhile may or may not be seen; all others are, once.
+ * All ids of an index up to a time (ms; to the last unless given), oldest first. Ids that come or go meanwhile may or
+ * may not be seen; all others are, once.
  */
-export async function* walkIndex({ redis }: Context, index: string): AsyncIterable<string> {
+export async function* walkIndex(
+  { redis }: Context,
+  index: string,
+  until: number | '+inf' = '+inf',
+): AsyncIterable<string> {
   let from = '-inf';
   let seen = new Set<string>();
   for (;;) {
@@ -155,7 +169,7 @@ export async function* walkIndex({ redis }: Context, index: string): AsyncIterab
     const reply = await redis.zrange(
       index,
       from,
-      '+inf',
+      String(until),
       'BYSCORE',
       'LIMIT',
       0,

@@ -1,7 +1,7 @@
 import * as v from 'valibot';
 import { shardKey } from './keys.ts';
 import { integer, parseRecord, replyNumber } from './parse.ts';
-import type { AcceptedShard, PartRange } from '../domain/segment.ts';
+import type { AcceptedShard, EngineTally, PartRange } from '../domain/segment.ts';
 import type { Taken } from './shards.ts';
 
 const text = v.union([v.string(), v.pipe(v.instance(Buffer), v.transform(String))]);
@@ -127,10 +127,31 @@ export function parseAccepted(
 }
 
 const partFields = v.tuple([v.string(), integer, integer, integer]);
+/** Where a part names its engines: behind what it counts. */
+const ENGINES_AT = 10;
 
 function parsePart(key: string, part: string): PartRange {
-  const [segment, offset, length, crc] = parseRecord(`${key} parts`, partFields, part.split(' '));
-  return { segment, offset, length, crc };
+  const words = part.split(' ');
+  const [segment, offset, length, crc] = parseRecord(`${key} parts`, partFields, words);
+  const engines = words[ENGINES_AT];
+  const range = { segment, offset, length, crc };
+  return engines === undefined ? range : { ...range, engines: parseEngines(key, engines) };
+}
+
+/** One word: addresses percent-encoded, which leaves nothing that separates words, parts or engines. */
+export function formatEngines(engines: readonly EngineTally[]): string {
+  return engines
+    .map(({ engine, ok, failed }) => `${encodeURIComponent(engine)}=${ok}/${failed}`)
+    .join(',');
+}
+
+const engineFields = v.tuple([v.string(), integer, integer]);
+
+function parseEngines(key: string, word: string): EngineTally[] {
+  return word.split(',').map((each) => {
+    const [engine, ok, failed] = parseRecord(`${key} parts`, engineFields, each.split(/[=/]/));
+    return { engine: decodeURIComponent(engine), ok, failed };
+  });
 }
 
 const segmentFields = v.tuple([integer, v.string()]);

@@ -9,6 +9,7 @@ import { wakeReply } from './records.ts';
 import { newOp } from './scripts.ts';
 import {
   commitReply,
+  formatEngines,
   parseAccepted,
   parseSegment,
   pendingReply,
@@ -163,7 +164,8 @@ async function commitSegment(
   segment: SegmentInfo,
   parts: readonly Part[],
 ): ReturnType<Shards['commit']> {
-  const args = parts.flatMap(({ n, token, mask, ok, failed, usage, offset, length, crc }) => {
+  const args = parts.flatMap((part) => {
+    const { n, token, mask, ok, failed, usage, offset, length, crc, engines = [] } = part;
     if (countBits(mask) !== ok + failed) {
       throw permanent(
         'store.bad_mask',
@@ -172,7 +174,8 @@ async function commitSegment(
     }
     const { inputTokens, cachedTokens, outputTokens, reasoningTokens } = usage;
     const tokens = [inputTokens, cachedTokens, outputTokens, reasoningTokens];
-    return [n, token, mask, ok, failed, ...tokens, offset, length, crc];
+    const range = [offset, length, crc];
+    return [n, token, mask, ok, failed, ...tokens, ...range, formatEngines(engines)];
   });
   const { id, bytes, sha256 } = segment;
   const key = recordKey(jobId);

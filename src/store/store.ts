@@ -1,3 +1,5 @@
+import { createCollect } from './collect.ts';
+import type { Collect } from './collect.ts';
 import { createEvents } from './events.ts';
 import type { Events } from './events.ts';
 import { createFiles } from './files.ts';
@@ -60,6 +62,7 @@ export interface Store {
   webhooks: Webhooks;
   idempotency: Idempotency;
   limits: Limits;
+  collect: Collect;
   /** Binds the records to a storage once, and returns the identity of the storage that they are bound to. */
   claimStorage(identity: string): Promise<string>;
 }
@@ -86,6 +89,7 @@ export function createStore({ redis, namespace = 'sluice', onDamaged }: StoreOpt
     webhooks: createWebhooks(context),
     idempotency: createIdempotency(context),
     limits: createLimits(context),
+    collect: createCollect(context),
     claimStorage: (identity) => claimStorage(context, identity),
   };
 }

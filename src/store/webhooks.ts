@@ -67,6 +67,8 @@ export interface Webhooks {
     result: WebhookResult,
     againInMs: number | null,
   ): Promise<string | null>;
+  /** Forgets what was, or is to be, told of a job: deliveries to endpoints that are registered, and attempts at them. */
+  erase(jobId: string, event: string): Promise<void>;
   /** Takes a delivery out without an attempt: it is over, or its target is gone. Returns as `note`. */
   drop(id: string, host: string): Promise<string | null>;
 
@@ -154,7 +156,7 @@ function createTelling(context: Context): Pick<Webhooks, 'untold' | 'isTold' | '
 
 function createDeliveries(
   context: Context,
-): Pick<Webhooks, 'add' | 'due' | 'delivery' | 'note' | 'drop'> {
+): Pick<Webhooks, 'add' | 'due' | 'delivery' | 'note' | 'erase' | 'drop'> {
   const { redis, scripts, keys } = context;
   const base = keys.webhooks;
   async function noteAttempt(
@@ -190,6 +192,18 @@ function createDeliveries(
     },
     note: (delivery, host, result, againInMs) =>
       noteAttempt(delivery, host, JSON.stringify(result), againInMs ?? ''),
+    async erase(jobId, event) {
+      const targets = [
+        jobId,
+        ...(await redis.zrange(`${base}${WEBHOOK_PARTS.ENDPOINTS}`, '0', '-1')),
+      ];
+      const places = targets.map(async (target) => {
+        const record = `${base}${WEBHOOK_PARTS.DELIVERY}${event}.${target}`;
+        const url = await redis.hget(record, 'url');
+        return [target, url === null ? '' : placeOf(url)];
+      });
+      await scripts.run('webhook-erase', base, event, ...(await Promise.all(places)).flat());
+    },
     drop: (id, host) => noteAttempt({ id, target: '' }, host, '', ''),
   };
 }

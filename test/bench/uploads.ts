@@ -117,14 +117,24 @@ async function sendParts(url: string, uploadId: string, bytes: number): Promise<
 const BOUNDARY = 'a-boundary-that-no-piece-holds';
 
 async function sendPart(url: string, uploadId: string, data: Iterable<Buffer>): Promise<string> {
-  const outgoing = request(`${url}/v1/uploads/${uploadId}/parts`, {
+  return sendForm(`${url}/v1/uploads/${uploadId}/parts`, 'data', data);
+}
+
+/** Posts a form whose one file is made as it is sent, and returns the id of what it became. */
+export async function sendForm(
+  url: string,
+  field: 'data' | 'file',
+  data: Iterable<Buffer>,
+): Promise<string> {
+  const outgoing = request(url, {
     method: 'POST',
     headers: { 'content-type': `multipart/form-data; boundary=${BOUNDARY}` },
   });
   const answered = once(outgoing, 'response');
   answered.catch(() => undefined); // awaited below
-  const disposition = 'Content-Disposition: form-data; name="data"; filename="part"';
-  outgoing.write(`--${BOUNDARY}\r\n${disposition}\r\n\r\n`);
+  const disposition = 'Content-Disposition: form-data; name=';
+  outgoing.write(`--${BOUNDARY}\r\n${disposition}"purpose"\r\n\r\nbatch\r\n`);
+  outgoing.write(`--${BOUNDARY}\r\n${disposition}"${field}"; filename="bench.jsonl"\r\n\r\n`);
   for (const piece of data) {
     if (!outgoing.write(piece)) await once(outgoing, 'drain');
   }
@@ -154,7 +164,7 @@ const FILLER = Buffer.alloc(
 );
 
 /** The bytes `size` from `offset` on of an input in which no two mebibytes are equal. */
-function* pieces(offset: number, size: number): Generator<Buffer> {
+export function* pieces(offset: number, size: number): Generator<Buffer> {
   for (let at = offset; at < offset + size; at += PIECE_BYTES) {
     const piece = Buffer.from(FILLER.subarray(0, Math.min(PIECE_BYTES, offset + size - at)));
     piece.write(String(at));
@@ -169,7 +179,7 @@ function digestOf(bytes: number): string {
 }
 
 /** VmHWM of Linux: the most that a process had resident. 0 where there is no /proc. */
-async function peakMemory(pid: number): Promise<number> {
+export async function peakMemory(pid: number): Promise<number> {
   const status = await readFile(`/proc/${pid}/status`, 'utf8').catch(() => '');
   return Math.round(Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 0) / 1_024);
 }

@@ -19,20 +19,24 @@ import { createStorage } from '../../src/storage/index.ts';
 import { bytesOf, describeStorage, keysOf } from '../support/storage-suite.ts';
 import type { StorageUnderTest } from '../support/storage-suite.ts';
 
-async function createLocal(): Promise<StorageUnderTest> {
-  const directory = await mkdtemp(join(tmpdir(), 'storage-'));
-  const settings = { type: 'LOCAL', directory } as const;
-  return { storage: createStorage(settings), settings };
+interface LocalUnderTest extends StorageUnderTest {
+  settings: { type: 'LOCAL'; directory: string };
 }
 
-async function destroyLocal({ settings }: StorageUnderTest): Promise<void> {
+async function createLocal(): Promise<LocalUnderTest> {
+  const directory = await mkdtemp(join(tmpdir(), 'storage-'));
+  const settings = { type: 'LOCAL', directory } as const;
+  return { storage: await createStorage(settings), settings };
+}
+
+async function destroyLocal({ settings }: LocalUnderTest): Promise<void> {
   await rm(settings.directory, { recursive: true, force: true });
 }
 
 describeStorage('local', {
   create: createLocal,
   destroy: destroyLocal,
-  flags: { nestedKeys: false },
+  flags: { nestedKeys: false, listsUploads: true },
 });
 
 const run = promisify(execFile);
@@ -41,7 +45,7 @@ const MODULE = new URL('../../src/storage/index.ts', import.meta.url).href;
 /** Runs a script with a `storage` in a process of its own, below `sh` when limits are to be set first. */
 async function inProcess(directory: string, script: string, limits = ':'): Promise<string> {
   const whole = `const { createStorage } = await import(${JSON.stringify(MODULE)});
-    const storage = createStorage({ type: 'LOCAL', directory: ${JSON.stringify(directory)} });
+    const storage = await createStorage({ type: 'LOCAL', directory: ${JSON.stringify(directory)} });
     ${script}`;
   const { stdout } = await run('sh', [
     '-c',
@@ -71,7 +75,7 @@ function canMount(): boolean {
 }
 
 describe('local: the folder', () => {
-  let made: StorageUnderTest;
+  let made: LocalUnderTest;
   let directory = '';
   beforeEach(async () => {
     made = await createLocal();
@@ -81,7 +85,7 @@ describe('local: the folder', () => {
 
   test('is made with its parents at first use', async () => {
     const deep = join(directory, 'x/y/z');
-    const storage = createStorage({ type: 'AUTO', directory: deep });
+    const storage = await createStorage({ type: 'LOCAL', directory: deep });
     expect(await storage.head('key')).toBeNull();
     expect(await keysOf(storage)).toEqual([]);
     await storage.put('a/key', [Buffer.from('1')]);
@@ -150,7 +154,7 @@ describe('local: the folder', () => {
   test('that is a file is no folder, and is tried again', async () => {
     const path = join(directory, 'file');
     await writeFile(path, '');
-    const storage = createStorage({ type: 'LOCAL', directory: path });
+    const storage = await createStorage({ type: 'LOCAL', directory: path });
     await expect(storage.put('key', [])).rejects.toMatchObject({
       kind: 'Permanent',
       code: 'storage.not_writable',
@@ -189,7 +193,7 @@ describe('local: the folder', () => {
 });
 
 describe('local: a folder that is refused', () => {
-  let made: StorageUnderTest;
+  let made: LocalUnderTest;
   let directory = '';
   beforeEach(async () => {
     made = await createLocal();

@@ -39,6 +39,7 @@ const jobSchema = v.strictObject({
   status: v.string(),
   output_dataset: v.string(),
   error_dataset: v.string(),
+  manifest: v.string(),
   created_at: seconds,
   in_progress_at: seconds,
   expires_at: seconds,
@@ -62,6 +63,8 @@ const jobSchema = v.strictObject({
   ),
   prefix_cache_hit_rate: v.nullable(v.number()),
   priority: v.picklist(['high', 'normal', 'low']),
+  input_location: v.string(),
+  output_prefix: v.string(),
   metadata: v.record(v.string(), v.string()),
   extra_body: v.record(v.string(), v.string()),
   errors: v.array(

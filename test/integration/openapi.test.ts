@@ -200,6 +200,9 @@ const QUERIES: Record<string, string> = {
 /** Operations that refuse their examples on a server where no job has run, and with what. */
 const REFUSED: Record<string, [status: number, code: string]> = {
   'post /api/v1/jobs/{id}/retry': [400, 'job_not_over'],
+  'delete /api/v1/jobs/{id}': [400, 'job_not_over'],
+  'get /v1/batches/{id}/manifest': [404, 'manifest_not_found'],
+  'get /api/v1/jobs/{id}/manifest': [404, 'manifest_not_found'],
   'get /api/v1/provisions/{id}': [404, 'provision_not_found'],
   'post /api/v1/provisions/{id}/release': [404, 'provision_not_found'],
   'get /api/v1/models/{id}/deployment-templates/resolve': [404, 'template_not_found'],

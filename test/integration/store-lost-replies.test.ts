@@ -51,6 +51,7 @@ async function callAll(
     models,
     templates,
     limits,
+    collect: collecting,
     claimStorage,
   }: Store,
   call: Call,
@@ -169,6 +170,10 @@ async function callAll(
   await call('attempts', () => webhooks.attempts(hook.id));
   await call('delivery', async () => ({ ...(await webhooks.delivery('d3')), ageMs: 0 }));
   await call('delivery that is over', () => webhooks.delivery('d2'));
+  await call('add', () => webhooks.add({ id: `evt_lost.${hook.id}`, ...event, body: '{}' }));
+  await call('erase', () => webhooks.erase(id, 'evt_lost'));
+  await call('erased delivery', () => webhooks.delivery(`evt_lost.${hook.id}`));
+  await call('attempts', () => webhooks.attempts(hook.id));
   await call('disable', () => webhooks.disable(hook.id, 'gone'));
   await call('webhook', () => webhooks.get(hook.id));
   await call('webhook remove', () => webhooks.remove(hook.id));
@@ -177,9 +182,19 @@ async function callAll(
 
   const file = { id: 'file_lost', bytes: 1, sha256: 'ab', filename: 'f' };
   await call('file', () => files.create({ ...file, purpose: 'batch' }));
+  await call('file amend', () => files.amend(file.id, { sha256: 'cd', location: 's3://b/k' }));
+  await call('amended file', async () => {
+    const { sha256, location } = (await files.get(file.id)) ?? {};
+    return { sha256, location };
+  });
   await call('files', () => files.page({ limit: 5, order: 'asc' }));
+  await call('file expire', () => files.expire(file.id, 1));
+  await call('expired file', async () => (await files.get(file.id))?.expiresAt);
   await call('file delete', () => files.delete(file.id));
+  await call('file expire of none', () => files.expire(file.id, 1));
   await call('file delete of none', () => files.delete(file.id));
+  await call('file amend of none', () => files.amend(file.id, { sha256: 'cd' }));
+  await call('no file', () => files.get(file.id));
   await call('files due', () => files.due(5));
 
   const wish = { filename: 'f', purpose: 'batch' as const, mimeType: 'text/plain', bytes: 1 };
@@ -248,6 +263,39 @@ async function callAll(
   await call('free of an answer', () => idempotency.free('l', holder));
   await call('seed', () => idempotency.seed('s', 'one', false, 60_000));
   await call('seed of a retry', () => idempotency.seed('s', 'two', true, 60_000));
+  await call('answer about', () => idempotency.answer('l', holder, kept, 60_000, [id]));
+  await call('erase about', () => idempotency.eraseAbout(id));
+
+  const kind = { kind: 'segment', job: id } as const;
+  await call('keep', () => collecting.keep(id));
+  await call('keeping', () => collect(collecting.keeping(9e12)));
+  await call('count', () => collecting.countShards(id));
+  await call('drop', () => collecting.dropShards(id, 1, 2, true));
+  await call('drop', () => collecting.dropShards(id, 0, 3, false));
+  await call('drop of unfinished', () => collecting.dropShards('job_late', 0, 1, false));
+  await call('forget kept', () => collecting.forgetKept(id));
+  await call('named', () => collecting.isNamed(kind));
+  const going = { at: 1, withFiles: false, input: 'file_1' };
+  await call('erase', () => collecting.erase(id, going));
+  await call('erase of unfinished', () => collecting.erase('job_late', going));
+  await call('erase of none', () => collecting.erase('job_none', going));
+  await call('erasure', () => collecting.erasure(id));
+  await call('files too', () => collecting.eraseFilesToo(id, { ...going, provisions: ['p'] }));
+  await call('erasure', () => collecting.erasure(id));
+  await call('erasing', () => collect(collecting.erasing(9e12)));
+  await call('provisions', () => collecting.eraseProvisions(id, ['prov_lost_0_1']));
+  await call('create erased', async () => {
+    return jobs.create(newJob({ id })).catch((error: Error) => error.message);
+  });
+  await call('leave', () => collecting.leaveIndexes(id));
+  await call('ended', () => collect(collecting.ended(9e12)));
+  await call('forget erasure', () => collecting.forgetErasure(id));
+  await call('collect lease', () => collecting.lease('me', 60_000));
+  await call('collect yield', () => collecting.yield('me'));
+  await call('mark', () => collecting.markCollected());
+  await call('marked', async () => (await collecting.collectedAt()) !== null);
+  await call('set census', () => collecting.setCensus({ id: 'c', round: 2 }));
+  await call('census', () => collecting.census());
   await call('claimStorage', () => claimStorage('one'));
   await call('claimStorage', () => claimStorage('two'));
 }

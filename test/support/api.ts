@@ -9,6 +9,8 @@ import { Queue } from 'bullmq';
 import { Redis } from 'ioredis';
 import OpenAI from 'openai';
 import { pino } from 'pino';
+import { eraseJob } from '../../processors/erase-job.ts';
+import { forgetContent } from '../../processors/expiry.ts';
 import { openPartial } from '../../processors/partial.ts';
 import { releaseByHand } from '../../processors/release-by-hand.ts';
 import type { SettleDeps } from '../../processors/deps.ts';
@@ -74,6 +76,8 @@ export async function startApi(
     pauseJob: (id, by) => store.jobs.pause(id, by),
     resumeJob: (id) => store.jobs.resume(id),
     extendJob: (job, window, windowMs) => store.jobs.extend(job, window, windowMs),
+    eraseJob: (id) => eraseJob(id, { withFiles: true }, { ...settling(store), store, storage }),
+    forgetContent: (id) => forgetContent(id, { store, storage }),
     limits: {
       maxFileBytes: 512 * 1024 ** 2,
       maxBatchFileBytes: 200 * 1024 ** 2,
@@ -100,6 +104,12 @@ export async function startApi(
       maxBatchLines: 50_000,
       maxLineBytes: 1024 ** 2,
     }),
+    places: {
+      allowed: [],
+      look: async () => null,
+      isThere: async () => false,
+      tryWriting: async () => undefined,
+    },
     webhooks: { signsJobs: true, allowPrivate: false },
     queues: [queue],
     ready: () => Promise.resolve({ redis: 'ok', storage: 'ok' }),

@@ -1,5 +1,5 @@
 import { SETTINGS } from '../../config/schema.ts';
-import type { Setting } from '../../config/schema.ts';
+import type { Setting } from '../../config/kinds.ts';
 import type { GenericSchema } from 'valibot';
 
 type AnySetting = Setting<GenericSchema<string | undefined, unknown>>;
@@ -12,7 +12,8 @@ export function envExample(): string {
   const head =
     '# Settings of Sluice. Unset ones have the value shown; see README.md. Written by `npm run docs`.\n';
   const parts = all().map(
-    ({ doc, env, default: value }) => `\n# ${doc}\n# ${env}=${value ?? ''}\n`,
+    ({ doc, env, also = [], default: value }) =>
+      `\n# ${doc}${also.length === 0 ? '' : `\n# Read, too, where it is unset: ${also.join(', ')}.`}\n# ${env}=${value ?? ''}\n`,
   );
   return head + parts.join('');
 }

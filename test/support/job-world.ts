@@ -150,10 +150,14 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
           return provision.wake;
         },
       }),
-      files: only<Store['files']>({ create: async (file) => ({ ...file, createdAt: 0 }) }),
+      files: only<Store['files']>({
+        create: async (file) => ({ ...file, createdAt: 0 }),
+        get: async () => null,
+      }),
     },
     storage: only<Deps['storage']>({
       get: async () => Readable.from([]),
+      head: async () => null,
       async put(_key, source) {
         for await (const _chunk of source);
         return { bytes: 0, sha256: '' };
@@ -192,6 +196,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
     ahead: () => 2,
     now: () => 10_000,
     failedTries: createFailedTries(),
+    version: '1.2.3',
     log: { debug() {}, info() {}, warn() {}, error() {} },
   });
 

@@ -5,8 +5,10 @@ import { fileURLToPath } from 'node:url';
 import { PassThrough } from 'node:stream';
 import type { Readable } from 'node:stream';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import type { Storage } from '../../src/storage/contract.ts';
+import type { AbandonedUpload, Storage } from '../../src/storage/contract.ts';
+import { createStorage } from '../../src/storage/index.ts';
 import type { StorageSettings } from '../../src/storage/index.ts';
+import { until } from './until.ts';
 
 export interface StorageUnderTest {
   storage: Storage;
@@ -14,13 +16,15 @@ export interface StorageUnderTest {
   settings: StorageSettings;
 }
 
-export interface StorageSuite {
+export interface StorageSuite<T extends StorageUnderTest> {
   /** An empty store. */
-  create(): Promise<StorageUnderTest>;
-  destroy(made: StorageUnderTest): Promise<void>;
+  create(): Promise<T>;
+  destroy(made: T): Promise<void>;
   flags: {
     /** A key may be the folder of another one. */
     nestedKeys: boolean;
+    /** Tells which writes were begun and never ended. */
+    listsUploads: boolean;
   };
 }
 
@@ -49,8 +53,11 @@ async function* chunked(text: string): AsyncGenerator<Uint8Array> {
 }
 
 /** What every storage has to hold, whatever it is made of. */
-export function describeStorage(name: string, { create, destroy, flags }: StorageSuite): void {
-  let made: StorageUnderTest;
+export function describeStorage<T extends StorageUnderTest>(
+  name: string,
+  { create, destroy, flags }: StorageSuite<T>,
+): void {
+  let made: T;
   let storage: Storage;
   beforeEach(async () => {
     made = await create();
@@ -194,6 +201,12 @@ export function describeStorage(name: string, { create, destroy, flags }: Storag
   describe(`${name}: a put is whole or not there`, () => {
     const LARGE = Buffer.alloc(3 * 1024 * 1024, 'x');
 
+    async function left(olderThanMs: number): Promise<AbandonedUpload[]> {
+      const found: AbandonedUpload[] = [];
+      for await (const one of storage.abandoned(olderThanMs)) found.push(one);
+      return found;
+    }
+
     test("when its source fails, with the source's error", async () => {
       await storage.put('key', chunked('old'));
       async function* failing() {
@@ -251,7 +264,7 @@ export function describeStorage(name: string, { create, destroy, flags }: Storag
       expect(await storage.head('key')).toBeNull();
     });
 
-    test('when its process is killed', async () => {
+    test('when its process is killed, and what it leaves is found and removed', async () => {
       const writer = fileURLToPath(new URL('storage-writer.ts', import.meta.url));
       const settings = JSON.stringify(made.settings);
       const child = spawn(process.execPath, [writer, settings, 'jobs/killed'], {
@@ -261,11 +274,31 @@ export function describeStorage(name: string, { create, destroy, flags }: Storag
       try {
         const first = await Promise.race([once(child.stdout, 'data'), exited]);
         expect(String(first[0])).toContain('writing');
+        if (flags.listsUploads) await until(async () => (await left(0)).length === 1);
       } finally {
         child.kill('SIGKILL');
       }
       expect(await exited).toEqual([null, 'SIGKILL']);
       expect(await storage.head('jobs/killed')).toBeNull();
+      expect(await keysOf(storage)).toEqual([]);
+      if (!flags.listsUploads) return;
+      expect(await left(3_600_000)).toEqual([]);
+      const [one] = await left(0);
+      if (one === undefined) throw new Error('nothing was left behind');
+      expect(Math.abs(one.startedAt - Date.now())).toBeLessThan(60_000);
+      await storage.abandon(one);
+      await storage.abandon(one);
+      expect(await left(0)).toEqual([]);
+      expect(await keysOf(storage)).toEqual([]);
+    });
+
+    test('and leaves nothing behind when it fails', async () => {
+      async function* failing() {
+        for (let n = 0; n < 10; n += 1) yield LARGE;
+        throw new Error('the source failed');
+      }
+      await expect(storage.put('key', failing())).rejects.toThrow('the source failed');
+      expect(await left(0)).toEqual([]);
       expect(await keysOf(storage)).toEqual([]);
     });
 
@@ -320,6 +353,13 @@ export function describeStorage(name: string, { create, destroy, flags }: Storag
       expect(await storage.identity()).toBe(identities[0]);
       expect(identities[0]).toMatch(/^[0-9a-f]{32}$/);
       expect(await keysOf(storage)).toEqual([]);
+    });
+
+    test('is one, whoever of many makes it at once', async () => {
+      const others = await Promise.all([1, 2, 3, 4].map(() => createStorage(made.settings)));
+      const identities = await Promise.all(others.map((other) => other.identity()));
+      expect(new Set(identities).size).toBe(1);
+      expect(await storage.identity()).toBe(identities[0]);
     });
 
     test('differs between stores', async () => {

@@ -1,11 +1,12 @@
 import { createStorage } from '../../src/storage/index.ts';
+import './localhost-dns.ts';
 
 /**
  * A process that puts an object which never ends: `node storage-writer.ts <settings as JSON> <key>`.
  * Says `writing` once some mebibytes of it were taken.
  */
 const [settings = '{}', key = ''] = process.argv.slice(2);
-const storage = createStorage(JSON.parse(settings));
+const storage = await createStorage(JSON.parse(settings));
 
 async function* endless(): AsyncGenerator<Buffer> {
   const chunk = Buffer.alloc(1024 * 1024, 'x');

@@ -67,7 +67,11 @@ test('a line table counts lines and tokens, also beyond 32 bits, without those t
   const table = new LineTable();
   const usage = { inputTokens: 2 ** 40, cachedTokens: 1, outputTokens: 2, reasoningTokens: 3 };
   const place = { chunk: 0, start: 0, length: 0 };
-  for (let line = 0; line < 200; line += 1) table.add({ line, ok: line % 4 !== 0, usage }, place);
+  for (let line = 0; line < 200; line += 1) {
+    // One in ten was answered by nobody, and the last only by the second engine.
+    const engine = line === 199 ? 'http://b' : line % 10 === 5 ? null : 'http://a';
+    table.add({ line, ok: line % 4 !== 0, usage, engine }, place);
+  }
   const done = Buffer.alloc(25);
   done[0] = 0b11;
   const { mask, ...counts } = table.tally(200, done);
@@ -80,6 +84,12 @@ test('a line table counts lines and tokens, also beyond 32 bits, without those t
       outputTokens: 2 * 198,
       reasoningTokens: 3 * 198,
     },
+    engines: [
+      { engine: 'http://a', ok: 128, failed: 49 },
+      { engine: 'http://b', ok: 1, failed: 0 },
+    ],
   });
+  done.fill(0xff, 24);
+  expect(table.tally(200, done).engines, 'of lines that others answered').toHaveLength(1);
   expect([mask[0], mask[1], mask.length]).toEqual([0b1111_1100, 0xff, 25]);
 });

@@ -135,6 +135,22 @@ describe('a job whose answers are lost when its files are written', () => {
     expect(here.notes[0]).toMatch(/neither all answers nor the input file/);
   });
 
+  test.for(['files/file-1', 's3://bucket/key'])(
+    'strikes nothing of an input in a bucket where %s is missing',
+    async (missing) => {
+      const here = damaged();
+      here.job.options = { ...here.job.options, inputLocation: 's3://bucket/key' };
+      here.deps.storage.head = async (key) =>
+        key === missing ? null : { bytes: 0, modifiedAt: 0 };
+      await deliver(here);
+      expect(here.calls).toEqual([]);
+      expect(here.notes[0]).toMatch(/neither all answers nor the input file/);
+      here.deps.storage.head = async () => ({ bytes: 0, modifiedAt: 0 });
+      await deliver(here);
+      expect(here.calls[0]).toMatch(/^strike/);
+    },
+  );
+
   test('looks for nothing after another failure, such as a full disk', async () => {
     const here = damaged();
     here.deps.assemble = failing(transient('storage.full', 'no room left'));

@@ -7,6 +7,7 @@ import { countBits } from '../../domain/segment.ts';
 import { exactObject, parse } from '../body.ts';
 import { clientSchema, clientWish } from '../client.ts';
 import { metadataSchema } from '../metadata.ts';
+import { outputPrefixSchema, outputWish, requireUnchanged } from '../places.ts';
 import { requester } from '../requester.ts';
 import type { ApiContext } from '../routes.ts';
 import { creationJobId, prioritySchema, submitJob } from '../submit.ts';
@@ -22,6 +23,7 @@ export const copySchema = exactObject({
   metadata: v.nullish(metadataSchema),
   client: v.nullish(clientSchema),
   priority: prioritySchema,
+  output_prefix: outputPrefixSchema,
 });
 
 /** A new job that asks all of another one again. */
@@ -66,6 +68,7 @@ async function checkRetry(job: JobRecord, deps: JobsDeps): Promise<void> {
     const message = `The job '${job.id}' is ${job.state}: its failed lines can be asked again when it is over. Wait, or cancel it.`;
     throw invalidInput('job_not_over', message, { param: 'id' });
   }
+  await requireThere(job.input, deps);
   const { error } = jobFiles(job);
   if (error === null) throw nothingToRetry(await whyNoErrorFile(job, deps));
   for (const file of [job.input, error]) {
@@ -74,6 +77,7 @@ async function checkRetry(job: JobRecord, deps: JobsDeps): Promise<void> {
     const message = `The ${what} '${file}' of the job '${job.id}' was deleted: upload the lines to ask again, and create a job over them.`;
     throw invalidInput('retry_source_gone', message, { param: 'id' });
   }
+  await requireThere(error, deps);
   if ((await countBadLines(job, deps)) < job.failed) return;
   throw nothingToRetry(
     `No failed line of the job '${job.id}' can be asked: its error file '${error}' says what is wrong with each. Mend these lines, upload them, and create a job over them.`,
@@ -101,6 +105,12 @@ async function whyNoErrorFile(job: JobRecord, deps: JobsDeps): Promise<string> {
   return `${ended} POST /api/v1/jobs/${id}/clone asks all of it.`;
 }
 
+/** What lies in a bucket of the user's may be another one by now. */
+async function requireThere(fileId: string, deps: JobsDeps): Promise<void> {
+  const file = await deps.store.files.get(fileId);
+  if (file !== null) await requireUnchanged(deps, file, 'id');
+}
+
 async function isGone(fileId: string, { store }: JobsDeps): Promise<boolean> {
   const file = await store.files.get(fileId);
   return file === null || isExpired(file, Date.now());
@@ -119,11 +129,13 @@ async function countBadLines(job: JobRecord, { store }: JobsDeps): Promise<numbe
 /** A job like this one, but for what the request says. */
 async function copyOf(c: ApiContext, job: JobRecord): Promise<JobWish> {
   const body = parse(copySchema, await optionalJson(c));
+  const { outputPrefix } = job.options;
   const { maxConcurrency, options } = clientWish(body.client, job.options);
   return {
     name: body.name ?? job.name,
     endpoint: job.endpoint,
     input: job.input,
+    ...outputWish(body.output_prefix ?? outputPrefix, 'output_prefix'),
     completionWindow: body.completion_window ?? job.completionWindow,
     metadata: body.metadata ?? job.metadata,
     maxConcurrency: maxConcurrency ?? job.maxConcurrency,

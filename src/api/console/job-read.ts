@@ -18,6 +18,8 @@ export interface JobsDeps extends SubmitDeps {
   pauseJob(id: string, by: string): Promise<boolean>;
   resumeJob(id: string): Promise<boolean>;
   extendJob(job: JobRecord, completionWindow: string, windowMs: number): Promise<boolean>;
+  /** Removes all that is of a job that is over, its files among it. */
+  eraseJob(id: string): Promise<'erased' | 'running' | 'gone' | { usedBy: string }>;
 }
 
 export interface FullViewDeps {

@@ -1,5 +1,6 @@
 import { batchIdOf, isFinal, isOpen, isPaused } from '../../domain/job.ts';
 import type { JobEvent, JobEventKind, JobRecord, JobState } from '../../domain/job.ts';
+import { shownAddress } from '../../domain/location.ts';
 import { isReleased } from '../../domain/provision.ts';
 import type { ProvisionRecord } from '../../domain/provision.ts';
 import { clientView } from '../client.ts';
@@ -54,6 +55,7 @@ export function jobView(
     status: job.state,
     output_dataset: files.output ?? '',
     error_dataset: files.error ?? '',
+    manifest: (files.output ?? files.error) === null ? '' : `/api/v1/jobs/${job.id}/manifest`,
     created_at: unixSeconds(job.createdAt),
     ...timeFields(job),
     request_counts: countsView(job),
@@ -107,6 +109,8 @@ function optionFields({ options }: JobRecord) {
     model_template_version: options.template?.version ?? '',
     retry_of: options.retryOf ?? '',
     priority: options.priority,
+    input_location: options.inputLocation === null ? '' : shownAddress(options.inputLocation),
+    output_prefix: options.outputPrefix ?? '',
   };
 }
 

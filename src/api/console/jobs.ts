@@ -7,6 +7,7 @@ import { clientSchema, clientWish } from '../client.ts';
 import { findJob } from '../find-job.ts';
 import { isJobId } from '../ids.ts';
 import { metadataSchema } from '../metadata.ts';
+import { inputSchema, outputPrefixSchema, outputWish } from '../places.ts';
 import { unknownCursor } from '../query.ts';
 import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
@@ -19,6 +20,7 @@ import { jobActionRoutes } from './job-actions.ts';
 import { jobChoice, listSchema } from './job-filter.ts';
 import { fullView } from './job-read.ts';
 import type { JobsDeps } from './job-read.ts';
+import { eraseJob } from './job-erase.ts';
 import { jobNameSchema, listQuery, windowSchema } from './request.ts';
 import { snakeKeys } from './snake-keys.ts';
 
@@ -34,6 +36,7 @@ export function jobRoutes(deps: JobsDeps): Route[] {
       async get(c) {
         return c.json(await fullView(deps, await findJob(deps.store.jobs, pathId(c))));
       },
+      delete: (c) => eraseJob(c, deps),
     },
     { path: '/api/v1/jobs/:id/cancel', post: (c) => cancel(c, deps) },
     explainRoute(deps),
@@ -41,7 +44,6 @@ export function jobRoutes(deps: JobsDeps): Route[] {
   ];
 }
 
-const ID_RULE = 'the id of an uploaded file';
 const OWNER_RULE = 'a text of at most 255 characters';
 const MODEL_RULE = 'the id of a model of /api/v1/models';
 const TEMPLATE_RULE = 'the name or version of a deployment template';
@@ -69,7 +71,7 @@ const resourceSchema = exactObject({
   ),
 });
 export const createSchema = exactObject({
-  input_dataset: v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)),
+  input_dataset: inputSchema,
   endpoint: endpointSchema,
   completion_window: windowSchema,
   name: v.nullish(jobNameSchema, ''),
@@ -93,6 +95,7 @@ export const createSchema = exactObject({
   webhook: webhookSchema,
   validation: validationSchema,
   priority: prioritySchema,
+  output_prefix: outputPrefixSchema,
 });
 
 /** What a request's body asks for, whether it is created or only validated. */
@@ -105,6 +108,7 @@ export async function readWish(c: ApiContext, deps: JobsDeps): Promise<JobWish> 
     name: body.name,
     endpoint: body.endpoint,
     input: body.input_dataset,
+    ...outputWish(body.output_prefix, 'output_prefix'),
     completionWindow: body.completion_window ?? '24h',
     metadata: body.metadata ?? {},
     maxConcurrency,

@@ -11,7 +11,11 @@ export const batchDocs: Docs = {
       summary: 'Create a batch',
       description:
         'The input is validated as a whole before its first line is sent. ' +
-        'In the SDKs the key `aibrix` goes into `extra_body`.',
+        'In the SDKs the key `aibrix` goes into `extra_body`. ' +
+        'Where the server allows it, `input_file_id` may be the URL of an object, such as `s3://bucket/key`: it is read ' +
+        'where it is, in the version that it has now, and gets a file id of its own. One that is changed before it was ' +
+        'read to its end fails the batch as `input.changed`. `aibrix.output_prefix` has the output, error file and ' +
+        'manifest written to a folder of such a bucket; their files are downloaded as any other.',
       body: {
         schema: createSchema,
         example: {

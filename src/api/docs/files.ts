@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { EXPIRES_AFTER_SECONDS, UPLOAD_PURPOSES } from '../../domain/file.ts';
+import { contentSchema } from '../convert/query.ts';
 import { listSchema } from '../openai/files.ts';
 import { deletedFileSchema, fileListSchema, fileSchema } from '../schemas/openai.ts';
 import { fileView, pageView } from '../views.ts';
@@ -56,20 +57,30 @@ const get: Operation = {
 const content: Operation = {
   tag: 'Files',
   summary: 'Download the bytes of a file',
-  description: 'Compressed where the client takes gzip; unchanged under its ETag.',
+  description:
+    'Compressed where the client takes gzip; unchanged under its ETag. Output and error files of batches also come in ' +
+    'other forms, which have no ranges.',
+  query: contentSchema,
   headers: { Range: 'One range of bytes, such as `bytes=0-99`, answered 206.' },
   answer: {
     description: 'The bytes; `application/octet-stream` for files that are no JSONL.',
     type: 'application/jsonl',
     schema: v.string(),
     example: `${EXAMPLE_LINE}\n`,
+    also: {
+      'text/csv': v.string(),
+      'application/vnd.apache.parquet': v.string(),
+      'application/gzip': v.string(),
+    },
   },
 };
 
 const remove: Operation = {
   tag: 'Files',
   summary: 'Delete a file',
-  description: 'Refused while a batch that is not over has it as its input.',
+  description:
+    'For good. Refused while a batch that is not over has it as its input, or writes it. With an output or error file ' +
+    'go the answers that its batch still kept beside it. Of a file in a bucket of yours (`location`) only the record goes.',
   answer: {
     description: 'It is gone.',
     schema: deletedFileSchema,

@@ -1,3 +1,4 @@
+import * as v from 'valibot';
 import { extendSchema } from '../console/job-actions.ts';
 import { copySchema } from '../console/job-copies.ts';
 import { createSchema, listSchema } from '../console/jobs.ts';
@@ -55,6 +56,21 @@ export const jobDocs: Docs = {
       tag: 'Jobs',
       summary: 'Look at a job',
       answer: { description: 'The job.', schema: jobSchema, example: over },
+    },
+    delete: {
+      tag: 'Jobs',
+      summary: 'Erase a job that is over',
+      description:
+        'For good: its record and history, the answers it gathered, its output and error file with their manifest, what ' +
+        'was to be told of it to webhooks, and answers kept under an `Idempotency-Key`. Its input goes as well, unless ' +
+        'another job has it as its input. Files in a bucket of your own stay, and so do old versions in a bucket that keeps ' +
+        'versions. A job that is not over is refused with `job_not_over`: cancel it first; one whose failed lines another job is just about to read with `job_in_use`. ' +
+        'For a month no job gets its id, and deleting it again answers the same.',
+      answer: {
+        description: 'It is gone.',
+        schema: v.object({ id: v.string(), object: v.literal('job'), deleted: v.boolean() }),
+        example: { id: EXAMPLE_IDS.job, object: 'job', deleted: true },
+      },
     },
   },
   '/api/v1/jobs/:id/explain': {

@@ -68,7 +68,8 @@ function results(tag: Tag, what: string): Operation {
       'The file when all is over, with `X-Incomplete: false`; before that the finished lines so far, with ' +
       '`X-Incomplete: true`: each is in the final file byte for byte. `order=input`, the default, has them in input ' +
       `order, for ${MOST_MERGED} readers of a server at once; \`order=committed\` as they were stored, for any number. ` +
-      'An answer that cannot be completed is broken off, never just short.',
+      'An answer that cannot be completed is broken off, never just short. `format`, `merge` and `gzip` are those of ' +
+      'files; `merge` needs the order of the input.',
     query: querySchema,
     answer: { description: 'JSON lines.', type: 'application/jsonl', schema: v.string() },
   };

@@ -9,6 +9,7 @@ import { aibrixSchema, aibrixWish } from '../extension.ts';
 import { findBatch } from '../find-job.ts';
 import { metadataSchema } from '../metadata.ts';
 import { limitSchema, unknownCursor } from '../query.ts';
+import { inputSchema } from '../places.ts';
 import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
@@ -37,7 +38,6 @@ export function batchRoutes(deps: BatchesDeps): Route[] {
   ];
 }
 
-const ID_RULE = 'the id of an uploaded file';
 /** OpenAI's limits of `output_expires_after`: an hour to thirty days. */
 const EXPIRY_RULE = `an integer of seconds from ${EXPIRES_AFTER_SECONDS.min} to ${EXPIRES_AFTER_SECONDS.max}`;
 const expirySchema = exactObject({
@@ -50,7 +50,7 @@ const expirySchema = exactObject({
   ),
 });
 export const createSchema = exactObject({
-  input_file_id: v.pipe(v.string(ID_RULE), v.nonEmpty(ID_RULE)),
+  input_file_id: inputSchema,
   endpoint: endpointSchema,
   completion_window: v.string('a text such as 24h'),
   metadata: v.nullish(metadataSchema),

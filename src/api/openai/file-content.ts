@@ -1,11 +1,13 @@
-import { pipeline } from 'node:stream';
 import type { Readable } from 'node:stream';
-import { constants, createGzip } from 'node:zlib';
 import { SluiceError } from '../../domain/errors.ts';
-import { fileKey } from '../../domain/file.ts';
+import { contentKey } from '../../domain/file.ts';
 import type { FileRecord } from '../../domain/file.ts';
-import type { Storage } from '../../storage/contract.ts';
+import { gzipped } from '../convert/convert.ts';
+import { conversionOf } from '../convert/query.ts';
+import { sendConverted } from '../convert/send.ts';
+import type { ConvertDeps } from '../convert/send.ts';
 import { contentDisposition } from '../disposition.ts';
+import { acceptsGzip, askedRange } from '../encoding.ts';
 import { isKnown } from '../etag.ts';
 import type { ApiContext } from '../routes.ts';
 import { streamBody } from '../stream-body.ts';
@@ -15,15 +17,25 @@ const LEAST_GZIP_BYTES = 1_024;
 
 type Range = { start: number; end: number } | 'unsatisfiable' | null;
 
+/** A file as its bytes are, or in the form that the query of the request asks for. */
+export async function sendContent(
+  c: ApiContext,
+  file: FileRecord,
+  deps: ConvertDeps,
+): Promise<Response> {
+  const conversion = conversionOf(c);
+  return conversion === null ? sendBytes(c, file, deps) : sendConverted(c, file, conversion, deps);
+}
+
 /**
  * The bytes of a file, by HTTP's rules (RFC 9110): whole, compressed where the client takes that, or one range; several
  * ranges are answered with the whole, which a server may. Bytes never change under an id, so their digest is the ETag;
  * compressed ones are another representation of the same, and have it as a weak one.
  */
-export async function sendContent(
+async function sendBytes(
   c: ApiContext,
   file: FileRecord,
-  storage: Pick<Storage, 'get'>,
+  { storage }: ConvertDeps,
 ): Promise<Response> {
   const strong = `"${file.sha256}"`;
   // A range is of the bytes themselves: who asks for one gets no compressed ones, whole or in part.
@@ -48,7 +60,7 @@ export async function sendContent(
   };
   // Hono answers HEAD through GET's handler and drops the body: a stream opened for it would stay open.
   if (c.req.method === 'HEAD') return c.body(null, 200, headers);
-  const stream = await storage.get(fileKey(file.id), { start, end });
+  const stream = await storage.get(contentKey(file), { start, end });
   const body = bodyOf(c, file, stream, isGzip ? null : end - start);
   return c.body(body, range === null ? 200 : 206, headers);
 }
@@ -65,14 +77,6 @@ function bodyOf(c: ApiContext, file: FileRecord, stream: Readable, bytes: number
 function contentType({ purpose, mimeType }: FileRecord): string {
   if (purpose === 'batch' || purpose === 'batch_output') return 'application/jsonl';
   return mimeType ?? 'application/octet-stream';
-}
-
-function gzipped(stream: Readable): Readable {
-  // The fastest level: JSON shrinks to a quarter even so, and downloads are not to wait for it.
-  const gzip = createGzip({ level: constants.Z_BEST_SPEED });
-  // Either one's end by an error is the other's.
-  pipeline(stream, gzip, () => undefined);
-  return gzip;
 }
 
 /** What a request asks of `bytes`, end excluded; null for the whole, which also answers a header that makes no sense. */
@@ -95,11 +99,6 @@ function lastBytes(wanted: number, bytes: number): Range {
   return length === 0 ? 'unsatisfiable' : { start: bytes - length, end: bytes };
 }
 
-/** Ranges are defined for GET only. */
-function askedRange(c: ApiContext): string | undefined {
-  return c.req.method === 'GET' ? c.req.header('range') : undefined;
-}
-
 function unsatisfiable(c: ApiContext, file: FileRecord): SluiceError {
   c.header('Content-Range', `bytes */${file.bytes}`);
   return new SluiceError(
@@ -108,16 +107,4 @@ function unsatisfiable(c: ApiContext, file: FileRecord): SluiceError {
     `The file '${file.id}' has ${file.bytes} bytes, and the range begins behind them: ask for one within, or leave the header Range out.`,
     { param: 'Range', status: 416 },
   );
-}
-
-function acceptsGzip(c: ApiContext): boolean {
-  // Any `Range` header, also one that is answered with the whole, is of plain bytes.
-  if (askedRange(c) !== undefined) return false;
-  const weights = new Map<string, number>();
-  for (const item of (c.req.header('accept-encoding') ?? '').toLowerCase().split(',')) {
-    const [coding = '', ...parameters] = item.split(';').map((part) => part.trim());
-    const q = parameters.find((parameter) => parameter.startsWith('q='));
-    weights.set(coding, q === undefined ? 1 : Number(q.slice(2)));
-  }
-  return (weights.get('gzip') ?? weights.get('x-gzip') ?? weights.get('*') ?? 0) > 0;
 }

@@ -23,6 +23,8 @@ export interface FilesDeps {
   };
   storage: Pick<Storage, 'put' | 'get' | 'delete'>;
   limits: FileLimits;
+  /** Removes what else holds a deleted file's content: segments of its job, kept answers. */
+  forgetContent(fileId: string): Promise<void>;
 }
 
 type FileHandlers = Record<'upload' | 'list' | 'get' | 'content' | 'remove', Handler>;
@@ -43,6 +45,7 @@ export function fileRoutes(deps: FilesDeps): Route[] {
 }
 
 function fileHandlers(deps: FilesDeps): FileHandlers {
+  const slots = { taken: 0 };
   return {
     upload: (c) => upload(c, deps),
     list: (c) => list(c, deps),
@@ -50,7 +53,7 @@ function fileHandlers(deps: FilesDeps): FileHandlers {
       return sized(c, fileView(await findFile(deps, pathId(c))));
     },
     async content(c) {
-      return sendContent(c, await findFile(deps, pathId(c)), deps.storage);
+      return sendContent(c, await findFile(deps, pathId(c)), { ...deps, slots });
     },
     remove: (c) => remove(c, deps),
   };
@@ -132,6 +135,7 @@ async function remove(c: ApiContext, deps: FilesDeps): Promise<Response> {
   // Record first: bytes without a record are harmless, a record without bytes is a broken promise.
   await deps.store.files.delete(id);
   await deps.storage.delete(fileKey(id));
+  await deps.forgetContent(id);
   await deps.store.files.forget(id);
   return c.json({ id, object: 'file', deleted: true });
 }

@@ -50,6 +50,15 @@ export const jobSchema = v.looseObject({
   input_dataset: text,
   output_dataset: text,
   error_dataset: text,
+  manifest: v.pipe(text, v.description('Path of the manifest of its files; empty: it has none.')),
+  input_location: v.pipe(
+    text,
+    v.description("URL of an input in a bucket of the user's, else ''."),
+  ),
+  output_prefix: v.pipe(
+    text,
+    v.description("Folder in a bucket of the user's that its files go to, else ''."),
+  ),
   completion_window: text,
   status: v.picklist(JOB_STATES),
   created_at: time,

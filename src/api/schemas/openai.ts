@@ -42,6 +42,9 @@ export const fileSchema = v.object({
   filename: text,
   purpose: v.picklist(FILE_PURPOSES),
   status: v.picklist(['uploaded', 'processed', 'error']),
+  location: v.optional(
+    v.pipe(text, v.description("URL of its bytes where they lie in a bucket of the user's.")),
+  ),
 });
 
 export const fileListSchema = pageSchema(fileSchema);

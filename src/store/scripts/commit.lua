@@ -2,13 +2,13 @@
 -- whole; bitmap, lines left, parts, counts and usage change together, so counts equal lines at every moment.
 -- KEYS[1] job
 -- ARGV    segment id · its bytes · its sha256 · then for each part: shard · token · mask · ok · failed · tokens in,
---         cached, out, reasoning · offset · length · crc
+--         cached, out, reasoning · offset · length · crc · its engines and how much each answered, or ''
 -- Returns {1 if every shard of the job is done else 0, part, part …}, where a part is
 --         {'committed', lines left} | {'sealed'}: the job is finalizing or final | {'stale'}: another token holds it
 --         | {'overlap', done bitmap}: a line of it is done already; tokens rule it out unless Redis lost its tail
 -- Repeat  the same, by the segment and offset that the shard lists
 -- Errors  MASK: a mask of another length than the shard's bitmap
-local PER_PART = 12
+local PER_PART = 13
 local job, segment = KEYS[1], ARGV[1]
 local sealed = SEALED[redis.call('HGET', job, 'state') or '']
 
@@ -32,6 +32,7 @@ local function accept(at, n, shard, parts, done, left, takes)
   local range = segment .. ' ' .. ARGV[at + 9] .. ' ' .. ARGV[at + 10] .. ' ' .. ARGV[at + 11]
   -- What the part counts is kept beside it: it has to be taken back should storage lose the part.
   local part = ';' .. range .. ' ' .. table.concat(ARGV, ' ', at + 3, at + 8)
+  if ARGV[at + 12] ~= '' then part = part .. ' ' .. ARGV[at + 12] end
   redis.call('HSET', shard, 'done', done, 'left', left, 'parts', (parts or '') .. part)
   redis.call('HDEL', shard, 'alone')
   -- One that many processes died with is not trusted again at once: what they died of may still be to come.

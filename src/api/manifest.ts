@@ -1,0 +1,51 @@
+import { SluiceError, notFound } from '../domain/errors.ts';
+import { manifestKey } from '../domain/file.ts';
+import { isFinal } from '../domain/job.ts';
+import type { JobRecord } from '../domain/job.ts';
+import type { Storage } from '../storage/contract.ts';
+import type { Jobs } from '../store/jobs.ts';
+import { findBatch, findJob } from './find-job.ts';
+import type { FindJob } from './find-job.ts';
+import { pathId } from './routes.ts';
+import type { ApiContext, Route } from './routes.ts';
+
+export interface ManifestDeps {
+  store: { jobs: Pick<Jobs, 'get'> };
+  storage: Pick<Storage, 'get'>;
+}
+
+/** What a job wrote, from what and by whom: digests and counts of its files. */
+export function manifestRoutes(deps: ManifestDeps): Route[] {
+  function route(path: string, find: FindJob): Route {
+    return { path, get: (c) => send(c, deps, find) };
+  }
+  return [
+    route('/v1/batches/:id/manifest', findBatch),
+    route('/api/v1/jobs/:id/manifest', findJob),
+  ];
+}
+
+async function send(c: ApiContext, deps: ManifestDeps, find: FindJob): Promise<Response> {
+  const job = await find(deps.store.jobs, pathId(c));
+  const bytes = isFinal(job.state) ? await read(job, deps) : null;
+  if (bytes === null) {
+    const why = isFinal(job.state)
+      ? 'it has none: it wrote no files, or they were deleted'
+      : `it is written with the files, and the job is ${job.state}`;
+    throw notFound('manifest_not_found', `There is no manifest of this job: ${why}.`, {
+      param: 'id',
+    });
+  }
+  return c.body(new Uint8Array(bytes), 200, { 'Content-Type': 'application/json' });
+}
+
+async function read(job: JobRecord, { storage }: ManifestDeps): Promise<Buffer | null> {
+  try {
+    const chunks: Buffer[] = [];
+    for await (const chunk of await storage.get(manifestKey(job.id))) chunks.push(chunk);
+    return Buffer.concat(chunks);
+  } catch (error) {
+    if (error instanceof SluiceError && error.kind === 'NotFound') return null;
+    throw error;
+  }
+}

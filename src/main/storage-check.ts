@@ -1,0 +1,103 @@
+import { randomUUID } from 'node:crypto';
+import { text } from 'node:stream/consumers';
+import type { Settings } from '../../config/schema.ts';
+import { describeError, permanent, SluiceError } from '../domain/errors.ts';
+import type { Logger } from '../observability/log.ts';
+import type { ObjectInfo, Storage } from '../storage/contract.ts';
+import { createStorage } from '../storage/index.ts';
+import { describeStorage, storageSettings } from './storage-settings.ts';
+
+/** Who starts a server or asks a doctor waits for the answer. */
+const ATTEMPTS = 3;
+const PROBES = 'probes/';
+/** Requests are signed by the store's clock, which mends signatures and nothing else. */
+const SKEW_MS = 60_000;
+
+/** What a probe of a storage found. */
+export interface StorageProbe {
+  /** What each step took, ms. */
+  ms: { put: number; get: number; list: number; delete: number };
+  /** Sentences about what works and is not as it should be. */
+  warnings: string[];
+}
+
+/**
+ * Opens the storage of the settings. Unless `check` is false, a small object is written, read, listed and deleted
+ * first, so that what is wrong is said before anything is served: rejects with one sentence, and the mend.
+ */
+export async function openStorage(
+  settings: Settings,
+  log: Logger,
+  check: boolean,
+): Promise<Storage> {
+  const wanted = storageSettings(settings);
+  const where = describeStorage(wanted);
+  const storage = await createStorage(wanted, {
+    onNote: (note) => (check ? log.info({}, note) : undefined),
+  });
+  if (!check || wanted.type === 'LOCAL') return storage;
+  try {
+    const { ms, warnings } = await probeStorage(
+      await createStorage(wanted, { attempts: ATTEMPTS }),
+    );
+    log.info({ where, ms }, 'storage');
+    for (const warning of warnings) log.warn({ where }, warning);
+  } catch (error) {
+    const code = error instanceof SluiceError ? error.code : 'storage.unavailable';
+    throw permanent(code, `The storage cannot be used. ${oneLine(describeError(error))}`);
+  }
+  return storage;
+}
+
+function oneLine(message: string): string {
+  return message.replaceAll(/\s+/g, ' ');
+}
+
+/** Writes, reads, lists and deletes a small object. Rejects with what the storage refuses, and the mend. */
+export async function probeStorage(storage: Storage): Promise<StorageProbe> {
+  const key = `${PROBES}${randomUUID()}`;
+  const ms = { put: 0, get: 0, list: 0, delete: 0 };
+  async function timed<T>(step: keyof typeof ms, work: () => Promise<T>): Promise<T> {
+    const begun = performance.now();
+    const result = await work();
+    ms[step] = Math.round((performance.now() - begun) * 10) / 10;
+    return result;
+  }
+  await timed('put', () => storage.put(key, [Buffer.from(key)]));
+  try {
+    const read = await timed('get', async () => text(await storage.get(key)));
+    if (read !== key) throw permanent('storage.unfit', 'It gave back other bytes than were put.');
+    const isListed = await timed('list', () => lists(storage, key));
+    if (!isListed) throw permanent('storage.unfit', 'It does not list what was just put.');
+    const info = await storage.head(key);
+    await timed('delete', () => storage.delete(key));
+    return { ms, warnings: [...skewOf(storage), ...versionsOf(info)] };
+  } catch (error) {
+    // what went wrong first is what has to be told
+    await storage.delete(key).catch(() => undefined);
+    throw error;
+  }
+}
+
+async function lists(storage: Storage, key: string): Promise<boolean> {
+  for await (const found of storage.list(PROBES)) if (found === key) return true;
+  return false;
+}
+
+function skewOf(storage: Storage): string[] {
+  const ahead = storage.clockAheadMs();
+  if (Math.abs(ahead) < SKEW_MS) return [];
+  const minutes = Math.round(Math.abs(ahead) / 60_000);
+  const side = ahead > 0 ? 'behind' : 'ahead of';
+  return [
+    `This machine's clock is ${minutes} min ${side} the store's. Set it (timedatectl set-ntp true): some stores refuse such requests.`,
+  ];
+}
+
+function versionsOf(info: ObjectInfo | null): string[] {
+  const version = info !== null && 'version' in info ? info.version : null;
+  if (version === null || version === 'null') return [];
+  return [
+    'The bucket keeps versions: what is deleted stays there as an old version. Give it a lifecycle rule that expires noncurrent versions.',
+  ];
+}
