@@ -1,4 +1,5 @@
 import type { Readable } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Adaptive, Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
 import type { ServingEngine } from '../domain/provision.ts';
@@ -29,6 +30,12 @@ import type { Solitude } from './solitude.ts';
 import type { Suspect, Suspects } from './suspects.ts';
 import type { AttemptWish } from './upstream.ts';
 import { NO_USAGE } from './usage.ts';
+
+/**
+ * Lines that are sent before answers are looked at. Where this process is what holds everything up, more in flight only
+ * wait for it, and grow old to the garbage collector meanwhile.
+ */
+const MOST_AT_ONCE = 32;
 
 /** What the dispatcher needs to know of a job; its endpoint is the path that each line asks. */
 export interface DispatchJob extends PlannedRules, AttemptWish, LimitedJob {
@@ -238,6 +245,7 @@ async function handOver(
   to: Handover,
 ): Promise<boolean> {
   const { isBad, hands, careful, plan } = crew;
+  let atOnce = 0;
   for (const line of lines) {
     if (deps.budget.isOver()) await deps.budget.room(stop);
     if (stop.aborted || !to.isOurs()) return false;
@@ -253,6 +261,8 @@ async function handOver(
     if (fate === 'send') {
       const place = placeNow(line, wish, crew, stop, deps);
       to.send(line, wish, place instanceof Promise ? await place : place);
+      atOnce = place instanceof Promise ? 0 : atOnce + 1;
+      if (atOnce % MOST_AT_ONCE === MOST_AT_ONCE - 1) await nextTurn();
       continue;
     }
     answerCrashed(line, crew, to);
