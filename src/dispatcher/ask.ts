@@ -101,7 +101,7 @@ export async function askLine(
   where: Place,
   deps: AskDeps,
 ): Promise<Answered | null> {
-  const { stop, retry } = where;
+  const { stop, retry, suspect } = where;
   let place: Engine | null = first;
   let attempt = 0;
   while (place !== null) {
@@ -109,53 +109,57 @@ export async function askLine(
       admitFreely(place, where.job, deps.limiter) ??
       (await admit(place, { ...where, body: question.body }, deps));
     if (admission === null) return null;
-    const tried = await tryAndGive(question, admission, where, deps);
+    const { engine } = admission;
+    let tried: Attempt | null;
+    try {
+      tried = await tryAt(admission, question, where, deps);
+      if (tried?.is === 'failed' && tried.mayHaveKilled) await suspect.fell(engine);
+    } finally {
+      deps.room.give(engine, where.wish.tenant);
+    }
     if (tried === null) return null;
     if (tried.is === 'answered') {
       where.guard?.answered(tried.fault);
       return tried.answered;
     }
-    if (!admission.engine.isOpen) {
+    if (!engine.isOpen) {
       attempt += 1;
-      if (!tried.isRefusal) where.guard?.failed(tried.reason);
-      if (attempt > retry.maxRetries) {
-        where.guard?.answered(tried.reason);
-        return { answer: tried.last(), usage: NO_USAGE };
-      }
-      const line = { attempt, retryAfterMs: tried.retryAfterMs };
-      deps.onRetry(tried.reason);
-      where.suspect.rest();
-      await deps.clock.sleep(retryDelay(retry, line, deps.clock.random()), stop);
+      if (attempt > retry.maxRetries) return givenUpAfter(tried, where);
+      await restAfter(tried, attempt, where, deps);
     }
-    place = await where.suspect.take(stop);
+    place = await suspect.take(stop);
   }
   return null;
 }
 
-/** An attempt with a place, which is given back after it. */
-async function tryAndGive(
-  question: Question,
-  admission: Admission,
-  where: Place,
-  deps: AskDeps,
-): Promise<Attempt | null> {
-  const { engine } = admission;
-  try {
-    const tried = await tryPlace(question, admission, where, deps);
-    if (tried?.is === 'failed' && tried.mayHaveKilled) await where.suspect.fell(engine);
-    return tried;
-  } finally {
-    deps.room.give(engine, where.wish.tenant);
-  }
+type Failed = Extract<Attempt, { is: 'failed' }>;
+
+function givenUpAfter({ isRefusal, reason, last }: Failed, { guard }: Place): Answered {
+  if (!isRefusal) guard?.failed(reason);
+  guard?.answered(reason);
+  return { answer: last(), usage: NO_USAGE };
+}
+
+/** The wait before the next attempt, with no place. */
+async function restAfter(
+  { isRefusal, reason, retryAfterMs }: Failed,
+  attempt: number,
+  { guard, retry, stop, suspect }: Place,
+  { clock, onRetry }: AskDeps,
+): Promise<void> {
+  if (!isRefusal) guard?.failed(reason);
+  onRetry(reason);
+  suspect.rest();
+  await clock.sleep(retryDelay(retry, { attempt, retryAfterMs }, clock.random()), stop);
 }
 
 /** One attempt, or, for a straggler of a job that wants that, two at the same time. */
-function tryPlace(
-  question: Question,
+function tryAt(
   admission: Admission,
+  question: Question,
   where: Place,
   deps: AskDeps,
-): Promise<Attempt | null> {
+): Promise<Attempt | null> | null {
   const { hedging } = where;
   return hedging === null
     ? tryOnce(question, admission, where, deps)
@@ -174,7 +178,7 @@ async function tryHedged(
     { first: admission, wish: where.wish, abort: where.abort },
     { ...deps, hedging },
     {
-      send: (place, abort) => tryOnce(question, place, { ...where, abort }, deps),
+      send: async (place, abort) => tryOnce(question, place, { ...where, abort }, deps),
       admitAtOnce: (engine) => admitAtOnce(engine, question.body, where.job, deps.limiter),
       stands: (found) => found?.is === 'answered',
     },
@@ -183,24 +187,27 @@ async function tryHedged(
   return tried;
 }
 
-async function tryOnce(
+/** One attempt. No async function, as there would be one more promise for each line. */
+function tryOnce(
   question: Question,
   { engine, permit }: Admission,
   { path, abort, job }: Place,
-  { clock, budget, limiter }: AskDeps,
-): Promise<Attempt | null> {
+  deps: AskDeps,
+): Promise<Attempt | null> | null {
   if (abort.aborted) return unsent(permit);
-  let reply: Reply;
-  const begun = clock.now();
-  try {
-    reply = await engine.send(path, question.body, abort, job);
-  } catch (error) {
-    if (abort.aborted) return null;
-    if (!(error instanceof TransportError)) throw error;
-    if (error.code === 'engine_timeout') engine.window.timedOut();
-    if (wasNeverSent(error)) permit?.settle(null);
-    return broken(question, error);
-  }
+  const begun = deps.clock.now();
+  return engine.send(path, question.body, abort, job).then(
+    (reply) => heard(question, reply, { engine, permit, begun }, deps),
+    (error: unknown) => unheard(question, error, { engine, permit, abort }),
+  );
+}
+
+function heard(
+  question: Question,
+  reply: Reply,
+  { engine, permit, begun }: Admission & { begun: number },
+  { budget, clock, limiter }: AskDeps,
+): Attempt {
   // From here on the answer's bytes are counted where the finished line is kept.
   budget.remove(reply.body.length);
   const now = clock.now();
@@ -211,6 +218,18 @@ async function tryOnce(
   heed(engine, reply, limiter, now);
   if (permit !== null) settle(permit, reply.status, attempt);
   return attempt;
+}
+
+function unheard(
+  question: Question,
+  error: unknown,
+  { engine, permit, abort }: Admission & { abort: AbortSignal },
+): Attempt | null {
+  if (abort.aborted) return null;
+  if (!(error instanceof TransportError)) throw error;
+  if (error.code === 'engine_timeout') engine.window.timedOut();
+  if (wasNeverSent(error)) permit?.settle(null);
+  return broken(question, error);
 }
 
 function heed({ address }: Engine, reply: Reply, limiter: Limiter, now: number): void {

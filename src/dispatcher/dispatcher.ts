@@ -13,6 +13,7 @@ import type { EngineWindow, ShareEngine } from './engine-window.ts';
 import { createGivenUp } from './given-up.ts';
 import { createLimiter } from './limiter.ts';
 import type { Limiter, LimiterDeps } from './limiter.ts';
+import { firstOf } from './on-abort.ts';
 import { createRoom, placesOf } from './room.ts';
 import type { Tenant } from './room.ts';
 import { SegmentWriter } from './segment-writer.ts';
@@ -147,7 +148,8 @@ export class Dispatcher {
       kept: [],
     };
     const hands = this.#take(job);
-    const stop = AbortSignal.any([signals.stop, hands.turn.over.signal]);
+    const stop = firstOf(signals.stop, hands.turn.over.signal);
+    const abort = firstOf(signals.abort);
     let unsent = shard.left;
     this.#unsent += unsent;
     hands.turn.unsent += unsent;
@@ -156,7 +158,7 @@ export class Dispatcher {
         shard,
         holder,
         hands,
-        { ...signals, stop },
+        { stop: stop.signal, abort: abort.signal },
         {
           ...this.#deps,
           budget: this.#budget,
@@ -173,6 +175,8 @@ export class Dispatcher {
         },
       );
     } finally {
+      stop.release();
+      abort.release();
       this.#unsent -= unsent;
       hands.turn.unsent -= unsent;
       this.#release(hands);

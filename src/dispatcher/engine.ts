@@ -1,19 +1,20 @@
 import { createHash } from 'node:crypto';
 import { crc32 } from 'node:zlib';
 import type { Dispatcher } from 'undici';
-import { describeError } from '../domain/errors.ts';
+import { describeError, toError } from '../domain/errors.ts';
 import { createBreaker } from './breaker.ts';
 import type { Breaker } from './breaker.ts';
 import type { Budget } from './budget.ts';
 import type { Clock } from './clock.ts';
 import type { EngineWindow } from './engine-window.ts';
 import { exchange } from './exchange.ts';
-import type { Reply } from './exchange.ts';
+import type { Asker, Reply } from './exchange.ts';
+import type { AnswerStream } from './stream-answer.ts';
 import { attemptLimits, createTicker } from './timeouts.ts';
-import type { Timeouts } from './timeouts.ts';
+import type { AttemptLimits, Timeouts } from './timeouts.ts';
 import { isBroken, isEnginesFault, transportError } from './transport-error.ts';
 import { createUpstream } from './upstream.ts';
-import type { AttemptWish } from './upstream.ts';
+import type { AttemptWish, Upstream, UpstreamAttempt } from './upstream.ts';
 
 /** This process's way to an engine, opened by a runtime. */
 export interface EngineConnection {
@@ -116,45 +117,97 @@ function keyName(headers: EngineConnection['headers']): string | null {
 }
 
 function createSender(options: EngineOptions, headers: string[], breaker: Breaker): Engine['send'] {
-  const { address, connection, budget, timeouts } = options;
-  const { origin, pathPrefix } = connection;
-  const upstream = createUpstream();
-  const ticker = createTicker(options.clock);
-  return async (path, body, signal, job) => {
-    signal.throwIfAborted();
-    const attempt = upstream.begin(path, body, job);
-    const request = {
-      origin,
-      path: `${pathPrefix}${path}`,
-      method: 'POST',
-      headers,
-      body: attempt.body,
-    } as const;
-    budget.add(attempt.copied);
-    try {
-      const reply = await exchange(connection.dispatcher, request, {
-        budget,
-        maxBytes: options.maxResponseBytes,
-        signal,
-        ticker,
-        times: attemptLimits(timeouts, job.answerTimeoutMs),
-        openStream: attempt.openStream,
-        onSilence: (ms) => (attempt.silentMs = ms),
-      });
-      breaker.succeeded();
-      upstream.sawEnd(attempt, job, reply.status);
-      return reply;
-    } catch (error) {
-      signal.throwIfAborted();
-      const isCut = isBroken(error) && upstream.sawEnd(attempt, job, null) === 'cut';
-      if (!isCut && isEnginesFault(error)) {
-        breaker.failed(`${address} gave no answer: ${describeError(error)}`);
+  const { connection, clock, budget, maxResponseBytes: maxBytes } = options;
+  const { origin, pathPrefix, dispatcher } = connection;
+  const desk = { ...options, breaker, upstream: createUpstream() };
+  const limits = { budget, maxBytes, ticker: createTicker(clock) };
+  return async (path, body, signal, job) =>
+    new Promise((resolve, reject) => {
+      if (signal.aborted) {
+        reject(toError(signal.reason));
+        return;
       }
-      throw transportError(error, timeouts);
-    } finally {
-      budget.remove(attempt.copied);
+      const sending = new Sending(desk, { path, body, signal, job }, resolve, reject);
+      const request = {
+        origin,
+        path: pathPrefix === '' ? path : `${pathPrefix}${path}`,
+        method: 'POST',
+        headers,
+        body: sending.body,
+        // Kept by the exchange.
+        headersTimeout: 0,
+        bodyTimeout: 0,
+      } as const;
+      exchange(dispatcher, request, sending, limits);
+    });
+}
+
+/** What all attempts at an engine share. */
+interface Desk {
+  address: string;
+  budget: Budget;
+  timeouts: Timeouts;
+  breaker: Breaker;
+  upstream: Upstream;
+}
+
+/** A class because there is one for each line: closures of its own would cost every line a microsecond. */
+class Sending implements Asker {
+  readonly #desk: Desk;
+  readonly #job: AttemptWish;
+  readonly #attempt: UpstreamAttempt;
+  readonly #resolve: (reply: Reply) => void;
+  readonly #reject: (error: unknown) => void;
+  readonly times: AttemptLimits;
+  readonly signal: AbortSignal;
+
+  constructor(
+    desk: Desk,
+    asked: { path: string; body: Buffer; signal: AbortSignal; job: AttemptWish },
+    resolve: (reply: Reply) => void,
+    reject: (error: unknown) => void,
+  ) {
+    this.#desk = desk;
+    this.#job = asked.job;
+    this.#attempt = desk.upstream.begin(asked.path, asked.body, asked.job);
+    this.#resolve = resolve;
+    this.#reject = reject;
+    this.times = attemptLimits(desk.timeouts, asked.job.answerTimeoutMs);
+    this.signal = asked.signal;
+    desk.budget.add(this.#attempt.copied);
+  }
+
+  get body(): Buffer {
+    return this.#attempt.body;
+  }
+
+  get openStream(): (() => AnswerStream) | null {
+    return this.#attempt.openStream;
+  }
+
+  replied(reply: Reply, silentMs: number): void {
+    const { budget, breaker, upstream } = this.#desk;
+    budget.remove(this.#attempt.copied);
+    breaker.succeeded();
+    this.#attempt.silentMs = silentMs;
+    upstream.sawEnd(this.#attempt, this.#job, reply.status);
+    this.#resolve(reply);
+  }
+
+  failed(error: unknown, silentMs: number): void {
+    const { address, budget, breaker, timeouts, upstream } = this.#desk;
+    budget.remove(this.#attempt.copied);
+    if (this.signal.aborted) {
+      this.#reject(this.signal.reason);
+      return;
     }
-  };
+    this.#attempt.silentMs = silentMs;
+    const isCut = isBroken(error) && upstream.sawEnd(this.#attempt, this.#job, null) === 'cut';
+    if (!isCut && isEnginesFault(error)) {
+      breaker.failed(`${address} gave no answer: ${describeError(error)}`);
+    }
+    this.#reject(transportError(error, timeouts));
+  }
 }
 
 /** Servers other than vLLM may have no `/health`; that they answer at all is then the sign. */

@@ -4,7 +4,9 @@ import { toError } from '../domain/errors.ts';
 import type { LimitHeaders } from '../domain/rate-limit.ts';
 import type { Budget } from './budget.ts';
 import { limitHeaders } from './limit-headers.ts';
-import { onAbort } from './on-abort.ts';
+import { whoFollows } from './on-abort.ts';
+import type { Abortable } from './on-abort.ts';
+import type { Roster, Seat } from './roster.ts';
 import type { AnswerStream } from './stream-answer.ts';
 import { BEFORE_FIRST_TICK, timedOut } from './timeouts.ts';
 import type { AttemptLimits, Ticked, Ticker } from './timeouts.ts';
@@ -40,48 +42,54 @@ const SHORT_ANSWER_BYTES = 256 * 1024;
 
 /**
  * One request and its whole answer over undici's lowest interface: streams, iterators and abort listeners for each
- * line would cost as much as the request itself. Bytes of the answer are added to the budget as they come; they are
- * taken off again when it fails, else by whoever gets the reply. Rejects with the signal's reason when aborted, and with
- * TimedOutError, TooLongError or StreamCutError as they say. Time limits are kept here, not by undici.
+ * line would cost as much as the request itself, and so would promises on the way. Bytes of the answer are added to the
+ * budget as they come; they are taken off again when it fails, else by whoever gets the reply. Fails with the signal's
+ * reason when aborted, and with TimedOutError, TooLongError or StreamCutError as they say. The request should have no
+ * time limits: they are kept here, not by undici.
  */
 export function exchange(
   dispatcher: Pick<Dispatcher, 'dispatch'>,
   request: Dispatcher.DispatchOptions,
+  asker: Asker,
   limits: ExchangeLimits,
-): Promise<Reply> {
-  const { promise, resolve, reject } = Promise.withResolvers<Reply>();
-  const untimed = { ...request, headersTimeout: 0, bodyTimeout: 0 };
-  dispatcher.dispatch(untimed, new Exchange(limits, resolve, reject));
-  return promise;
+): void {
+  dispatcher.dispatch(request, new Exchange(asker, limits));
 }
 
-interface ExchangeLimits {
+/** What all requests to an engine share. */
+export interface ExchangeLimits {
   budget: Budget;
   maxBytes: number;
-  times: AttemptLimits;
   ticker: Ticker;
-  signal: AbortSignal;
+}
+
+/** Who asks: exactly one of `replied` and `failed` is called, once. */
+export interface Asker {
+  readonly times: AttemptLimits;
+  readonly signal: AbortSignal;
   /** Puts an answer together that comes as a stream of events; null: none was asked for. */
-  openStream: (() => AnswerStream) | null;
-  /** Told at the end how long nothing came before the answer began, ms, whatever came of it. */
-  onSilence: (ms: number) => void;
+  readonly openStream: (() => AnswerStream) | null;
+  /** Before the answer began, nothing came for `silentMs`. */
+  replied(reply: Reply, silentMs: number): void;
+  failed(error: unknown, silentMs: number): void;
 }
 
 const EVENT_STREAM = 'text/event-stream';
+const NO_HEADERS: IncomingHttpHeaders = {};
 
-class Exchange implements Dispatcher.DispatchHandler, Ticked {
+class Exchange implements Dispatcher.DispatchHandler, Ticked, Abortable {
+  readonly #asker: Asker;
   readonly #limits: ExchangeLimits;
-  readonly #resolve: (reply: Reply) => void;
-  readonly #reject: (error: unknown) => void;
-  readonly #forgetSignal: () => void;
-  readonly #forgetTicks: () => void;
-  readonly #chunks: Buffer[] = [];
+  readonly #following: Roster<Abortable>;
+  readonly #abortSeat: Seat<Abortable>;
+  readonly #tickSeat: Seat<Ticked>;
+  #chunks: Buffer[] = [];
   #stream: AnswerStream | null = null;
   #controller: Dispatcher.DispatchController | null = null;
   /** Bytes that are held, and counted in the budget. */
   #length = 0;
   #status = 0;
-  #headers: IncomingHttpHeaders = {};
+  #headers = NO_HEADERS;
   #turn: Promise<() => void> | null = null;
   #isPaused = false;
   #isOver = false;
@@ -91,23 +99,23 @@ class Exchange implements Dispatcher.DispatchHandler, Ticked {
   #firstSilence: number | null = null;
   #hasBytes = false;
 
-  constructor(
-    limits: ExchangeLimits,
-    resolve: (reply: Reply) => void,
-    reject: (error: unknown) => void,
-  ) {
+  constructor(asker: Asker, limits: ExchangeLimits) {
+    this.#asker = asker;
     this.#limits = limits;
-    this.#resolve = resolve;
-    this.#reject = reject;
-    this.#forgetSignal = onAbort(limits.signal, () => this.#fail(limits.signal.reason));
-    this.#forgetTicks = limits.ticker.follow(this);
+    this.#following = whoFollows(asker.signal);
+    this.#abortSeat = this.#following.enter(this);
+    this.#tickSeat = limits.ticker.follow(this);
+  }
+
+  aborted(): void {
+    this.#fail(this.#asker.signal.reason);
   }
 
   tick(ms: number): void {
     // We hold it back ourselves.
     if (this.#isPaused) return;
     this.#taken += ms;
-    const { times } = this.#limits;
+    const { times } = this.#asker;
     if (this.#taken >= times.answer) this.#fail(timedOut('answer', times));
     // The way there has a limit of its own.
     if (this.#controller === null) return;
@@ -130,7 +138,7 @@ class Exchange implements Dispatcher.DispatchHandler, Ticked {
     this.#status = status;
     this.#headers = headers;
     this.#firstSilence ??= this.#silent;
-    const { openStream } = this.#limits;
+    const { openStream } = this.#asker;
     if (openStream === null || status < 200 || status >= 300) return;
     const type = single(headers['content-type']) ?? '';
     if (type.toLowerCase().startsWith(EVENT_STREAM)) this.#stream = openStream();
@@ -159,14 +167,16 @@ class Exchange implements Dispatcher.DispatchHandler, Ticked {
     }
     if (!this.#end()) return;
     this.#hold(body.length);
-    this.#resolve({
+    const reply: Reply = {
       status: this.#status,
       body,
       requestId: single(this.#headers['x-request-id']),
       // Its type is a lie where a proxy sends it once more.
       retryAfter: single(this.#headers['retry-after']) ?? undefined,
       limits: limitHeaders(this.#headers),
-    });
+    };
+    this.#letGo();
+    this.#asker.replied(reply, this.#silence);
   }
 
   onResponseError(_controller: Dispatcher.DispatchController, error: Error): void {
@@ -208,19 +218,28 @@ class Exchange implements Dispatcher.DispatchHandler, Ticked {
   #fail(error: unknown): void {
     if (!this.#end()) return;
     this.#hold(0);
-    this.#chunks.length = 0;
-    this.#stream = null;
+    this.#letGo();
     this.#controller?.abort(toError(error));
-    this.#reject(error);
+    this.#asker.failed(error, this.#silence);
+  }
+
+  /** One that took long is old to the garbage collector by now, and would keep alive for long what it has. */
+  #letGo(): void {
+    this.#chunks = [];
+    this.#headers = NO_HEADERS;
+    this.#stream = null;
+  }
+
+  get #silence(): number {
+    return this.#firstSilence ?? this.#silent;
   }
 
   /** False when it was over already: undici reports an abort of ours as an error, too. */
   #end(): boolean {
     if (this.#isOver) return false;
     this.#isOver = true;
-    this.#forgetSignal();
-    this.#forgetTicks();
-    this.#limits.onSilence(this.#firstSilence ?? this.#silent);
+    this.#following.leave(this.#abortSeat);
+    this.#limits.ticker.leave(this.#tickSeat);
     void this.#turn?.then((endTurn) => endTurn());
     return true;
   }

@@ -72,35 +72,45 @@ interface Waiter {
   resolve: (engine: Engine | null) => void;
 }
 
-/** Those of a job that wait, in order, by what they wait for: where the first gets nothing, none behind it does. */
-type Lines = Map<string, Set<Waiter>>;
+/** Those of a job that wait for the same, in order: where the first gets nothing, none behind it does. */
+interface Line {
+  key: string;
+  waiters: Waiter[];
+}
+
+/** Those of a job that wait, the line whose turn it is first. */
+interface Queue {
+  tenant: Tenant;
+  lines: Line[];
+}
 
 /** By how much busier than the least busy one the engine of a line's affinity may be. */
 const MOST_BUSIER = 1.25;
 const SLACK = 0.05;
 const NONE_KEPT: ReadonlyMap<Engine, Pass> = new Map();
 
-/** Who waits for a place, by job. */
+/** Who waits for a place, by job. Arrays throughout: a Map or Set would outlive its changes, as `Roster` tells. */
 function createWaiters() {
-  const waiting = new Map<Tenant, Lines>();
+  const waiting: Queue[] = [];
 
   function enter(waiter: Waiter): void {
     const { tenant } = waiter.wish;
-    const lines = waiting.get(tenant) ?? new Map<string, Set<Waiter>>();
-    waiting.set(tenant, lines);
     const key = keyOf(waiter);
-    const line = lines.get(key) ?? new Set();
-    lines.set(key, line);
-    line.add(waiter);
+    const queue = waiting.find((each) => each.tenant === tenant);
+    const line = queue?.lines.find((each) => each.key === key);
+    if (line !== undefined) line.waiters.push(waiter);
+    else if (queue !== undefined) queue.lines.push({ key, waiters: [waiter] });
+    else waiting.push({ tenant, lines: [{ key, waiters: [waiter] }] });
   }
 
   function leave(waiter: Waiter): void {
-    const { tenant } = waiter.wish;
-    const lines = waiting.get(tenant);
-    const line = lines?.get(keyOf(waiter));
-    line?.delete(waiter);
-    if (line?.size === 0) lines?.delete(keyOf(waiter));
-    if (lines?.size === 0) waiting.delete(tenant);
+    const queue = waiting.find(({ tenant }) => tenant === waiter.wish.tenant);
+    const key = keyOf(waiter);
+    const line = queue?.lines.find((each) => each.key === key);
+    if (queue === undefined || line === undefined) return;
+    takeOut(line.waiters, waiter);
+    if (line.waiters.length === 0) takeOut(queue.lines, line);
+    if (queue.lines.length === 0) takeOut(waiting, queue);
   }
 
   async function wait(wish: Wish, isFresh: boolean, signal: AbortSignal): Promise<Engine | null> {
@@ -150,19 +160,21 @@ export function createRoom(): Room {
 
   /** Serves one line of the job whose turn it is; false where none of those that wait can be served. */
   function serveNext(): boolean {
-    return waiting.size > 0 && inTurn(waiting.keys()).some((tenant) => serve(tenant));
+    return waiting.length > 0 && inTurn(waiting).some((queue) => serve(queue));
   }
 
   /** Serves one line of a job; false where there is no place for any of them. */
-  function serve(tenant: Tenant): boolean {
-    const lines = waiting.get(tenant);
-    for (const [key, line] of lines ?? []) {
-      const [first] = line;
+  function serve({ lines }: Queue): boolean {
+    for (const line of lines) {
+      const [first] = line.waiters;
       const engine = first === undefined ? null : tryTake(first.wish, first.isFresh);
       if (first === undefined || engine === null) continue;
       leave(first);
       // What a job waits for takes turns, too: new lines come for ever, and one that is asked again comes once.
-      if (line.size > 0 && lines?.delete(key) === true) lines.set(key, line);
+      if (line.waiters.length > 0) {
+        takeOut(lines, line);
+        lines.push(line);
+      }
       first.resolve(engine);
       return true;
     }
@@ -212,10 +224,17 @@ function occupy(engine: Engine, tenant: Tenant, change: 1 | -1): void {
   tenant.inFlight.set(engine, (tenant.inFlight.get(engine) ?? 0) + change);
 }
 
-function inTurn(tenants: Iterable<Tenant>): Tenant[] {
-  const all = [...tenants];
-  if (all.length === 1) return all;
-  return all.toSorted((a, b) => a.rank - b.rank || a.allInFlight - b.allInFlight);
+function inTurn(queues: readonly Queue[]): readonly Queue[] {
+  if (queues.length === 1) return queues;
+  return queues.toSorted(
+    ({ tenant: a }, { tenant: b }) => a.rank - b.rank || a.allInFlight - b.allInFlight,
+  );
+}
+
+function takeOut<T>(all: T[], one: T): void {
+  const at = all.indexOf(one);
+  if (at === 0) all.shift();
+  else if (at > 0) all.splice(at, 1);
 }
 
 function isFree(engine: Engine, { tenant, permitted }: Wish): boolean {

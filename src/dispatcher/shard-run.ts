@@ -1,4 +1,5 @@
 import type { Readable } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import type { Adaptive, Usage } from '../domain/job.ts';
 import type { ShardPlan } from '../domain/plan.ts';
 import type { ServingEngine } from '../domain/provision.ts';
@@ -29,6 +30,12 @@ import type { Solitude } from './solitude.ts';
 import type { Suspect, Suspects } from './suspects.ts';
 import type { AttemptWish } from './upstream.ts';
 import { NO_USAGE } from './usage.ts';
+
+/**
+ * Lines that are sent before answers are looked at. Where this process is what holds everything up, more in flight only
+ * wait for it, and grow old to the garbage collector meanwhile.
+ */
+const MOST_AT_ONCE = 32;
 
 /** What the dispatcher needs to know of a job; its endpoint is the path that each line asks. */
 export interface DispatchJob extends PlannedRules, AttemptWish, LimitedJob {
@@ -158,8 +165,7 @@ export async function runShard(
         out += 1;
         deps.onSent();
         const asked = { line, wish, engine, alone: careful?.alone ?? null };
-        const asking = ask(asked, shard.plan, hands, signals, deps);
-        void asking.then(answered, failed);
+        void ask(asked, shard.plan, hands, signals, deps, { answered, failed });
       },
       answer(found) {
         deps.onSent();
@@ -239,6 +245,7 @@ async function handOver(
   to: Handover,
 ): Promise<boolean> {
   const { isBad, hands, careful, plan } = crew;
+  let atOnce = 0;
   for (const line of lines) {
     if (deps.budget.isOver()) await deps.budget.room(stop);
     if (stop.aborted || !to.isOurs()) return false;
@@ -254,6 +261,8 @@ async function handOver(
     if (fate === 'send') {
       const place = placeNow(line, wish, crew, stop, deps);
       to.send(line, wish, place instanceof Promise ? await place : place);
+      atOnce = place instanceof Promise ? 0 : atOnce + 1;
+      if (atOnce % MOST_AT_ONCE === MOST_AT_ONCE - 1) await nextTurn();
       continue;
     }
     answerCrashed(line, crew, to);
@@ -312,31 +321,54 @@ interface Asked {
   alone: Alone | null;
 }
 
+/** What came of a line: exactly one of both is called. */
+interface Outcome {
+  answered(found: Answered | null): void;
+  failed(error: unknown): void;
+}
+
 async function ask(
   { line, wish, engine, alone }: Asked,
   plan: ShardPlan,
   hands: Hands,
   signals: RunSignals,
   deps: ShardRunDeps,
-): Promise<Answered | null> {
+  outcome: Outcome,
+): Promise<void> {
   const bytes = line.bytes?.length ?? 0;
   const suspect = deps.suspects.of(hands.job.id, line.index, wish, alone);
   deps.budget.add(bytes);
   let found: Answered | null = null;
   try {
-    const { model } = wish;
-    const stop = hands.givenUp.whileWanted(model, signals.stop);
+    const stop = hands.givenUp.whileWanted(wish.model, signals.stop);
     const place = engine ?? (await waitForPlace(suspect, hands, stop));
-    const at = { engine: place, line, wish, suspect };
-    const until = { stop, abort: signals.abort };
-    found = await askAt(at, plan, hands, until, deps);
-    if (found !== null || signals.stop.aborted) return found;
-    if (suspect.blame > 0) return crashed(line, plan, hands, engineCrashed(suspect.blame));
-    return hands.givenUp.has(model) ? refused(line, model, plan, hands, deps) : null;
-  } finally {
+    if (place !== null) {
+      const until = { stop, abort: signals.abort };
+      found = await askAt(place, { line, wish, suspect }, plan, hands, until, deps);
+    }
     suspect.left(found !== null);
+    found ??= signals.stop.aborted ? null : unasked(line, wish, suspect, plan, hands, deps);
+  } catch (error) {
+    suspect.left(false);
+    outcome.failed(error);
+    return;
+  } finally {
     deps.budget.remove(bytes);
   }
+  outcome.answered(found);
+}
+
+/** The answer of a line that came back without one, where there is none to be had; null: it stays open. */
+function unasked(
+  line: InputLine,
+  { model }: Wish,
+  { blame }: Suspect,
+  plan: ShardPlan,
+  hands: Hands,
+  deps: ShardRunDeps,
+): Answered | null {
+  if (blame > 0) return crashed(line, plan, hands, engineCrashed(blame));
+  return hands.givenUp.has(model) ? refused(line, model, plan, hands, deps) : null;
 }
 
 async function waitForPlace(
@@ -353,13 +385,13 @@ async function waitForPlace(
 }
 
 function askAt(
-  { engine, line, wish, suspect }: Omit<Asked, 'alone'> & { suspect: Suspect },
+  engine: Engine,
+  { line, wish, suspect }: { line: InputLine; wish: Wish; suspect: Suspect },
   plan: ShardPlan,
   { job, guard, hedging }: Hands,
-  signals: RunSignals,
+  { stop, abort }: RunSignals,
   deps: ShardRunDeps,
-): Promise<Answered | null> | Answered | null {
-  if (engine === null) return null;
+): Promise<Answered | null> | Answered {
   const id = requestId(job.id, line.index);
   const request = line.bytes === null ? null : scanRequest(line.bytes);
   const inShard = line.index - plan.first;
@@ -367,9 +399,10 @@ function askAt(
     deps.room.give(engine, wish.tenant);
     return { answer: unreadable(inShard, id), usage: NO_USAGE };
   }
-  const question: Question = { line: inShard, id, ...request };
+  const { customId, body } = request;
+  const question: Question = { line: inShard, id, customId, body };
   const { endpoint: path, retry } = job;
-  const where = { path, retry, wish, job, suspect, guard, hedging, ...signals };
+  const where = { path, retry, wish, job, suspect, guard, hedging, stop, abort };
   return askLine(question, engine, where, deps);
 }
 

@@ -1,4 +1,6 @@
 import type { Clock } from './clock.ts';
+import { Roster } from './roster.ts';
+import type { Seat } from './roster.ts';
 
 /** How long an engine may take for one attempt, ms. */
 export interface Timeouts {
@@ -77,8 +79,9 @@ export interface Ticked {
 
 /** Counts the time of all that is in flight at an engine. */
 export interface Ticker {
-  /** Tells somebody again and again how much time has passed, until the result is called. */
-  follow(one: Ticked): () => void;
+  /** Tells somebody again and again how much time has passed, until it leaves. */
+  follow(one: Ticked): Seat<Ticked>;
+  leave(seat: Seat<Ticked>): void;
 }
 
 const TICK_MS = 50;
@@ -92,7 +95,7 @@ const LONGEST_STEP_MS = 2 * TICK_MS;
  * would cost more than the limits are worth. It runs while anybody follows.
  */
 export function createTicker(clock: Clock): Ticker {
-  const ticked = new Set<Ticked>();
+  const ticked = new Roster<Ticked>();
   let last = 0;
   let isRunning = false;
 
@@ -104,18 +107,17 @@ export function createTicker(clock: Clock): Ticker {
 
   function tick(): void {
     const step = Math.min(Math.max(0, clock.now() - last), LONGEST_STEP_MS);
-    for (const one of ticked) one.tick(step);
+    ticked.each((one) => one.tick(step));
     if (ticked.size > 0) run();
     else isRunning = false;
   }
 
   return {
     follow(one) {
-      ticked.add(one);
+      const seat = ticked.enter(one);
       if (!isRunning) run();
-      return () => {
-        ticked.delete(one);
-      };
+      return seat;
     },
+    leave: (seat) => ticked.leave(seat),
   };
 }

@@ -215,11 +215,7 @@ function createDispatcher(
     crashApartMs: settings.crashApart,
     markAlone: (...mark) => store.shards.markAlone(...mark),
     onRetry: (reason) => metrics.retries.inc({ reason }),
-    onAnswered(kind, usage) {
-      metrics.lines.inc({ kind });
-      metrics.tokens.inc({ kind: 'input' }, usage.inputTokens);
-      metrics.tokens.inc({ kind: 'output' }, usage.outputTokens);
-    },
+    onAnswered: (...answer) => metrics.answered(...answer),
     onTrouble: (jobId, trouble) => void answerTrouble(jobId, trouble, settling),
     onEngineDown(address, reason) {
       log.warn({ address, reason }, 'engine does not answer, sending stopped');

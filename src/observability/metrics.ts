@@ -11,9 +11,9 @@ import {
 export interface Metrics {
   httpSeconds: Histogram<'route' | 'method' | 'status'>;
   attemptSeconds: Histogram<'queue' | 'result'>;
-  lines: Counter<'kind'>;
+  /** A line is answered; thousands a second are, so that they are added up and counted when somebody looks. */
+  answered(kind: 'output' | 'error', tokens: { inputTokens: number; outputTokens: number }): void;
   retries: Counter<'reason'>;
-  tokens: Counter<'kind'>;
   segments: Counter;
   segmentBytes: Counter;
   inFlight: Gauge;
@@ -35,6 +35,39 @@ export async function endedSnapshot(snapshots: readonly Snapshot[]): Promise<Sna
     each.filter(({ type }) => String(type) === 'counter' || String(type) === 'histogram'),
   );
   return AggregatorRegistry.aggregate(counted).getMetricsAsJSON();
+}
+
+function createAnswerCounts(registers: Registry[]): Metrics['answered'] {
+  const lines = { output: 0, error: 0 };
+  const tokens = { input: 0, output: 0 };
+  tally('sluice_lines_total', 'Lines answered, by the file they go to.', lines, registers);
+  tally('sluice_tokens_total', 'Tokens that engines counted.', tokens, registers);
+  return (kind, { inputTokens, outputTokens }) => {
+    lines[kind] += 1;
+    tokens.input += inputTokens;
+    tokens.output += outputTokens;
+  };
+}
+
+/** A counter of what is added to `pending`, by kind; it is counted when the registry is read. */
+function tally<K extends string>(
+  name: string,
+  help: string,
+  pending: Record<K, number>,
+  registers: Registry[],
+): void {
+  const counted = new Counter<'kind'>({
+    name,
+    help,
+    labelNames: ['kind'],
+    registers,
+    collect() {
+      for (const kind in pending) {
+        if (pending[kind] > 0) counted.inc({ kind }, pending[kind]);
+        pending[kind] = 0;
+      }
+    },
+  });
 }
 
 /** Makes a process's own registry. */
@@ -71,9 +104,8 @@ export function createMetrics(): Metrics {
       'queue',
       'result',
     ]),
-    lines: counter('sluice_lines_total', 'Lines answered, by the file they go to.', ['kind']),
+    answered: createAnswerCounts(registers),
     retries: counter('sluice_line_retries_total', 'Lines asked again, by reason.', ['reason']),
-    tokens: counter('sluice_tokens_total', 'Tokens that engines counted.', ['kind']),
     segments: counter('sluice_segments_total', 'Segments committed.'),
     segmentBytes: counter('sluice_segment_bytes_total', 'Bytes of segments written.'),
     inFlight: gauge('sluice_lines_in_flight', 'Lines that wait for an engine now.'),

@@ -1,7 +1,8 @@
-import { Pool, request } from 'undici';
+import { request } from 'undici';
 import * as v from 'valibot';
 import { describeError } from '../domain/errors.ts';
 import { quoteModels } from '../domain/provision.ts';
+import { ClientPool } from './client-pool.ts';
 import type { Connection, Look, Runtime } from './contract.ts';
 
 /** A busy vLLM answers `/health` late, since its API server shares the CPU with tokenization. */
@@ -51,24 +52,18 @@ function connectEndpoint(
   connectTimeout: number,
 ): Connection {
   const url = new URL(address);
-  const pool = new Pool(url.origin, {
-    connections: null,
-    pipelining: 1,
+  const pool = new ClientPool(url.origin, {
     connectTimeout,
     // uvicorn closes an idle connection after 5 s: let go of it first, else a request meets the closing socket.
     keepAliveTimeout: 4_000,
     keepAliveMaxTimeout: 4_000,
   });
-  let closing: Promise<void> | null = null;
   return {
     dispatcher: pool,
     origin: url.origin,
     pathPrefix: url.pathname.replace(/\/+$/, ''),
     headers,
-    close() {
-      closing ??= pool.destroy();
-      return closing;
-    },
+    close: async () => pool.destroy(),
   };
 }
 

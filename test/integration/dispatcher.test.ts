@@ -411,7 +411,7 @@ describe('storage and the record', () => {
       undo();
     };
     expect(await world.run()).toBe('done');
-    expect(forgotten).toBe(9);
+    expect(forgotten).toBeGreaterThan(0);
     await expectAllAnsweredOnce(world, 20);
     expect(world.ledger.shards.get(0)).toMatchObject({ ok: 20, failed: 0, left: 0 });
     expect(await engine.counts()).toMatchObject({ requests: 20, repeated: 0 });

@@ -4,7 +4,7 @@ import { startVllm } from '../simulators/vllm/simulator.ts';
 import { until } from '../support/until.ts';
 
 test('before the first good answer only a few lines are sent; after it all may go', async () => {
-  await using engine = await startVllm({ profile: 'zero', config: { latency_ms: 200 } });
+  await using engine = await startVllm({ profile: 'zero', config: { latency_ms: 100 } });
   await using world = await openDispatchWorld({
     engines: [engine.url],
     input: chatLines(400),
@@ -12,10 +12,10 @@ test('before the first good answer only a few lines are sent; after it all may g
     guarded: true,
   });
   const running = world.runAll();
-  await until(async () => (await engine.counts()).in_flight >= 50);
+  await until(async () => (await engine.counts()).in_flight >= 50, { everyMs: 2 });
   expect((await engine.counts()).in_flight).toBe(50);
   expect(await running).toEqual(['done']);
-  expect((await engine.counts()).max_in_flight).toBeGreaterThan(200);
+  expect((await engine.counts()).max_in_flight).toBeGreaterThan(100);
   expect(world.troubles).toEqual([]);
 });
 

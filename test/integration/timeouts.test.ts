@@ -138,12 +138,12 @@ describe('a job that says how long an attempt may take', () => {
   });
 
   test('does not make an engine that works look dead', async () => {
-    await using engine = await startVllm({ profile: 'zero', config: { latency_ms: 400 } });
+    await using engine = await startVllm({ profile: 'zero', config: { latency_ms: 1_500 } });
     await using world = await openDispatchWorld({
       engines: [engine.url],
       input: chatLines(20),
       retry: { maxRetries: 1, baseMs: 1, capMs: 1 },
-      attempt: { answerTimeoutMs: 150 },
+      attempt: { answerTimeoutMs: 500 },
     });
     expect(await world.run()).toBe('done');
     expect((await errorsOf(world)).map((error) => error?.code)).toEqual(

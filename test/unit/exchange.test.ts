@@ -1,7 +1,10 @@
+import { setImmediate as turn } from 'node:timers/promises';
 import type { Dispatcher } from 'undici';
 import { expect, test } from 'vitest';
 import { createBudget } from '../../src/dispatcher/budget.ts';
 import { exchange } from '../../src/dispatcher/exchange.ts';
+import { Roster } from '../../src/dispatcher/roster.ts';
+import type { Seat } from '../../src/dispatcher/roster.ts';
 import { attemptLimits } from '../../src/dispatcher/timeouts.ts';
 import type { Ticked } from '../../src/dispatcher/timeouts.ts';
 
@@ -11,7 +14,7 @@ const REQUEST = { origin: 'http://engine', path: '/', method: 'POST' } as const;
 /** An engine whose answers a test gives by hand, and a clock that it moves. */
 function openHands() {
   const budget = createBudget(100_000, () => undefined);
-  const followers = new Set<Ticked>();
+  const followers = new Roster<Ticked>();
   const silences: number[] = [];
   const limits = attemptLimits(
     { connect: 1_000, firstByte: 1_000, betweenBytes: 500, answer: 60_000 },
@@ -35,27 +38,27 @@ function openHands() {
       },
     };
     const ticker = {
-      follow(one: Ticked) {
-        followers.add(one);
-        return () => void followers.delete(one);
-      },
+      follow: (one: Ticked) => followers.enter(one),
+      leave: (seat: Seat<Ticked>) => followers.leave(seat),
     };
-    const reply = exchange(dispatcher, REQUEST, {
-      budget,
-      maxBytes: 1_000_000,
+    const outcome = Promise.withResolvers<string>();
+    const asker = {
       times: limits,
-      ticker,
       signal: new AbortController().signal,
       openStream: null,
-      onSilence: (ms) => void silences.push(ms),
-    });
+      replied(_reply: unknown, silentMs: number) {
+        silences.push(silentMs);
+        outcome.resolve('answered');
+      },
+      failed(error: unknown, silentMs: number) {
+        silences.push(silentMs);
+        outcome.resolve(String(error));
+      },
+    };
+    exchange(dispatcher, REQUEST, asker, { budget, maxBytes: 1_000_000, ticker });
     return {
       controller,
-      reply,
-      outcome: reply.then(
-        () => 'answered',
-        (error: Error) => error.message,
-      ),
+      outcome: outcome.promise,
       begin: () => handler.onRequestStart?.(controller, null),
       headers: () => handler.onResponseStart?.(controller, 200, {}),
       data: (bytes: Buffer) => handler.onResponseData?.(controller, bytes),
@@ -68,7 +71,7 @@ function openHands() {
     silences,
     ask,
     pass(ms: number) {
-      for (let at = 0; at < ms; at += 50) for (const one of followers) one.tick(50);
+      for (let at = 0; at < ms; at += 50) followers.each((one) => one.tick(50));
     },
     following: () => followers.size,
   };
@@ -82,20 +85,19 @@ test('time in which we hold an answer back ourselves is not silence', async () =
     each.headers();
     each.data(LONG);
   }
-  await Promise.resolve();
-  await Promise.resolve();
+  await turn();
   expect([first.controller.paused, second.controller.paused]).toEqual([false, true]);
   first.end();
   expect(await first.outcome).toBe('answered');
   // The first one's bytes are in hand still, but its turn is over.
-  await Promise.resolve();
+  await turn();
   expect(second.controller.paused).toBe(false);
 
   const third = hands.ask();
   third.begin();
   third.headers();
   third.data(LONG);
-  await Promise.resolve();
+  await turn();
   expect(third.controller.paused).toBe(true);
   for (let round = 0; round < 20; round += 1) {
     hands.pass(300);
@@ -103,7 +105,7 @@ test('time in which we hold an answer back ourselves is not silence', async () =
   }
   second.end();
   expect(await second.outcome).toBe('answered');
-  await Promise.resolve();
+  await turn();
   expect(third.controller.paused).toBe(false);
   hands.pass(600);
   expect(await third.outcome).toContain('BYTE_TIMEOUT');

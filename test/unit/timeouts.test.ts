@@ -32,11 +32,11 @@ test('one timer counts for all, and none when nobody follows', () => {
   const ticker = createTicker(hand.clock);
   expect(hand.due).toHaveLength(0);
   const [a, b]: number[][] = [[], []];
-  const leaveA = ticker.follow({ tick: (ms) => void a?.push(ms) });
+  const first = ticker.follow({ tick: (ms) => void a?.push(ms) });
   ticker.follow({ tick: (ms) => void b?.push(ms) });
   expect(hand.due).toHaveLength(1);
   hand.pass(50);
-  leaveA();
+  ticker.leave(first);
   hand.pass(60);
   expect([a, b]).toEqual([[50], [50, 60]]);
   expect(hand.due).toHaveLength(1);
@@ -46,10 +46,10 @@ test('whoever leaves in a tick is not told of it again, and the timer ends', () 
   const hand = handClock();
   const ticker = createTicker(hand.clock);
   let ticks = 0;
-  const leave = ticker.follow({
+  const once = ticker.follow({
     tick() {
       ticks += 1;
-      leave();
+      ticker.leave(once);
     },
   });
   hand.pass(50);
