@@ -211,7 +211,7 @@ function heard(
   // From here on the answer's bytes are counted where the finished line is kept.
   budget.remove(reply.body.length);
   const now = clock.now();
-  const attempt = judge(question, reply, now);
+  const attempt = judge(question, reply, now, engine.address);
   if (isRejection(reply.status)) engine.window.rejected();
   else if (isLate(reply.status)) engine.window.timedOut();
   else engine.window.answered(now - begun, tokensOf(attempt));
@@ -269,11 +269,11 @@ function broken(question: Question, error: TransportError): Attempt {
   return { is: 'failed', reason: error.code, ...failed, last };
 }
 
-function judge(question: Question, reply: Reply, now: number): Attempt {
+function judge(question: Question, reply: Reply, now: number, engine: string): Attempt {
   const parsed = parseJson(reply.body);
   const success = reply.status >= 200 && reply.status < 300;
   if (success && parsed !== undefined) {
-    const answer = wrap(question, reply, reply.body, 'output');
+    const answer = wrap(question, reply, reply.body, 'output', engine);
     return { is: 'answered', answered: { answer, usage: readUsage(parsed) }, fault: null };
   }
   if (success) {
@@ -283,7 +283,7 @@ function judge(question: Question, reply: Reply, now: number): Attempt {
     return { is: 'failed', reason: 'invalid_engine_response', ...failed, last };
   }
   const body = parsed === undefined ? errorBody(reply) : reply.body;
-  const last = () => wrap(question, reply, body, 'error');
+  const last = () => wrap(question, reply, body, 'error', engine);
   if (!isRetriedStatus(reply.status)) {
     const answered = { answer: last(), usage: NO_USAGE };
     return { is: 'answered', answered, fault: faultOf(reply.status, parsed) };
@@ -301,11 +301,12 @@ function wrap(
   reply: Reply,
   body: Buffer,
   kind: FreshAnswer['kind'],
+  engine: string,
 ): FreshAnswer {
   const { id, customId, line } = question;
   const requestId = reply.requestId ?? id;
   const { status } = reply;
-  return { line, kind, pieces: outputLine({ id, customId, status, requestId, body }) };
+  return { line, kind, pieces: outputLine({ id, customId, status, requestId, body }), engine };
 }
 
 function failure({ id, customId, line }: Question, code: string, message: string): FreshAnswer {

@@ -244,29 +244,55 @@ async function handOver(
   deps: ShardRunDeps,
   to: Handover,
 ): Promise<boolean> {
-  const { isBad, hands, careful, plan } = crew;
   let atOnce = 0;
   for (const line of lines) {
     if (deps.budget.isOver()) await deps.budget.room(stop);
     if (stop.aborted || !to.isOurs()) return false;
-    const isRefused = isBad(line);
-    const model = isRefused ? null : modelOf(line, hands.job);
-    if (isRefused || hands.givenUp.has(model)) {
-      to.answer(refused(line, model, plan, hands, deps));
+    const wish = wishOrAnswer(line, crew, deps, to);
+    if (wish === null) continue;
+    if (crew.careful !== null) {
+      if (!(await handCarefully(line, wish, crew.careful, crew, stop, deps, to))) return false;
       continue;
     }
-    const wish = wishOf(line, model, hands);
-    const fate = careful === null ? 'send' : await careful.before(line.index - plan.first, stop);
-    if (fate === 'stopped') return false;
-    if (fate === 'send') {
-      const place = placeNow(line, wish, crew, stop, deps);
-      to.send(line, wish, place instanceof Promise ? await place : place);
-      atOnce = place instanceof Promise ? 0 : atOnce + 1;
-      if (atOnce % MOST_AT_ONCE === MOST_AT_ONCE - 1) await nextTurn();
-      continue;
+    const place = placeNow(line, wish, crew, stop, deps);
+    to.send(line, wish, place instanceof Promise ? await place : place);
+    atOnce = place instanceof Promise ? 0 : atOnce + 1;
+    if (atOnce === MOST_AT_ONCE) {
+      atOnce = 0;
+      await nextTurn();
     }
-    answerCrashed(line, crew, to);
   }
+  return true;
+}
+
+/** What a line needs a place for; null where it goes to no engine, and has its answer. */
+function wishOrAnswer(
+  line: InputLine,
+  { isBad, hands, plan }: Crew,
+  deps: ShardRunDeps,
+  to: Handover,
+): Wish | null {
+  const isRefused = isBad(line);
+  const model = isRefused ? null : modelOf(line, hands.job);
+  if (!isRefused && !hands.givenUp.has(model)) return wishOf(line, model, hands);
+  to.answer(refused(line, model, plan, hands, deps));
+  return null;
+}
+
+/** False when it was stopped before the line might go. */
+async function handCarefully(
+  line: InputLine,
+  wish: Wish,
+  careful: Careful,
+  crew: Crew,
+  stop: AbortSignal,
+  deps: ShardRunDeps,
+  to: Handover,
+): Promise<boolean> {
+  const fate = await careful.before(line.index - crew.plan.first, stop);
+  if (fate === 'stopped') return false;
+  if (fate === 'send') to.send(line, wish, await placeNow(line, wish, crew, stop, deps));
+  else answerCrashed(line, crew, to);
   return true;
 }
 
