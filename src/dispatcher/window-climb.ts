@@ -5,6 +5,7 @@ import {
   clamp,
   isQueued,
   NEAREST,
+  nearer,
   REST_MS,
   settled,
   trimmedTo,
@@ -40,6 +41,7 @@ export function climb(state: WindowState, sample: WindowSample, rules: WindowRul
 
 function settle(state: WindowState, sample: WindowSample, rules: WindowRules): WindowState {
   if (state.probe > 0 && isMuchWorse(state, CLIFF)) return giveUp(state, rules);
+  if (state.goal !== null) return nearer(state, state.goal, rules);
   // More are in flight than the limit now allows: what is seen is still what so many do.
   const isDrained = sample.inFlight <= state.limit * 1.05 + 1;
   const settleMs = state.settleMs - (isDrained ? sample.elapsedMs : 0);
@@ -102,7 +104,9 @@ function trim(state: WindowState, rules: WindowRules): WindowState {
 function tryNeighbour(state: WindowState, rules: WindowRules): WindowState {
   for (const way of [state.next, state.next > 0 ? -1 : 1] as const) {
     const limit = neighbour(state, way, rules);
-    if (limit !== null) return settled({ ...state, probe: way }, limit);
+    if (limit === null) continue;
+    const trying = { ...state, probe: way };
+    return way > 0 ? nearer(trying, limit, rules) : settled(trying, limit);
   }
   const restMs = Math.min(LONGEST_REST_MS, state.pauseMs * 2);
   const held = { ...state, restMs, pauseMs: restMs, low: null, high: null, stride: SMALL_STRIDE };

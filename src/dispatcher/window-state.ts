@@ -81,6 +81,8 @@ export interface WindowState {
   /** Until neighbours are tried again, and how long that was last. */
   readonly restMs: number;
   readonly pauseMs: number;
+  /** The neighbour that the limit is on its way to, in small steps; null: it is there. */
+  readonly goal: number | null;
   /** Until what is seen belongs to this limit. */
   readonly settleMs: number;
   readonly look: Look;
@@ -123,7 +125,21 @@ export function settled(state: WindowState, limit: number): WindowState {
   const latency = state.latencyMs ?? 0;
   const isCounted = state.look.engineTokens > 0 || state.best.rate?.unit === 'engine tokens';
   const settleMs = isCounted ? within(latency / 4, 500, 1_500) : within(1.5 * latency, 500, 6_000);
-  return { ...state, limit, settleMs, look: EMPTY_LOOK, queued: 0 };
+  return { ...state, limit, goal: null, settleMs, look: EMPTY_LOOK, queued: 0 };
+}
+
+/** Of the limit, by how much it grows in a step where the engine has refused lines before. */
+const CAREFULLY = 1 / 128;
+
+/**
+ * A step towards a higher limit. Where the engine has refused lines before, it may be just below what it takes: a jump
+ * would have everything above that refused, a small step only what is in it.
+ */
+export function nearer(state: WindowState, goal: number, rules: WindowRules): WindowState {
+  const step = Math.max(rules.additiveIncrease, Math.ceil(state.limit * CAREFULLY));
+  const limit = state.ceiling === null ? goal : Math.min(goal, state.limit + step);
+  const next = settled(state, limit);
+  return limit < goal ? { ...next, goal } : next;
 }
 
 export function within(value: number, low: number, high: number): number {

@@ -30,6 +30,7 @@ export function startWindow(rules: WindowRules): WindowState {
     probe: 0,
     next: 1,
     ...AFRESH,
+    goal: null,
     settleMs: 0,
     look: EMPTY_LOOK,
     queued: 0,
