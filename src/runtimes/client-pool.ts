@@ -1,6 +1,11 @@
 import type { Socket } from 'node:net';
 import { Client, Dispatcher } from 'undici';
 
+interface Connection {
+  readonly client: Client;
+  isFree: boolean;
+}
+
 /** The most that one read of a socket brings. */
 const READ_BYTES = 64 * 1024;
 
@@ -12,8 +17,9 @@ const READ_BYTES = 64 * 1024;
 export class ClientPool extends Dispatcher {
   readonly #origin: string;
   readonly #options: Client.Options;
-  readonly #all: Client[] = [];
-  readonly #free: Client[] = [];
+  readonly #all = new Set<Connection>();
+  /** The one that was used last is the last. */
+  readonly #free: Connection[] = [];
   #closing: Promise<void> | null = null;
 
   constructor(origin: string, options: Client.Options) {
@@ -32,25 +38,45 @@ export class ClientPool extends Dispatcher {
     options: Dispatcher.DispatchOptions,
     handler: Dispatcher.DispatchHandler,
   ): boolean {
-    const client = this.#free.pop() ?? this.#open();
-    const isFree = client.dispatch(options, handler);
-    // Else it says so when it is.
-    if (isFree) this.#free.push(client);
+    const connection = this.#free.pop() ?? this.#open();
+    connection.isFree = false;
+    connection.client.dispatch(options, handler);
+    // Of a request that was refused before it was sent nobody says that it is over.
+    this.#putBack(connection);
     return true;
   }
 
   /** Cuts all connections, now and for ever: what is in flight, and what comes later, fails. May be called twice. */
   override async destroy(): Promise<void> {
-    this.#closing ??= Promise.all(this.#all.map(async (client) => client.destroy())).then(() => {});
+    const all = [...this.#all];
+    this.#closing ??= Promise.all(all.map(async ({ client }) => client.destroy())).then(() => {});
     return this.#closing;
   }
 
-  #open(): Client {
+  #open(): Connection {
     const client = new Client(this.#origin, this.#options);
-    client.on('drain', () => this.#free.push(client));
-    this.#all.push(client);
+    const connection = { client, isFree: false };
+    client.on('drain', () => this.#putBack(connection));
+    client.on('disconnect', () => this.#drop(connection));
+    this.#all.add(connection);
     if (this.#closing !== null) void client.destroy();
-    return client;
+    return connection;
+  }
+
+  /** Does nothing while it has something to do, and where it is back already. */
+  #putBack(connection: Connection): void {
+    if (connection.isFree || connection.client.stats.size > 0) return;
+    connection.isFree = true;
+    this.#free.push(connection);
+  }
+
+  /** One that fell idle makes room; one that broke with a request is used again. */
+  #drop(connection: Connection): void {
+    if (!connection.isFree) return;
+    // The longest idle are the first.
+    this.#free.splice(this.#free.indexOf(connection), 1);
+    this.#all.delete(connection);
+    void connection.client.destroy();
   }
 }
 
