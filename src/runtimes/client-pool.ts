@@ -1,3 +1,4 @@
+import type { IncomingHttpHeaders } from 'node:http';
 import type { Socket } from 'node:net';
 import { Client, Dispatcher } from 'undici';
 
@@ -40,9 +41,7 @@ export class ClientPool extends Dispatcher {
   ): boolean {
     const connection = this.#free.pop() ?? this.#open();
     connection.isFree = false;
-    connection.client.dispatch(options, handler);
-    // Of a request that was refused before it was sent nobody says that it is over.
-    this.#putBack(connection);
+    connection.client.dispatch(options, new Tracked(handler, connection, this.#free));
     return true;
   }
 
@@ -56,18 +55,10 @@ export class ClientPool extends Dispatcher {
   #open(): Connection {
     const client = new Client(this.#origin, this.#options);
     const connection = { client, isFree: false };
-    client.on('drain', () => this.#putBack(connection));
     client.on('disconnect', () => this.#drop(connection));
     this.#all.add(connection);
     if (this.#closing !== null) void client.destroy();
     return connection;
-  }
-
-  /** Does nothing while it has something to do, and where it is back already. */
-  #putBack(connection: Connection): void {
-    if (connection.isFree || connection.client.stats.size > 0) return;
-    connection.isFree = true;
-    this.#free.push(connection);
   }
 
   /** One that fell idle makes room; one that broke with a request is used again. */
@@ -77,6 +68,57 @@ export class ClientPool extends Dispatcher {
     this.#free.splice(this.#free.indexOf(connection), 1);
     this.#all.delete(connection);
     void connection.client.destroy();
+  }
+}
+
+/**
+ * A request, as its caller sees it. Its connection is free as soon as it is over: undici says so only a turn of the loop
+ * later, when the next request of the same caller has found no free one and opened another.
+ */
+class Tracked implements Dispatcher.DispatchHandler {
+  readonly #handler: Dispatcher.DispatchHandler;
+  readonly #connection: Connection;
+  readonly #free: Connection[];
+  #isOver = false;
+
+  constructor(handler: Dispatcher.DispatchHandler, connection: Connection, free: Connection[]) {
+    this.#handler = handler;
+    this.#connection = connection;
+    this.#free = free;
+  }
+
+  onRequestStart(controller: Dispatcher.DispatchController, context: unknown): void {
+    this.#handler.onRequestStart?.(controller, context);
+  }
+
+  onResponseStart(
+    controller: Dispatcher.DispatchController,
+    status: number,
+    headers: IncomingHttpHeaders,
+    text?: string,
+  ): void {
+    this.#handler.onResponseStart?.(controller, status, headers, text);
+  }
+
+  onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
+    this.#handler.onResponseData?.(controller, chunk);
+  }
+
+  onResponseEnd(controller: Dispatcher.DispatchController, trailers: IncomingHttpHeaders): void {
+    this.#end();
+    this.#handler.onResponseEnd?.(controller, trailers);
+  }
+
+  onResponseError(controller: Dispatcher.DispatchController, error: Error): void {
+    this.#end();
+    this.#handler.onResponseError?.(controller, error);
+  }
+
+  #end(): void {
+    if (this.#isOver) return;
+    this.#isOver = true;
+    this.#connection.isFree = true;
+    this.#free.push(this.#connection);
   }
 }
 
