@@ -6,7 +6,7 @@ import type { Setting } from './kinds.ts';
 import { placesConflicts } from './places.ts';
 import { SETTINGS } from './schema.ts';
 import type { SettingName, Settings } from './schema.ts';
-import { storageConflicts } from './storage.ts';
+import { storageConflicts, withWholeKeys } from './storage.ts';
 
 type AnySetting = Setting<v.GenericSchema<string | undefined, unknown>>;
 type Environment = Readonly<Record<string, string | undefined>>;
@@ -48,9 +48,10 @@ function isSlip(name: string, known: string): boolean {
 export function loadSettings(environment: Environment = readEnvironment()): Settings {
   const problems: string[] = [];
   const values: Partial<Record<SettingName, unknown>> = {};
+  const chosen = withWholeKeys(environment);
   for (const name of Object.keys(SETTINGS) as SettingName[]) {
     const setting: AnySetting = SETTINGS[name];
-    const { env, raw } = rawOf(setting, environment);
+    const { env, raw } = rawOf(setting, chosen);
     const parsed = v.safeParse(setting.schema, raw ?? setting.default);
     if (parsed.success) values[name] = parsed.output;
     else problems.push(describeProblem({ ...setting, env }, raw, parsed.issues[0].message));

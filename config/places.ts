@@ -1,9 +1,9 @@
 import * as v from 'valibot';
 import { formatLocation, isWithin, parseFolderUrl } from '../src/domain/location.ts';
-import type { Location } from '../src/domain/location.ts';
+import type { Location, Scheme } from '../src/domain/location.ts';
 import { text } from './kinds.ts';
 import type { Setting } from './kinds.ts';
-import { storageKind } from './storage.ts';
+import { halfKeys, storageKind } from './storage.ts';
 import type { StorageValues } from './storage.ts';
 
 const MESSAGE =
@@ -52,9 +52,15 @@ export function placesConflicts(values: PlacesValues): string[] {
   ];
 }
 
-function s3Lacks({ s3Endpoint, s3Region }: PlacesValues): string[] {
-  if (s3Endpoint !== undefined || s3Region !== undefined) return [];
-  return ['ALLOWED_BUCKETS has s3:// URLs, which need S3_REGION, or S3_ENDPOINT of another store.'];
+function s3Lacks(values: PlacesValues): string[] {
+  const { s3Endpoint, s3Region } = values;
+  // Where our own files are in S3, they are looked at anyway.
+  const half = storageKind(values) === 'S3' ? [] : halfKeys(values);
+  const problems = half.map((problem) => `ALLOWED_BUCKETS has s3:// URLs: ${problem}`);
+  if (s3Endpoint !== undefined || s3Region !== undefined) return problems;
+  const lacks =
+    'ALLOWED_BUCKETS has s3:// URLs, which need S3_REGION, or S3_ENDPOINT of another store.';
+  return [lacks, ...problems];
 }
 
 function tosLacks(values: PlacesValues): string[] {
@@ -69,10 +75,24 @@ function tosLacks(values: PlacesValues): string[] {
 /** A batch that names what this server itself stores would read the files of others, or change its answers. */
 function ownConflict(values: PlacesValues, folder: Location): string[] {
   const own = ownFolder(values);
-  if (own === null || !(isWithin([folder], own) || isWithin([own], folder))) return [];
+  if (own === null || storeOf(own.scheme, values) !== storeOf(folder.scheme, values)) return [];
+  const same = { ...own, scheme: folder.scheme };
+  if (!isWithin([folder], same) && !isWithin([same], folder)) return [];
   const name = formatLocation(folder);
   const mend = `allow another folder or bucket, or keep own files apart with ${own.scheme.toUpperCase()}_PREFIX`;
   return [`ALLOWED_BUCKETS has ${name}, where this server keeps its own files: ${mend}.`];
+}
+
+/** What tells a store: TOS answers at several hosts, of which S3_ENDPOINT may be one, and Amazon's buckets have one each. */
+function storeOf(scheme: Scheme, { s3Endpoint, tosEndpoint, tosRegion }: PlacesValues): string {
+  const endpoint =
+    scheme === 's3'
+      ? (s3Endpoint ?? 'https://s3.amazonaws.com')
+      : (tosEndpoint ?? `https://tos-${tosRegion}.volces.com`);
+  const { host } = new URL(endpoint);
+  const [amazon] = /amazonaws\.com(?:\.cn)?$/.exec(host) ?? [];
+  if (amazon !== undefined) return amazon;
+  return host.replace(/^tos-s3-/, 'tos-').replace(/\.i(volces|bytepluses)\.com$/, '.$1.com');
 }
 
 function ownFolder(values: PlacesValues): Location | null {

@@ -57,12 +57,13 @@ export const RETENTION_SETTINGS = {
     schema: retention(),
   },
   orphanAge: {
-    doc: 'How old objects in storage and unfinished writes must be that no record names, for them to be removed.',
+    doc: 'How old objects in storage and unfinished writes must be that no record names, for them to be removed; at least 7h, longer than the longest request.',
     env: 'ORPHAN_AGE',
     isRare: true,
     // Whoever has written an object has recorded it by then, or never will.
     default: '24h',
-    schema: age(HOUR_MS),
+    // An upload may take six hours, and what it writes has no record before its end.
+    schema: age(7 * HOUR_MS),
   },
   gcInterval: {
     doc: 'How often the sweeper removes what is over and what crashes left in storage.',

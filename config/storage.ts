@@ -1,4 +1,5 @@
 import * as v from 'valibot';
+import { BUCKET_NAME } from '../src/domain/location.ts';
 import { bytes, oneOf, text } from './kinds.ts';
 import type { Setting } from './kinds.ts';
 
@@ -13,9 +14,7 @@ const kind = v.pipe(
 const BUCKET_MESSAGE =
   'must be the name of a bucket: 3 to 63 characters out of a-z, 0-9, - and ., and no URL';
 
-const bucket = v.optional(
-  v.pipe(text, v.regex(/^[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]$/, BUCKET_MESSAGE)),
-);
+const bucket = v.optional(v.pipe(text, v.regex(BUCKET_NAME, BUCKET_MESSAGE)));
 
 const ENDPOINT_MESSAGE =
   'must be the URL of the store alone, such as https://minio.example:9000, without user, path or query: the bucket has a setting of its own';
@@ -94,7 +93,7 @@ export const STORAGE_SETTINGS = {
     doc: 'Size of the parts in which long objects are uploaded; later parts of very long ones are larger, except in Cloudflare R2. A writer holds up to three.',
     env: 'S3_PART_SIZE',
     isRare: true,
-    default: '10MiB',
+    default: '9MiB',
     schema: v.pipe(bytes(5 * 2 ** 20), v.maxValue(GIB, PART_MESSAGE)),
   },
   awsAccessKeyId: {
@@ -200,7 +199,7 @@ export function storageConflicts(values: StorageValues): string[] {
 }
 
 function s3Conflicts(values: StorageValues): string[] {
-  const { s3Bucket, s3Endpoint, s3Region, awsAccessKeyId, awsSecretAccessKey } = values;
+  const { s3Bucket, s3Endpoint, s3Region } = values;
   const conflicts: string[] = [];
   if (s3Bucket === undefined) {
     conflicts.push('STORAGE_TYPE=S3 needs S3_BUCKET, the name of a bucket.');
@@ -211,12 +210,7 @@ function s3Conflicts(values: StorageValues): string[] {
       'Amazon S3 needs S3_REGION (or AWS_REGION), such as us-west-2. Another store needs S3_ENDPOINT.',
     );
   }
-  if ((awsAccessKeyId === undefined) !== (awsSecretAccessKey === undefined)) {
-    conflicts.push(
-      'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: set both, or neither to use a profile or role.',
-    );
-  }
-  return conflicts;
+  return [...conflicts, ...halfKeys(values)];
 }
 
 function tosConflicts(values: StorageValues): string[] {
@@ -236,4 +230,41 @@ function tosConflicts(values: StorageValues): string[] {
     conflicts.push('TOS needs TOS_ACCESS_KEY and TOS_SECRET_KEY.');
   }
   return conflicts;
+}
+
+/** A secret without its id, or the other way round, which Amazon's SDK would pair with something else that it finds. */
+export function halfKeys({ awsAccessKeyId, awsSecretAccessKey }: StorageValues): string[] {
+  if ((awsAccessKeyId === undefined) === (awsSecretAccessKey === undefined)) return [];
+  return [
+    'AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or STORAGE_AWS_ACCESS_KEY_ID and STORAGE_AWS_SECRET_ACCESS_KEY) belong together: set both, or neither to use a profile or role.',
+  ];
+}
+
+/** Names of keys that belong together, the id first: those that go first are before the others. */
+const KEY_FAMILIES = [
+  [
+    ['AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY', 'AWS_SESSION_TOKEN'],
+    ['STORAGE_AWS_ACCESS_KEY_ID', 'STORAGE_AWS_SECRET_ACCESS_KEY'],
+  ],
+  [
+    ['TOS_ACCESS_KEY', 'TOS_SECRET_KEY'],
+    ['STORAGE_TOS_ACCESS_KEY', 'STORAGE_TOS_SECRET_KEY'],
+  ],
+] as const;
+
+/**
+ * The environment with the keys of one owner: where the names of an id are several, secret and token are those that
+ * belong to the first one that is set. Whatever is set beside it is somebody else's.
+ */
+export function withWholeKeys(
+  environment: Readonly<Record<string, string | undefined>>,
+): Readonly<Record<string, string | undefined>> {
+  const chosen = { ...environment };
+  for (const families of KEY_FAMILIES) {
+    const own = families.find(([id]) => (environment[id] ?? '').trim() !== '');
+    if (own === undefined) continue;
+    const others = families.filter((family) => family !== own);
+    for (const name of others.flat()) delete chosen[name];
+  }
+  return chosen;
 }

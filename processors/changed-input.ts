@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { Readable } from 'node:stream';
-import { describeError, SluiceError } from '../src/domain/errors.ts';
+import { shownError, SluiceError } from '../src/domain/errors.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
 import { fileKey, inputKey } from '../src/domain/file.ts';
 import type { Deps } from './deps.ts';
@@ -10,7 +10,7 @@ import { stopJob } from './settle.ts';
 const CHANGED = 'input.changed';
 
 /** Storage's word for an object that is another one now than the one that was recorded. */
-function isChange(error: unknown): boolean {
+export function isChange(error: unknown): boolean {
   return (
     error instanceof SluiceError && error.code === 'storage.changed' && error.kind === 'Permanent'
   );
@@ -19,7 +19,7 @@ function isChange(error: unknown): boolean {
 /** What a job fails for that could not read its input. */
 export function inputError(error: SluiceError): Omit<JobError, 'param'> {
   if (isChange(error)) return { code: CHANGED, message: error.message, line: null };
-  return { code: error.code, message: describeError(error), line: null };
+  return { code: error.code, message: shownError(error), line: null };
 }
 
 /** What became of the input of a job that lies in a bucket of the user's; null where it is what it was, or gone. */

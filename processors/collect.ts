@@ -1,8 +1,11 @@
+import { describeError, SluiceError, transient } from '../src/domain/errors.ts';
 import { isFinal } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
+import { eventIdOf } from '../src/domain/webhook.ts';
 import type { Storage } from '../src/storage/contract.ts';
 import type { Store } from '../src/store/store.ts';
 import { collectAbandoned, collectOrphans, ORPHAN_KINDS } from './collect-orphans.ts';
+import type { OrphanMode } from './collect-orphans.ts';
 import { collectSegments, isOnlyCopy } from './collect-segments.ts';
 import type { Mode, Removed } from './collect-step.ts';
 import type { Log } from './deps.ts';
@@ -30,7 +33,7 @@ export interface GcReport {
   looked: number;
   /** Why orphans were only counted; null where they were removed, or nothing was to be. */
   doubt: string | null;
-  /** What could not be done, as sentences; the rest was. */
+  /** What could not be done, as sentences, the first few; the rest was. */
   failures: string[];
   ms: number;
 }
@@ -61,6 +64,8 @@ export interface Collector {
 const LEASE_MS = 30_000;
 const SWEEP_LEASE_MS = 10_000;
 const RENEW_AFTER_MS = 5_000;
+const MOST_FAILURES = 20;
+const LEASE_LOST = 'gc.lease_lost';
 
 /** Removes what is over and what crashes left, one process at a time, in steps between which it can be stopped. */
 export function createCollector(holder: string, deps: CollectDeps): Collector {
@@ -96,7 +101,8 @@ function stepper(holder: string, signal: AbortSignal, { store, now }: CollectDep
     signal.throwIfAborted();
     if (now() - renewedAt < RENEW_AFTER_MS) return;
     renewedAt = now();
-    if (!(await store.collect.lease(holder, LEASE_MS))) throw new Error('another process collects');
+    if (await store.collect.lease(holder, LEASE_MS)) return;
+    throw transient(LEASE_LOST, 'Another process collects.');
   };
 }
 
@@ -115,13 +121,32 @@ async function collectAll(
     failures: [],
     ms: 0,
   };
+  let isSure = false;
+  function onFailure(key: string, error: unknown): void {
+    fail(key, error, report, signal, deps);
+  }
+  async function each(
+    what: string,
+    ids: AsyncIterable<string>,
+    task: (id: string) => Promise<void>,
+  ): Promise<void> {
+    for await (const id of ids) {
+      await mode.step();
+      await orReport(`${what} of ${id}`, report, signal, deps, () => task(id));
+    }
+  }
   const stages = {
-    segments: () => collectAllSegments(report, mode, deps),
-    jobs: () => collectJobs(report, mode, deps),
-    files: () => collectFiles(report, mode, deps),
-    orphans: () => orphans(report, mode, deps),
+    segments: () => collectAllSegments(report, { ...mode, each }, deps),
+    jobs: () => collectJobs(report, { ...mode, each }, deps),
+    files: () => collectFiles(report, { ...mode, each }, deps),
+    orphans: async () => {
+      await orphans(report, { ...mode, onFailure }, deps);
+      isSure = report.doubt === null;
+    },
     abandoned_uploads: async () => {
-      report.kinds.abandoned_uploads = await collectAbandoned(deps, mode);
+      // They may be those of another deployment, which is about to end them.
+      const dryRun = mode.dryRun || !isSure;
+      report.kinds.abandoned_uploads = await collectAbandoned(deps, { ...mode, dryRun });
     },
   };
   for (const [stage, run] of Object.entries(stages)) {
@@ -134,18 +159,31 @@ async function collectAll(
 /** Whatever is wrong with one, the others are due as well. */
 async function orReport(
   what: string,
-  { failures }: GcReport,
+  report: GcReport,
   signal: AbortSignal,
-  { log }: CollectDeps,
+  deps: CollectDeps,
   task: () => Promise<void>,
 ): Promise<void> {
   try {
     await task();
-  } catch (err) {
-    signal.throwIfAborted();
-    failures.push(`${what}: ${err instanceof Error ? err.message : String(err)}`);
-    log.error({ what, err }, 'what is over could not be collected');
+  } catch (error) {
+    fail(what, error, report, signal, deps);
   }
+}
+
+/** Throws where nobody is to go on: the process stops, or another one does what is left. */
+function fail(
+  what: string,
+  err: unknown,
+  { failures }: GcReport,
+  signal: AbortSignal,
+  { log }: CollectDeps,
+): void {
+  signal.throwIfAborted();
+  if (err instanceof SluiceError && err.code === LEASE_LOST) throw err;
+  if (failures.length >= MOST_FAILURES) return;
+  failures.push(`${what}: ${describeError(err)}`);
+  log.error({ what, err }, 'what is over could not be collected');
 }
 
 function add(report: GcReport, kind: GcKind, { count, bytes }: Removed): void {
@@ -153,17 +191,29 @@ function add(report: GcReport, kind: GcKind, { count, bytes }: Removed): void {
   report.kinds[kind].bytes += bytes;
 }
 
-async function collectAllSegments(report: GcReport, mode: Mode, deps: CollectDeps): Promise<void> {
+interface EachMode extends Mode {
+  /** One that fails is reported, and stops none behind it. */
+  each(
+    what: string,
+    ids: AsyncIterable<string>,
+    task: (id: string) => Promise<void>,
+  ): Promise<void>;
+}
+
+async function collectAllSegments(
+  report: GcReport,
+  mode: EachMode,
+  deps: CollectDeps,
+): Promise<void> {
   const until = deps.now() - deps.segmentKeepMs;
-  for await (const id of deps.store.collect.keeping(until)) {
-    await mode.step();
+  await mode.each('segments', deps.store.collect.keeping(until), async (id) => {
     const job = await deps.store.jobs.get(id);
-    if (job !== null && !isOver(job, until)) continue;
+    if (job !== null && !isOver(job, until)) return;
     // Somebody may still want what is nowhere else: it goes with the job.
     const isOnly = job !== null && isOnlyCopy(job);
-    if (isOnly && (await deps.store.shards.segments(id)).size > 0) continue;
+    if (isOnly && (await deps.store.shards.segments(id)).size > 0) return;
     add(report, 'segments', await collectSegments(id, deps, mode));
-  }
+  });
 }
 
 /** A Redis that lost its tail may have an end in its indexes that its record knows nothing of. */
@@ -171,33 +221,34 @@ function isOver({ state, enteredAt }: JobRecord, until: number): boolean {
   return isFinal(state) && (enteredAt[state] ?? 0) <= until;
 }
 
-async function collectJobs(report: GcReport, mode: Mode, deps: CollectDeps): Promise<void> {
+async function collectJobs(report: GcReport, mode: EachMode, deps: CollectDeps): Promise<void> {
   if (deps.jobRetentionMs === null) return;
   const until = deps.now() - deps.jobRetentionMs;
-  for await (const id of deps.store.collect.ended(until)) {
-    await mode.step();
+  await mode.each('record', deps.store.collect.ended(until), async (id) => {
     const job = await deps.store.jobs.get(id);
-    if (job !== null && !isOver(job, until)) continue;
+    if (job !== null && !isOver(job, until)) return;
+    // With the job would go what is still to be told of its end.
+    if (job !== null && (await deps.store.webhooks.isTelling(id, eventIdOf(id)))) return;
     if (!mode.dryRun) {
       const outcome = await eraseJob(id, { withFiles: false }, deps, mode);
       if (outcome === 'gone') await deps.store.collect.leaveIndexes(id);
-      if (outcome !== 'erased') continue;
+      if (outcome !== 'erased') return;
     }
     add(report, 'jobs', { count: 1, bytes: 0 });
-  }
+  });
 }
 
-async function collectFiles(report: GcReport, mode: Mode, deps: CollectDeps): Promise<void> {
+async function collectFiles(report: GcReport, mode: EachMode, deps: CollectDeps): Promise<void> {
   if (deps.fileRetentionMs === null) return;
   const { files, collect } = deps.store;
   const inUse = await neededFiles(deps);
-  for await (const id of collect.filesUntil(deps.now() - deps.fileRetentionMs)) {
-    await mode.step();
+  const until = deps.now() - deps.fileRetentionMs;
+  await mode.each('record', collect.filesUntil(until), async (id) => {
     const file = await files.get(id);
-    if (file === null || file.expiresAt !== undefined || inUse.has(id)) continue;
+    if (file === null || file.expiresAt !== undefined || inUse.has(id)) return;
     if (!mode.dryRun) await files.expire(id, deps.now());
     add(report, 'files', { count: 1, bytes: file.bytes });
-  }
+  });
 }
 
 const ORPHAN_KIND = {
@@ -207,11 +258,7 @@ const ORPHAN_KIND = {
   part: 'orphan_parts',
 } as const satisfies Record<(typeof ORPHAN_KINDS)[number], GcKind>;
 
-async function orphans(
-  report: GcReport,
-  mode: Mode & { confirm: boolean },
-  deps: CollectDeps,
-): Promise<void> {
+async function orphans(report: GcReport, mode: OrphanMode, deps: CollectDeps): Promise<void> {
   const { found, looked, doubt } = await collectOrphans(deps, mode);
   for (const kind of ORPHAN_KINDS) add(report, ORPHAN_KIND[kind], found[kind]);
   report.looked = looked;

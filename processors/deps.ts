@@ -41,7 +41,7 @@ export interface SettleDeps {
 /** Everything that the five processors touch; a test may give any part of it its own. */
 export interface Deps extends SettleDeps {
   store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files'>;
-  storage: Pick<Storage, 'put' | 'get' | 'head'>;
+  storage: Pick<Storage, 'put' | 'get' | 'head' | 'delete'>;
   runtime: Pick<Runtime, 'look'>;
   dispatcher: Pick<Dispatcher, 'run' | 'asideMs'>;
   watches: Pick<Watches, 'open'>;
@@ -62,6 +62,8 @@ export interface Deps extends SettleDeps {
   ): Promise<{ output: number; error: number; undone: number }>;
   /** Shards of which storage has lost accepted parts, each read twice; what cannot be read now ends it with the error. */
   findLost(source: Pick<AssemblySource, 'shards' | 'openPart'>): AsyncIterable<LostParts>;
+  /** The model that the body of an answer names at its top level; null where it names none. */
+  scanModel(body: Buffer): string | null;
   /** Of Sluice, as manifests name it. */
   version: string;
   /** Of writing jobs' files, by this process. */

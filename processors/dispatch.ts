@@ -1,7 +1,7 @@
 import { parseShardEntity } from '../queues/catalog.ts';
 import type { Processor, Task } from '../queues/worker.ts';
 import type { TakenShard } from '../src/dispatcher/dispatcher.ts';
-import { describeError, permanent } from '../src/domain/errors.ts';
+import { shownError, permanent } from '../src/domain/errors.ts';
 import { inputKey } from '../src/domain/file.ts';
 import { classNow, JOB_CLASSES, plannedRules } from '../src/domain/job.ts';
 import { DEFAULT_RETRY } from '../src/domain/retry.ts';
@@ -35,7 +35,7 @@ export const dispatch: Processor<Deps> = async (task, deps) => {
   } catch (error) {
     // The shard stays held, and is taken again under the same wake, later each time: given back it would come at once.
     if (!signal.aborted && !(await stopIfChanged(jobId, error, deps))) {
-      await deps.store.jobs.note(jobId, describeError(error));
+      await deps.store.jobs.note(jobId, shownError(error));
       throw error;
     }
     result = 'stopped';

@@ -1,4 +1,4 @@
-import { fileKey, manifestKey, outputFileId, retryInputId } from '../src/domain/file.ts';
+import { fileKey, isExpired, manifestKey, outputFileId, retryInputId } from '../src/domain/file.ts';
 import { isFinal } from '../src/domain/job.ts';
 import { jobPrefix } from '../src/domain/object-owner.ts';
 import { eventIdOf } from '../src/domain/webhook.ts';
@@ -9,11 +9,12 @@ import { dropShards } from './collect-segments.ts';
 import { removeBelow } from './collect-step.ts';
 import type { Mode } from './collect-step.ts';
 import type { Log } from './deps.ts';
+import { readOrNull } from './read-job.ts';
 
 export interface EraseDeps {
   store: {
     jobs: Pick<Store['jobs'], 'get' | 'active'>;
-    files: Pick<Store['files'], 'delete' | 'forget'>;
+    files: Pick<Store['files'], 'get' | 'delete' | 'forget' | 'expire'>;
     webhooks: Pick<Store['webhooks'], 'erase'>;
     idempotency: Pick<Store['idempotency'], 'eraseAbout'>;
     collect: Store['collect'];
@@ -30,18 +31,20 @@ export interface EraseDeps {
 const PASSES_MS = [60_000, 600_000, 3_600_000, 86_400_000] as const;
 /** Machines of a job that is gone are released by and by, and their records are needed for it. */
 const RELEASE_LOOK_MS = 30_000;
+const FAILED_AGAIN_MS = 60_000;
 const PATIENT: Mode = { step: async () => undefined, dryRun: false };
 
 /**
- * Erases a job that is over: its record first, so that nobody sees it any more, then all that it left in Redis and in
- * storage; `withFiles` also its files, and its input where no other job has it. May be repeated; killed anywhere behind
- * the record, the sweeper goes on. `running`: it is not over. `usedBy`: a job that still is to read its files.
+ * Erases a job that is over: its record, so that nobody sees it any more, `withFiles` also those of its files. All that
+ * is left in Redis and in storage, and its input where no other job has it, is the sweeper's to remove, however much
+ * that is; with `mode` a first pass removes it here. May be repeated; killed anywhere behind the record, the sweeper
+ * goes on. `running`: it is not over. `usedBy`: a job that still is to read its files.
  */
 export async function eraseJob(
   jobId: string,
   { withFiles }: { withFiles: boolean },
   deps: EraseDeps,
-  mode: Mode = PATIENT,
+  mode: Mode | null = null,
 ): Promise<'erased' | 'running' | 'gone' | { usedBy: string }> {
   const { jobs, collect } = deps.store;
   const job = await jobs.get(jobId);
@@ -50,18 +53,23 @@ export async function eraseJob(
     const usedBy = await findReader(jobId, deps);
     if (usedBy !== null) return { usedBy };
   }
-  const note = await collect.erasure(jobId);
-  if (note !== null && withFiles) await collect.eraseFilesToo(jobId, note);
   const input = job?.input ?? '';
   const outcome = await collect.erase(jobId, { at: deps.now(), withFiles, input });
-  if (outcome === 'erased') await passOver(jobId, deps, mode);
+  if (outcome !== 'erased') return outcome;
+  if (withFiles) for (const id of outputsOf(jobId)) await deps.store.files.delete(id);
+  if (mode === null) await collect.postponeErasure(jobId, deps.now());
+  else await passOver(jobId, deps, mode);
   return outcome;
+}
+
+function outputsOf(jobId: string): string[] {
+  return [outputFileId(jobId, 'output'), outputFileId(jobId, 'error')];
 }
 
 /** A retry reads the first job's files when it is planned. */
 async function findReader(jobId: string, { store: { jobs } }: EraseDeps): Promise<string | null> {
   for await (const id of jobs.active()) {
-    const job = await jobs.get(id);
+    const job = await readOrNull(jobs, id);
     if (job?.state === 'queued' && job.options.retryOf === jobId) return id;
   }
   return null;
@@ -74,6 +82,7 @@ export async function continueErasures(deps: EraseDeps, mode: Mode = PATIENT): P
       await passOver(id, deps, mode);
     } catch (err) {
       deps.log.error({ jobId: id, err }, 'an erased job could not be removed whole');
+      await deps.store.collect.postponeErasure(id, deps.now() + FAILED_AGAIN_MS);
     }
     await mode.step();
   }
@@ -84,11 +93,13 @@ async function passOver(jobId: string, deps: EraseDeps, mode: Mode): Promise<voi
   const { collect, jobs } = deps.store;
   const note = await collect.erasure(jobId);
   // Somebody began and died before it had an effect; their user will ask again.
-  if (note === null || (await jobs.get(jobId)) !== null) return collect.forgetErasure(jobId);
+  if (note === null || (await jobs.get(jobId)) !== null) {
+    return collect.forgetErasure(jobId, deps.now());
+  }
   const released = await removeRest(jobId, note, deps, mode);
   const elapsed = deps.now() - note.at;
   const next = PASSES_MS.find((ms) => ms > elapsed);
-  if (next === undefined && released) return collect.forgetErasure(jobId);
+  if (next === undefined && released) return collect.forgetErasure(jobId, Infinity);
   const again = released ? Infinity : elapsed + RELEASE_LOOK_MS;
   await collect.postponeErasure(jobId, note.at + Math.min(next ?? Infinity, again));
 }
@@ -112,20 +123,41 @@ async function removeRest(
   return left.length === 0;
 }
 
-async function eraseFiles(
-  jobId: string,
-  { input }: ErasureNote,
-  { store: { collect, files, idempotency }, storage }: EraseDeps,
-): Promise<void> {
-  const ids = [outputFileId(jobId, 'output'), outputFileId(jobId, 'error')];
-  for (const id of new Set([input, retryInputId(jobId)])) {
-    // The input of a retry may be that of a copy of it.
-    if (id !== '' && !(await collect.isInputOfOthers(id, jobId))) ids.push(id);
-  }
-  for (const id of ids) {
+async function eraseFiles(jobId: string, note: ErasureNote, deps: EraseDeps): Promise<void> {
+  const { store, storage } = deps;
+  const { files, idempotency } = store;
+  for (const id of outputsOf(jobId)) {
     await files.delete(id);
     await storage.delete(fileKey(id));
     await files.forget(id);
+    await idempotency.eraseAbout(id);
+  }
+  await hideInputs(jobId, note, deps);
+}
+
+/**
+ * Lets the inputs expire that no other job has: nobody can name them from then on. Their bytes go a while later, unless
+ * a job has them by then that was made since the others were asked.
+ */
+async function hideInputs(
+  jobId: string,
+  { input }: ErasureNote,
+  { store: { collect, files, idempotency }, storage, now }: EraseDeps,
+): Promise<void> {
+  const own = retryInputId(jobId);
+  const seen: string[] = [];
+  // The input of a retry may be that of a copy of it.
+  for (const id of new Set([input, own])) {
+    const file = id === '' ? null : await files.get(id);
+    if (file !== null && !isExpired(file, now())) seen.push(id);
+    // Written by a planner that did not know.
+    if (file === null && id === own) await storage.delete(fileKey(id));
+  }
+  if (seen.length === 0) return;
+  const used = await collect.inputsOfOthers(seen, jobId);
+  for (const id of seen) {
+    if (used.has(id)) continue;
+    await files.expire(id, now());
     await idempotency.eraseAbout(id);
   }
 }

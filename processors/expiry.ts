@@ -1,4 +1,4 @@
-import { fileKey, filesInUse, isExpired, writerOf } from '../src/domain/file.ts';
+import { fileKey, filesInUse, isExpired, outputFileId, writerOf } from '../src/domain/file.ts';
 import { isFinal } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import { partsPrefix, uploadStatus } from '../src/domain/upload.ts';
@@ -8,6 +8,7 @@ import type { Store } from '../src/store/store.ts';
 import { collectSegments, isOnlyCopy } from './collect-segments.ts';
 import type { Log } from './deps.ts';
 import { continueErasures } from './erase-job.ts';
+import { readOrNull } from './read-job.ts';
 
 export interface ExpiryDeps {
   store: {
@@ -28,7 +29,10 @@ export interface ExpiryDeps {
 }
 
 interface NeededDeps {
-  store: { jobs: ExpiryDeps['store']['jobs'] };
+  store: {
+    jobs: ExpiryDeps['store']['jobs'];
+    collect: Pick<Store['collect'], 'inputOf'>;
+  };
 }
 
 const LEASE_MS = 10_000;
@@ -49,45 +53,66 @@ export function createExpiry(holder: string, deps: ExpiryDeps): { round(): Promi
   return {
     async round() {
       if (!(await deps.store.sweep.lease(holder, LEASE_MS))) return false;
-      await expireFiles(deps);
-      for (const id of await deps.store.uploads.due(AT_ONCE)) {
-        await orLog(id, deps, () => sweepUpload(id, deps));
+      const stages = { expireFiles, sweepUploads, continueErasures };
+      for (const [name, stage] of Object.entries(stages)) {
+        await orLog(name, deps, () => stage(deps));
       }
-      await continueErasures(deps);
       return true;
     },
   };
 }
 
-/** Whatever is wrong with one, the others are due as well, and this one again in the next round. */
-async function orLog(id: string, { log }: ExpiryDeps, task: () => Promise<void>): Promise<void> {
+/** Whatever is wrong with one, the others are due as well, and this one again later, not before all that come after it. */
+async function orLog(
+  id: string,
+  { log, now }: ExpiryDeps,
+  task: () => Promise<void>,
+  postpone?: (id: string, until: number) => Promise<void>,
+): Promise<void> {
   try {
     await task();
   } catch (err) {
     log.error({ id, err }, 'what is over could not be removed');
+    await postpone?.(id, now() + AGAIN_MS);
+  }
+}
+
+async function sweepUploads(deps: ExpiryDeps): Promise<void> {
+  const { uploads } = deps.store;
+  for (const id of await uploads.due(AT_ONCE)) {
+    await orLog(id, deps, () => sweepUpload(id, deps), uploads.postpone);
   }
 }
 
 async function expireFiles(deps: ExpiryDeps): Promise<void> {
-  const due = await deps.store.files.due(AT_ONCE);
+  const { files } = deps.store;
+  const due = await files.due(AT_ONCE);
   if (due.length === 0) return;
   const inUse = await neededFiles(deps);
-  for (const id of due) await orLog(id, deps, () => expireFile(id, inUse, deps));
+  for (const id of due) await orLog(id, deps, () => expireFile(id, inUse, deps), files.postpone);
 }
 
-/** Files that jobs which are not over need; read after what is due, so that no job of before is missed. */
+/**
+ * Files that jobs which are not over need; read after what is due, so that no job of before is missed. Of a job whose
+ * record cannot be read, what is known of it without: somebody may mend it.
+ */
 export async function neededFiles({ store }: NeededDeps): Promise<ReadonlySet<string>> {
   const files = new Set<string>();
   for await (const id of store.jobs.active()) {
-    const job = await store.jobs.get(id);
-    if (job === null || isFinal(job.state)) continue;
+    const job = await readOrNull(store.jobs, id);
+    if (job === null) {
+      for (const kind of ['output', 'error'] as const) files.add(outputFileId(id, kind));
+      files.add((await store.collect.inputOf(id)) ?? '');
+      continue;
+    }
+    if (isFinal(job.state)) continue;
     for (const file of filesInUse(job, await sourceOf(job, store))) files.add(file);
   }
   return files;
 }
 
 async function sourceOf(job: JobRecord, store: NeededDeps['store']): Promise<JobRecord | null> {
-  return job.options.retryOf === null ? null : store.jobs.get(job.options.retryOf);
+  return job.options.retryOf === null ? null : readOrNull(store.jobs, job.options.retryOf);
 }
 
 async function expireFile(id: string, inUse: ReadonlySet<string>, deps: ExpiryDeps): Promise<void> {
@@ -96,7 +121,7 @@ async function expireFile(id: string, inUse: ReadonlySet<string>, deps: ExpiryDe
   const file = await files.get(id);
   if (file !== null && file.expiresAt === undefined) {
     // Somebody began to delete it and died before it had an effect; its user will ask again.
-    await files.forget(id);
+    await files.forgetUnless(id);
     return;
   }
   if (file?.expiresAt !== undefined) {

@@ -1,6 +1,6 @@
 import { PassThrough } from 'node:stream';
 import type { Verdict } from '../queues/worker.ts';
-import { describeError, permanent } from '../src/domain/errors.ts';
+import { permanent, shownError } from '../src/domain/errors.ts';
 import { inputKey, outputFileId, outputKey, segmentKey } from '../src/domain/file.ts';
 import type { FileRecord } from '../src/domain/file.ts';
 import { batchIdOf, plannedRules } from '../src/domain/job.ts';
@@ -8,7 +8,7 @@ import type { JobError, JobRecord, Outcome } from '../src/domain/job.ts';
 import { describeUnnamed, lacksInput, withoutInput } from './changed-input.ts';
 import type { Deps } from './deps.ts';
 import { whyHopeless } from './give-up.ts';
-import { createTally, writeManifest } from './manifest.ts';
+import { createTally, retractFiles, writeManifest } from './manifest.ts';
 import { settle } from './settle.ts';
 import { askAgain, strikeLost } from './strike.ts';
 
@@ -51,7 +51,7 @@ export async function finalize(job: JobRecord, signal: AbortSignal, deps: Deps):
     signal.throwIfAborted();
     const hopeless = whyHopeless(job, error, deps);
     if (hopeless !== null) return endWithoutFiles(job, hopeless, deps);
-    const reason = `The output files cannot be written: ${describeError(error)}`;
+    const reason = `The output files cannot be written: ${shownError(error)}`;
     await deps.store.jobs.note(job.id, reason);
     deps.log.error({ jobId: job.id, err: error }, 'output files cannot be written, trying again');
     const waited = deps.now() - (job.enteredAt.finalizing ?? 0);
@@ -74,20 +74,30 @@ async function endWithoutFiles(job: JobRecord, error: JobError, deps: Deps): Pro
     'output files are given up, the job is failed',
   );
   await settle(job.id, deps);
+  try {
+    // Some of it may have been written before the rest, or the job's end, could not be.
+    await retractFiles({ ...job, failed }, deps);
+  } catch (err) {
+    deps.log.warn(
+      { jobId: job.id, err },
+      'what was written of given-up files could not be removed',
+    );
+  }
   return 'done';
 }
 
 async function writeOrStrike(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Verdict> {
-  try {
-    await writeFiles(job, signal, deps);
-    return 'done';
-  } catch (error) {
-    signal.throwIfAborted();
-    if (await strikeLost(job, error, signal, deps)) return { againInMs: 0 };
-    const rest = await withoutInput(job, error, deps);
-    if (rest === null) throw error;
-    await writeFiles(rest, signal, deps);
-    return 'done';
+  for (let at = job; ;) {
+    try {
+      await writeFiles(at, signal, deps);
+      return 'done';
+    } catch (error) {
+      signal.throwIfAborted();
+      if (await strikeLost(at, error, signal, deps)) return { againInMs: 0 };
+      const rest = await withoutInput(at, error, deps);
+      if (rest === null) throw error;
+      at = rest;
+    }
   }
 }
 
@@ -128,7 +138,7 @@ async function describeUndone(job: JobRecord, outcome: Outcome, { store }: Deps)
 async function assembleFiles(job: JobRecord, outcome: Outcome, signal: AbortSignal, deps: Deps) {
   const isUnnamed = lacksInput(job);
   const anyError = isUnnamed ? job.failed > 0 : job.lines > job.completed;
-  const tally = createTally(job);
+  const tally = createTally(job, deps);
   const output = await openSink(job, 'output', job.completed > 0, signal, deps);
   const error = await openSink(job, 'error', anyError, signal, deps);
   try {

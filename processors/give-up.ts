@@ -1,4 +1,4 @@
-import { describeError, SluiceError } from '../src/domain/errors.ts';
+import { shownError, SluiceError } from '../src/domain/errors.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
 import type { Deps } from './deps.ts';
 
@@ -53,7 +53,7 @@ export function whyHopeless(
   const waited = at - (job.enteredAt.finalizing ?? at);
   if (!lasting && waited < FINALIZE_GIVE_UP_MS) return null;
   const code = isPermanent(error) ? error.code : 'storage.unavailable';
-  const why = isPermanent(error) ? error.message : describeError(error);
+  const why = isPermanent(error) ? error.message : shownError(error);
   const message =
     `The output files cannot be written: ${why.replace(/\.$/, '')}. What is stored of its answers is kept; ` +
     `POST /api/v1/jobs/${job.id}/clone asks all of its requests again.`;

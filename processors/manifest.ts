@@ -1,16 +1,13 @@
-import { responseAt, statusAt } from '../src/domain/answer-line.ts';
+import { bodyAt, responseAt, statusAt } from '../src/domain/answer-line.ts';
 import { formatManifest } from '../src/domain/manifest.ts';
 import type { LineCounts, Manifest, ManifestFile } from '../src/domain/manifest.ts';
-import { manifestKey, outputKey } from '../src/domain/file.ts';
+import { fileKey, manifestKey, outputFileId, outputKey } from '../src/domain/file.ts';
 import type { FileRecord } from '../src/domain/file.ts';
 import { batchIdOf } from '../src/domain/job.ts';
 import type { JobRecord, Outcome } from '../src/domain/job.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { AcceptedShard } from '../src/domain/segment.ts';
 import type { Deps } from './deps.ts';
-
-const MODEL_KEY = Buffer.from('"model"');
-const [SPACE, TAB, COLON] = [0x20, 0x09, 0x3a] as const;
 
 type Kind = 'output' | 'error';
 type Counts<Key> = Map<Key, LineCounts>;
@@ -26,12 +23,18 @@ export interface Tally {
   engines: Counts<string>;
 }
 
-/** Of lines it looks at single bytes only: each is read where all of a job's answers go by. */
-export function createTally(job: Pick<JobRecord, 'models'>): Tally {
+/**
+ * Of lines it looks at single bytes only, since each is read where all of a job's answers go by; of those of a job with
+ * several models it scans the answer.
+ */
+export function createTally(
+  job: Pick<JobRecord, 'models'>,
+  { scanModel }: Pick<Deps, 'scanModel'>,
+): Tally {
   const statuses: Tally['statuses'] = new Map();
   const models: Tally['models'] = new Map();
   const engines: Tally['engines'] = new Map();
-  const modelOf = modelReader(job.models);
+  const modelOf = modelReader(job.models, scanModel);
   return {
     statuses,
     models,
@@ -67,20 +70,14 @@ function count<Key>(counts: Counts<Key>, key: Key, kind: Kind, by = 1): void {
 type ModelOf = (line: Buffer, response: number) => string | null;
 
 /** Which of a job's models a line is of, by what the engine said; of a job with one, every line is of that. */
-function modelReader(models: readonly string[]): ModelOf {
+function modelReader(models: readonly string[], scanModel: Deps['scanModel']): ModelOf {
   const [only = null] = models;
   if (models.length <= 1) return () => only;
-  const names = models.map((name) => ({ name, json: Buffer.from(JSON.stringify(name)) }));
+  const names = new Set(models);
   return (line, response) => {
-    const key = response === -1 ? -1 : line.indexOf(MODEL_KEY, response);
-    if (key === -1) return null;
-    let at = key + MODEL_KEY.length;
-    while (line[at] === SPACE || line[at] === TAB || line[at] === COLON) at += 1;
-    for (const { name, json } of names) {
-      const end = at + json.length;
-      if (end <= line.length && line.compare(json, 0, json.length, at, end) === 0) return name;
-    }
-    return null;
+    const body = bodyAt(line, response);
+    const model = body === null ? null : scanModel(body);
+    return model !== null && names.has(model) ? model : null;
   };
 }
 
@@ -104,9 +101,47 @@ export async function writeManifest(
   const provisions = await store.provisions.ofJob(job.id);
   const manifest = describe(job, { ...written, outcome, input, provisions, version });
   const bytes = Buffer.from(formatManifest(manifest));
-  const beside = outputKey(job, 'output').replace(/output\.jsonl$/, 'manifest.json');
-  const keys = job.options.outputPrefix === null ? [] : [beside];
+  const beside = besideKey(job);
+  const keys = beside === null ? [] : [beside];
   for (const key of [...keys, manifestKey(job.id)]) await storage.put(key, [bytes]);
+}
+
+/**
+ * Takes back what was written of a job whose files were given up after all. Of a bucket of the user's nothing is ever
+ * deleted: there the manifest says how the job ended.
+ */
+export async function retractFiles(job: JobRecord, deps: Deps): Promise<void> {
+  const { store, storage, version } = deps;
+  await storage.delete(manifestKey(job.id));
+  for (const kind of ['output', 'error'] as const) {
+    const id = outputFileId(job.id, kind);
+    // An entry without a file would make the sweeper look for nothing.
+    if ((await store.files.get(id)) === null) continue;
+    await store.files.delete(id);
+    await storage.delete(fileKey(id));
+    await store.files.forget(id);
+  }
+  const beside = besideKey(job);
+  if (beside === null || (await storage.head(beside)) === null) return;
+  const input = await store.files.get(job.input);
+  const provisions = await store.provisions.ofJob(job.id);
+  const known = { files: { output: null, error: null }, tally: createTally(job, deps), unnamed: 0 };
+  const { failed } = job;
+  const manifest = describe(job, {
+    ...known,
+    failed,
+    outcome: 'failed',
+    input,
+    provisions,
+    version,
+  });
+  await storage.put(beside, [Buffer.from(formatManifest(manifest))]);
+}
+
+/** Where it lies beside the files in a bucket of the user's; null where these lie in our storage. */
+function besideKey(job: JobRecord): string | null {
+  if (job.options.outputPrefix === null) return null;
+  return outputKey(job, 'output').replace(/output\.jsonl$/, 'manifest.json');
 }
 
 interface Known {
@@ -183,15 +218,33 @@ function sorted<Key extends string | null>(counts: Counts<Key>): [Key, LineCount
 function enginesOf(job: JobRecord, { tally, provisions, failed }: Known): Manifest['engines'] {
   const engines = tally.engines.size > 0 ? tally.engines : onlyEngine(tally, provisions);
   const rest = { completed: job.completed, failed };
-  const named = sorted(engines).map(([engine, counts]) => {
+  const named = addressesOf(engines, provisions).flatMap((address, place) => {
+    const counts = engines.get(address);
+    if (counts === undefined) return [];
     rest.completed -= counts.completed;
     rest.failed -= counts.failed;
-    const own = provisions.filter(({ address }) => address === engine);
+    const own = provisions.filter((provision) => provision.address === address);
     const ids = own.map(({ id }) => id).toSorted();
-    return { engine, provider: own[0]?.provider ?? null, provision_ids: ids, ...counts };
+    const provider = own[0]?.provider ?? null;
+    return [{ engine: `engine-${place + 1}`, provider, provision_ids: ids, ...counts }];
   });
   if (rest.completed + rest.failed === 0) return named;
   return [...named, { engine: null, provider: null, provision_ids: [], ...rest }];
+}
+
+/**
+ * Addresses of engines in the order in which the job first had them, by which they are named: where machines are is no
+ * business of a file that may be read by anybody.
+ */
+function addressesOf(
+  engines: Counts<string>,
+  provisions: readonly Pick<ProvisionRecord, 'id' | 'address' | 'createdAt'>[],
+): string[] {
+  const inOrder = provisions.toSorted(
+    (a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1),
+  );
+  const known = inOrder.map(({ address }) => address);
+  return [...new Set([...known, ...[...engines.keys()].toSorted()])];
 }
 
 /** Of answers that do not say whose they are: a job that only ever had one engine was answered by that. */

@@ -1,6 +1,7 @@
+import { addAbortSignal } from 'node:stream';
 import type { Processor, Verdict } from '../queues/worker.ts';
 import type { ReadPlan } from '../src/dispatcher/read-plan.ts';
-import { describeError, SluiceError } from '../src/domain/errors.ts';
+import { shownError, SluiceError } from '../src/domain/errors.ts';
 import { inputKey } from '../src/domain/file.ts';
 import { isPaused, JOB } from '../src/domain/job.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
@@ -63,7 +64,8 @@ async function read(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Re
   const isLenient = options.validation === 'lenient';
   try {
     await writeRetryInput(job, signal, deps);
-    const stream = await deps.storage.get(inputKey(job));
+    // A body may stand still for long, and nobody is to wait for it who is to stop.
+    const stream = addAbortSignal(signal, await deps.storage.get(inputKey(job)));
     const { source, digest } = options.inputLocation === null ? { source: stream } : hashed(stream);
     const plan = await deps.readPlan(source, {
       endpoint,
@@ -87,7 +89,8 @@ async function read(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<Re
     const param = isEmpty ? null : 'input_file_id';
     const errors = [{ ...inputError(error), param }];
     const event = isEmpty ? 'There is nothing to ask again.' : 'The input file cannot be read.';
-    await stopJob(job.id, { outcome: 'failed', event, reason: describeError(error), errors }, deps);
+    deps.log.warn({ jobId: job.id, err: error }, 'the input of a job cannot be read');
+    await stopJob(job.id, { outcome: 'failed', event, reason: shownError(error), errors }, deps);
     return null;
   }
 }

@@ -2,6 +2,7 @@ import { SluiceError, transient } from '../src/domain/errors.ts';
 import { fileKey, inputKey, segmentKey } from '../src/domain/file.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { LostParts } from '../src/domain/segment.ts';
+import { isChange } from './changed-input.ts';
 import type { Deps } from './deps.ts';
 import { fillLeftSlots, settle } from './settle.ts';
 
@@ -47,8 +48,18 @@ function describe({ reason }: LostParts): string {
 async function requireInput(job: JobRecord, deps: Deps): Promise<void> {
   // Of one in a bucket of the user's, our own storage has an empty object.
   for (const key of new Set([fileKey(job.input), inputKey(job)])) {
-    if ((await deps.storage.head(key)) !== null) continue;
+    if (await isThere(key, deps)) continue;
     throw transient('storage.lacks_input', 'Storage has neither all answers nor the input file.');
+  }
+}
+
+/** One that somebody has replaced was looked for where it was. */
+async function isThere(key: string, { storage }: Deps): Promise<boolean> {
+  try {
+    return (await storage.head(key)) !== null;
+  } catch (error) {
+    if (isChange(error)) return true;
+    throw error;
   }
 }
 

@@ -74,10 +74,12 @@ export function createApp(deps: ApiDeps): Hono<ApiEnv> {
   app.use(eachRequest(deps));
   app.onError(answerError);
   app.notFound((c) => answerError(unknownUrl(c), c));
+  // Of all routes together: what conversions take, they take of one process.
+  const slots = { taken: 0 };
   const routes: Route[] = [
     openApiRoute(() => routes),
     ...docsPageRoutes(),
-    ...fileRoutes(deps),
+    ...fileRoutes(deps, slots),
     ...uploadRoutes(deps),
     // Before those of a job or batch, which would take `validate` for its id.
     ...validateRoutes(deps),
@@ -89,7 +91,7 @@ export function createApp(deps: ApiDeps): Hono<ApiEnv> {
     ...provisionRoutes(deps),
     ...configRoutes(deps),
     ...liveRoutes({ ...deps.live, store: deps.store, log: deps.log }),
-    ...partialRoutes(deps),
+    ...partialRoutes(deps, slots),
     ...manifestRoutes(deps),
     ...webhookRoutes(deps),
     ...opsRoutes(deps),

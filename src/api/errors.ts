@@ -15,9 +15,15 @@ export function answerError(error: unknown, c: ApiContext): Response {
   const known = storeTrouble(error) ?? error;
   const status = httpStatus(known);
   if (status >= 500) c.var.log.error({ err: error }, 'request failed');
+  else if (isRefusalOf(error)) c.var.log.warn({ err: error }, 'request refused for another error');
   if (status === 503 || isTimed(known)) c.header('Retry-After', retryAfter(known));
   // The status comes from our own error table, where every value has a body.
   return c.json(errorBody(known, status, c.var.requestId), status as ContentfulStatusCode);
+}
+
+/** What lies behind a refusal is in no answer. */
+function isRefusalOf(error: unknown): boolean {
+  return error instanceof SluiceError && error.cause instanceof SluiceError;
 }
 
 function isTimed(error: unknown): boolean {

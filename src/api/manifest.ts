@@ -1,3 +1,4 @@
+import * as v from 'valibot';
 import { SluiceError, notFound } from '../domain/errors.ts';
 import { manifestKey } from '../domain/file.ts';
 import { isFinal } from '../domain/job.ts';
@@ -39,11 +40,30 @@ async function send(c: ApiContext, deps: ManifestDeps, find: FindJob): Promise<R
   return c.body(new Uint8Array(bytes), 200, { 'Content-Type': 'application/json' });
 }
 
+const outcomeSchema = v.pipe(
+  v.string(),
+  v.parseJson(),
+  v.object({
+    status: v.string(),
+    output: v.nullable(v.object({ file_id: v.string() })),
+    error: v.nullable(v.object({ file_id: v.string() })),
+  }),
+);
+
+/** False for one of files that were given up after it was written: their job ended otherwise. */
+function isOf(job: JobRecord, text: string): boolean {
+  const { success, output } = v.safeParse(outcomeSchema, text);
+  if (!success || output.status !== job.state) return false;
+  const files = [output.output?.file_id ?? null, output.error?.file_id ?? null];
+  return files[0] === job.outputFile && files[1] === job.errorFile;
+}
+
 async function read(job: JobRecord, { storage }: ManifestDeps): Promise<Buffer | null> {
   try {
     const chunks: Buffer[] = [];
     for await (const chunk of await storage.get(manifestKey(job.id))) chunks.push(chunk);
-    return Buffer.concat(chunks);
+    const bytes = Buffer.concat(chunks);
+    return isOf(job, bytes.toString()) ? bytes : null;
   } catch (error) {
     if (error instanceof SluiceError && error.kind === 'NotFound') return null;
     throw error;

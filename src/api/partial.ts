@@ -8,6 +8,7 @@ import type { Storage } from '../storage/contract.ts';
 import type { Files } from '../store/files.ts';
 import type { Jobs } from '../store/jobs.ts';
 import { parse } from './body.ts';
+import type { ConversionSlots } from './convert/convert.ts';
 import { contentSchema, conversionOf } from './convert/query.ts';
 import { sendConvertedStream } from './convert/send.ts';
 import type { ConvertDeps } from './convert/send.ts';
@@ -36,9 +37,9 @@ const AGAIN_MS = 2_000;
 const STALLED_MS = 60_000;
 
 /** A job's results under its own id: its files when it is over, and before that what it has so far. */
-export function partialRoutes(deps: PartialDeps): Route[] {
+export function partialRoutes(deps: PartialDeps, slots: ConversionSlots): Route[] {
   const open = { count: 0 };
-  const convertDeps = { ...deps, slots: { taken: 0 } };
+  const convertDeps = { ...deps, slots };
   function route(path: string, kind: PartialWish['kind'], find: FindJob): Route {
     return { path, get: (c) => results(c, convertDeps, { kind, find, open }) };
   }

@@ -1,5 +1,6 @@
 import * as v from 'valibot';
-import { describeError, invalidInput, SluiceError } from '../domain/errors.ts';
+import { invalidInput, SluiceError } from '../domain/errors.ts';
+import type { ErrorDetails } from '../domain/errors.ts';
 import { isExpired } from '../domain/file.ts';
 import type { FileRecord } from '../domain/file.ts';
 import {
@@ -109,7 +110,7 @@ export async function requireUnchanged(
   requireAllowed({ places }, location, param);
   const isThere = await orRefuse(
     () => places.isThere(location, pin),
-    (why) => unreadable(url, why, param),
+    (why, cause) => unreadable(url, why, { param, cause }),
   );
   if (isThere) return;
   const message = `File '${file.id}' is a version of '${url}' that is not there any more: it was changed or deleted. Name the URL itself to use what is there now.`;
@@ -137,14 +138,15 @@ async function look({ places }: Pick<PlacesDeps, 'places'>, location: Location, 
   const url = formatLocation(location);
   const found = await orRefuse(
     () => places.look(location),
-    (why) => unreadable(url, why, param),
+    (why, cause) => unreadable(url, why, { param, cause }),
   );
   if (found !== null) return found;
   throw badInput(`There is no object '${url}'.`, param);
 }
 
-function unreadable(url: string, why: string, param: string): SluiceError {
-  return badInput(`The object '${url}' cannot be read by this server: ${why}`, param);
+function unreadable(url: string, why: string, details: ErrorDetails): SluiceError {
+  const message = `The object '${url}' cannot be read by this server: ${why}`;
+  return invalidInput('invalid_input_file', message, details);
 }
 
 /** Refused unless the server may, and can, write to the folder. */
@@ -157,9 +159,9 @@ export async function requireWritable(
   requireAllowed(deps, parsed.location, param);
   await orRefuse(
     () => deps.places.tryWriting(parsed.location),
-    (why) => {
+    (why, cause) => {
       const message = `This server cannot write to '${url}': ${why}`;
-      return invalidInput('output_not_writable', message, { param });
+      return invalidInput('output_not_writable', message, { param, cause });
     },
   );
 }
@@ -180,14 +182,15 @@ const LASTING = new Set(['storage.denied', 'storage.no_bucket', 'storage.wrong_r
 /** What is wrong with a bucket for good is the request's fault; a store that is away is not. */
 async function orRefuse<T>(
   ask: () => Promise<T>,
-  refusal: (why: string) => SluiceError,
+  refusal: (why: string, cause: SluiceError) => SluiceError,
 ): Promise<T> {
   try {
     return await ask();
   } catch (error) {
     if (!(error instanceof SluiceError)) throw error;
     if (error.kind === 'Transient' && !LASTING.has(error.code)) throw error;
-    throw refusal(describeError(error));
+    // What the store said of itself is for the log.
+    throw refusal(error.message, error);
   }
 }
 

@@ -48,6 +48,14 @@ export function statusAt(line: Buffer, response: number): number | null {
   }
 }
 
+/** The body of the response that begins there, as raw JSON; null for -1, or where the line is cut. */
+export function bodyAt(line: Buffer, response: number): Buffer | null {
+  const from = response === -1 ? -1 : line.indexOf(BODY, response);
+  const length = line.at(-1) === NEWLINE ? line.length - 1 : line.length;
+  const end = length - ANSWERED_END.length;
+  return from === -1 || end < from + BODY.length ? null : line.subarray(from + BODY.length, end);
+}
+
 /**
  * Takes a finished line apart, with or without its newline; the parts are views of it.
  * Throws `answer.malformed` (Permanent) for a line that is none.

@@ -108,8 +108,20 @@ export function toError(thrown: unknown): Error {
 /** The text of anything that was thrown, with the codes of its causes (`fetch failed` alone helps nobody). */
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
+  const text = ownText(error);
+  return error.cause === undefined ? text : `${text}: ${describeError(error.cause)}`;
+}
+
+/**
+ * As `describeError`, for users: what made one of our errors stays inside, because what a cloud says of itself names
+ * accounts, roles and addresses that are the operator's business.
+ */
+export function shownError(error: unknown): string {
+  return error instanceof SluiceError ? ownText(error) : describeError(error);
+}
+
+function ownText(error: Error): string {
   const code = errorCode(error);
   const own = error.message === '' ? code || error.name : error.message;
-  const text = code !== '' && !own.includes(code) ? `${own} (${code})` : own;
-  return error.cause === undefined ? text : `${text}: ${describeError(error.cause)}`;
+  return code !== '' && !own.includes(code) ? `${own} (${code})` : own;
 }

@@ -25,9 +25,9 @@ const MAX_KEY = 1_024;
 /** What is written below a folder: the longest id of a batch, and what is behind it. */
 const ROOM_FOR_NAMES = 160;
 /** Amazon's rules of bucket names. */
-const BUCKET = /^[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]$/;
-/** Characters that no key may have here: those end a key in a URL, and what is below cannot be seen. */
-const REFUSED = /[?#\\\p{Cc}]/u;
+export const BUCKET_NAME = /^[a-z0-9](?:[a-z0-9-]|\.(?!\.)){1,61}[a-z0-9]$/;
+/** Characters that no key may have here: those that end a key in a URL, and those that nobody sees. */
+const REFUSED = /[?#\\\p{Cc}\p{Cf}\u2028\u2029]/u;
 
 /** Whether a text is meant to be a URL; no id of ours has a colon. */
 export function isUrl(text: string): boolean {
@@ -63,7 +63,7 @@ function parse(url: string): Parsed {
   const [, scheme, bucket = '', key = ''] = /^(s3|tos):\/\/([^/]*)(?:\/(.*))?$/s.exec(url) ?? [];
   if (!isScheme(scheme))
     return { problem: 'is no URL such as s3://bucket/key or tos://bucket/key' };
-  if (!BUCKET.test(bucket)) {
+  if (!BUCKET_NAME.test(bucket)) {
     const rule = 'of 3 to 63 characters out of a-z, 0-9, - and .';
     return { problem: `has '${bucket.slice(0, 100)}' where the name of a bucket ${rule} belongs` };
   }
@@ -84,7 +84,7 @@ function isScheme(text: string | undefined): text is Scheme {
 
 function problemOfKey(key: string): string | null {
   if (REFUSED.test(key) || !key.isWellFormed()) {
-    return 'has a ?, #, backslash or control character, which no key may have here';
+    return 'has a ?, #, backslash, control character or invisible character, which no key may have here';
   }
   if (byteLength(key) > MAX_KEY) return `has a key of more than ${MAX_KEY} bytes`;
   const names = (key.endsWith('/') ? key.slice(0, -1) : key).split('/');

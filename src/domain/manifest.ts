@@ -43,8 +43,8 @@ export interface Manifest {
   /** By the model that was asked or has answered; null: the line does not tell. */
   models: (LineCounts & { model: string | null })[];
   /**
-   * By the engine that answered, and the provisions of the job that it was, one after the other; null: no engine
-   * answered, or it is not on record which.
+   * By the engine that answered, `engine-1` being the first that the job had, and the provisions of the job that it
+   * was, one after the other; null: no engine answered, or it is not on record which.
    */
   engines: (LineCounts & {
     engine: string | null;

@@ -3,11 +3,15 @@ import type { Redis } from 'ioredis';
 import { connectRedis } from '../../queues/connection.ts';
 import type { Settings } from '../../config/schema.ts';
 import { describeError } from '../domain/errors.ts';
+import { formatLocation } from '../domain/location.ts';
+import type { Location } from '../domain/location.ts';
 import { createEndpointRuntime } from '../runtimes/endpoint.ts';
 import { createStorage } from '../storage/index.ts';
 import { ensureFolder } from './data-dir.ts';
 import { openEmbeddedRedis } from './embedded-redis.ts';
 import { measureFsync, SLOW_FSYNC_MS } from './redis-report.ts';
+import type { Places } from '../storage/places.ts';
+import { openAllowedPlaces } from './places.ts';
 import { probeStorage } from './storage-check.ts';
 import { describeStorage, storageSettings } from './storage-settings.ts';
 
@@ -17,7 +21,7 @@ export interface DoctorOptions {
 
 /** What a check found: `warn` works and could be better, `fail` does not work. */
 export interface Finding {
-  check: 'redis' | 'disk' | 'storage' | 'engine';
+  check: 'redis' | 'disk' | 'storage' | 'folder' | 'engine';
   state: 'ok' | 'warn' | 'fail';
   /** What is there, and the mend where something is to be mended. */
   message: string;
@@ -36,7 +40,12 @@ const LEAST_REDIS = '6.2.0';
  * 1 where something does not work.
  */
 export async function doctor({ json }: DoctorOptions, settings: Settings): Promise<number> {
-  const checks = [checkRedis(settings), checkStorage(settings), ...checkEngines(settings)];
+  const checks = [
+    checkRedis(settings),
+    checkStorage(settings),
+    checkFolders(settings),
+    ...checkEngines(settings),
+  ];
   const findings = (await Promise.all(checks)).flat();
   const isFine = findings.every(({ state }) => state !== 'fail');
   if (json === true) console.log(JSON.stringify({ ok: isFine, checks: findings }));
@@ -168,6 +177,37 @@ async function checkStorage(settings: Settings): Promise<Finding[]> {
   } catch (error) {
     return [{ check: 'storage', state: 'fail', message: describeError(error) }, ...notes];
   }
+}
+
+/** The folders of ALLOWED_BUCKETS; some are there to be read only, others to be written. */
+async function checkFolders(settings: Settings): Promise<Finding[]> {
+  if (settings.allowedBuckets.length === 0) return [];
+  const notes: Finding[] = [];
+  const own = await createStorage({ type: 'LOCAL', directory: settings.dataDir });
+  const { places } = openAllowedPlaces(own, settings, (message) =>
+    notes.push({ check: 'folder', state: 'warn', message }),
+  );
+  const found = await Promise.all(places.allowed.map((folder) => checkFolder(places, folder)));
+  return [...found, ...notes];
+}
+
+async function checkFolder(places: Places, folder: Location): Promise<Finding> {
+  const where = formatLocation(folder);
+  const trials = [
+    ['read', () => places.look({ ...folder, key: `${folder.key}.sluice-look` })],
+    ['written', () => places.tryWriting(folder)],
+  ] as const;
+  const refusals: string[] = [];
+  for (const [what, run] of trials) {
+    try {
+      await run();
+    } catch (error) {
+      refusals.push(`It cannot be ${what}: ${describeError(error)}`);
+    }
+  }
+  if (refusals.length === 0) return { check: 'folder', state: 'ok', message: where };
+  const state = refusals.length === trials.length ? 'fail' : 'warn';
+  return { check: 'folder', state, message: `${where} of ALLOWED_BUCKETS. ${refusals.join(' ')}` };
 }
 
 function checkEngines({ engineUrls, engineApiKey, connectTimeout }: Settings): Promise<Finding>[] {

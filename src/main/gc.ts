@@ -95,7 +95,7 @@ const LABELS: Record<GcKind, string> = {
 function describeReport({ dryRun, kinds, looked, doubt, failures }: GcReport): string {
   const found = GC_KINDS.filter((kind) => kinds[kind].count > 0).map((kind) => {
     const { count, bytes } = kinds[kind];
-    const isOnlyReported = dryRun || (doubt !== null && kind.startsWith('orphan_'));
+    const isOnlyReported = dryRun || (doubt !== null && isOfOrphans(kind));
     const what = isOnlyReported ? 'would remove' : 'removed     ';
     return `${what}  ${String(count).padStart(8)}  ${sizeOf(bytes).padStart(10)}  ${LABELS[kind]}`;
   });
@@ -103,10 +103,14 @@ function describeReport({ dryRun, kinds, looked, doubt, failures }: GcReport): s
   lines.push(`${looked} objects of the storage were compared with the records.`);
   if (doubt !== null) {
     lines.push(
-      `Orphans are only reported: ${doubt} If Redis is the right one and whole, run sluice gc --confirm.`,
+      `Orphans are only reported: ${doubt} If Redis is the right one and whole, and no other deployment uses this storage, run sluice gc --confirm.`,
     );
   }
   return [...lines, ...failures.map((failure) => `Failed: ${failure}`), ''].join('\n');
+}
+
+function isOfOrphans(kind: GcKind): boolean {
+  return kind.startsWith('orphan_') || kind === 'abandoned_uploads';
 }
 
 function sizeOf(bytes: number): string {

@@ -5,11 +5,13 @@ import { describeError, permanent, SluiceError } from '../domain/errors.ts';
 import type { Logger } from '../observability/log.ts';
 import type { ObjectInfo, Storage } from '../storage/contract.ts';
 import { createStorage } from '../storage/index.ts';
+import type { S3Storage } from '../storage/s3.ts';
 import { describeStorage, storageSettings } from './storage-settings.ts';
 
 /** Who starts a server or asks a doctor waits for the answer. */
 const ATTEMPTS = 3;
-const PROBES = 'probes/';
+/** As a part of an upload that no record names: should it stay, it is collected as such. */
+const PROBES = 'uploads/upload_probe';
 /** Requests are signed by the store's clock, which mends signatures and nothing else. */
 const SKEW_MS = 60_000;
 
@@ -33,7 +35,10 @@ export async function openStorage(
   const wanted = storageSettings(settings);
   const where = describeStorage(wanted);
   const storage = await createStorage(wanted, {
-    onNote: (note) => (check ? log.info({}, note) : undefined),
+    onNote(note) {
+      if (!check) return;
+      log.info({ note }, 'a setting of the storage is taken otherwise than it was given');
+    },
   });
   if (!check || wanted.type === 'LOCAL') return storage;
   try {
@@ -41,7 +46,7 @@ export async function openStorage(
       await createStorage(wanted, { attempts: ATTEMPTS }),
     );
     log.info({ where, ms }, 'storage');
-    for (const warning of warnings) log.warn({ where }, warning);
+    for (const warning of warnings) log.warn({ where, warning }, 'storage could be better');
   } catch (error) {
     const code = error instanceof SluiceError ? error.code : 'storage.unavailable';
     throw permanent(code, `The storage cannot be used. ${oneLine(describeError(error))}`);
@@ -55,7 +60,8 @@ function oneLine(message: string): string {
 
 /** Writes, reads, lists and deletes a small object. Rejects with what the storage refuses, and the mend. */
 export async function probeStorage(storage: Storage): Promise<StorageProbe> {
-  const key = `${PROBES}${randomUUID()}`;
+  const folder = `${PROBES}${randomUUID().replaceAll('-', '')}/`;
+  const key = `${folder}probe`;
   const ms = { put: 0, get: 0, list: 0, delete: 0 };
   async function timed<T>(step: keyof typeof ms, work: () => Promise<T>): Promise<T> {
     const begun = performance.now();
@@ -67,11 +73,12 @@ export async function probeStorage(storage: Storage): Promise<StorageProbe> {
   try {
     const read = await timed('get', async () => text(await storage.get(key)));
     if (read !== key) throw permanent('storage.unfit', 'It gave back other bytes than were put.');
-    const isListed = await timed('list', () => lists(storage, key));
+    const isListed = await timed('list', () => lists(storage, folder, key));
     if (!isListed) throw permanent('storage.unfit', 'It does not list what was just put.');
     const info = await storage.head(key);
+    const conditions = await conditionsOf(storage, key);
     await timed('delete', () => storage.delete(key));
-    return { ms, warnings: [...skewOf(storage), ...versionsOf(info)] };
+    return { ms, warnings: [...skewOf(storage), ...versionsOf(info), ...conditions] };
   } catch (error) {
     // what went wrong first is what has to be told
     await storage.delete(key).catch(() => undefined);
@@ -79,8 +86,8 @@ export async function probeStorage(storage: Storage): Promise<StorageProbe> {
   }
 }
 
-async function lists(storage: Storage, key: string): Promise<boolean> {
-  for await (const found of storage.list(PROBES)) if (found === key) return true;
+async function lists(storage: Storage, folder: string, key: string): Promise<boolean> {
+  for await (const found of storage.list(folder)) if (found === key) return true;
   return false;
 }
 
@@ -91,6 +98,16 @@ function skewOf(storage: Storage): string[] {
   const side = ahead > 0 ? 'behind' : 'ahead of';
   return [
     `This machine's clock is ${minutes} min ${side} the store's. Set it (timedatectl set-ntp true): some stores refuse such requests.`,
+  ];
+}
+
+async function conditionsOf(
+  storage: Storage & Partial<Pick<S3Storage, 'obeysIfMatch'>>,
+  key: string,
+): Promise<string[]> {
+  if (storage.obeysIfMatch === undefined || (await storage.obeysIfMatch(key))) return [];
+  return [
+    'The store ignores If-Match: an object that is replaced while it is read is noticed by its ETag alone. Do not write to objects below its prefix, and use a store that obeys it where you can.',
   ];
 }
 

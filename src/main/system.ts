@@ -1,7 +1,8 @@
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { hostname } from 'node:os';
 import type { Redis } from 'ioredis';
 import { connectRedis } from '../../queues/connection.ts';
+import { claimCensus } from '../../processors/collect-census.ts';
 import { createQueues } from '../../queues/queues.ts';
 import type { Queues } from '../../queues/queues.ts';
 import type { Role, Settings } from '../../config/schema.ts';
@@ -103,12 +104,18 @@ export async function openSystem({
     await Promise.all([ping(failing.records, urls.store), ping(failing.queues, urls.queues)]);
     if (name === undefined) await reportDurability(failing.records, settings, log);
     const ownStorage = await openStorage(settings, log, name === undefined);
-    const { storage, places } = openAllowedPlaces(ownStorage, settings);
+    const { storage, places } = openAllowedPlaces(ownStorage, settings, (note) =>
+      log.info({ note }, 'a setting of the storage is taken otherwise than it was given'),
+    );
     const [patient, impatient] = [standOn(waiting), standOn(failing)];
     closers.push(async () => {
       await Promise.all([patient.queues.close(), impatient.queues.close()]);
     });
     await claim(patient.store, storage);
+    const doubt = await claimCensus({ store: patient.store, storage, newId: randomUUID });
+    if (doubt !== null && name === undefined) {
+      log.warn({ reason: doubt }, 'orphans in storage are only reported, see sluice gc');
+    }
     const own = { settings, log, namespace, roles, name: name ?? newProcessName(process.pid) };
     return { ...own, metrics: createMetrics(), storage, places, patient, impatient, close };
   } catch (error) {

@@ -14,6 +14,7 @@ import { wakeLooks } from '../../processors/submission.ts';
 import { answerTrouble } from '../../processors/trouble.ts';
 import { Watches } from '../../processors/watch.ts';
 import { assemble } from '../dispatcher/assemble.ts';
+import { scanModel } from '../dispatcher/json-scan.ts';
 import { findLost } from '../dispatcher/lost-parts.ts';
 import { Dispatcher } from '../dispatcher/dispatcher.ts';
 import type { Load } from '../dispatcher/dispatcher.ts';
@@ -165,6 +166,7 @@ function processorParts(system: System, runtime: Runtime) {
     findLost,
     assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>
       assemble(source, sinks, { ...options, maxLineBytes }),
+    scanModel,
     version: version(),
     newToken: () => randomBytes(16).toString('hex'),
   };

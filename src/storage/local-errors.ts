@@ -1,5 +1,5 @@
 import { statfs } from 'node:fs/promises';
-import { describeError, permanent, SluiceError, transient } from '../domain/errors.ts';
+import { describeError, errorCode, permanent, SluiceError, transient } from '../domain/errors.ts';
 import { invalidKey } from './keys.ts';
 
 const FULL = new Set(['ENOSPC', 'EDQUOT', 'EFBIG']);
@@ -8,10 +8,6 @@ const REFUSED = new Set(['EACCES', 'EPERM', 'EROFS']);
 const MISPLACED = new Set(['EISDIR', 'ENOTDIR', 'EEXIST', 'ENOTEMPTY']);
 /** A symbolic link where an object should be is none: we make no links, and follow none. */
 const ABSENT = new Set(['ENOENT', 'ENOTDIR', 'ELOOP', 'EISDIR']);
-
-export function errorCode(error: unknown): string {
-  return error instanceof Error && 'code' in error ? String(error.code) : '';
-}
 
 export function isAbsent(error: unknown): boolean {
   return ABSENT.has(errorCode(error));

@@ -15,11 +15,11 @@ import {
 import type { FileHandle } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
-import { notFound, permanent } from '../domain/errors.ts';
+import { errorCode, notFound, permanent } from '../domain/errors.ts';
 import { abortable, releaseSource } from './abortable.ts';
 import type { AbandonedUpload, ObjectInfo, PutResult, Storage } from './contract.ts';
 import { checkObjectKey, checkRange, invalidKey, withoutSlash } from './keys.ts';
-import { errorCode, isAbsent, readError, writeError } from './local-errors.ts';
+import { isAbsent, readError, writeError } from './local-errors.ts';
 import { createSyncedFolders, makeFolder, writeSource } from './local-files.ts';
 import type { SyncedFolders } from './local-files.ts';
 

@@ -1,13 +1,15 @@
 import type { Readable } from 'node:stream';
-import { describeError, permanent, SluiceError, transient } from '../domain/errors.ts';
+import { shownError, permanent, SluiceError, transient } from '../domain/errors.ts';
 import { formatLocation, formatPinned, isUrl, isWithin, parseAddress } from '../domain/location.ts';
 import type { Location, Pin } from '../domain/location.ts';
-import type { ObjectInfo, PutResult, Storage } from './contract.ts';
+import type { AbandonedUpload, ObjectInfo, PutResult, Storage } from './contract.ts';
+import { isSameEtag } from './object-version.ts';
+import type { ObjectVersion } from './object-version.ts';
 import type { S3Options } from './s3-client.ts';
 import { S3_NAMES } from './s3-errors.ts';
 import { s3Options } from './s3-target.ts';
 import type { S3Target } from './s3-target.ts';
-import type { S3Storage } from './s3.ts';
+import type { Asking, S3Storage } from './s3.ts';
 import { tosOptions } from './tos.ts';
 import type { TosTarget } from './tos.ts';
 
@@ -36,6 +38,10 @@ export interface PlacesOptions {
   /** How a whole bucket is reached. */
   s3(bucket: string): S3Target;
   tos(bucket: string): TosTarget;
+  /** Hears, once, a sentence where a setting is taken otherwise than it was given. */
+  onNote?: (note: string) => void;
+  /** How long somebody waits for a look at a place, ms; 15 s unless given. */
+  lookMs?: number;
 }
 
 /** Places, and the storage that reads and writes them as well as what is its own. */
@@ -46,6 +52,11 @@ export interface Opened {
 
 /** What tries whether a folder can be written is called so, and never becomes an object. */
 const PROBE = '.sluice-write-check';
+/** What we write below a folder. */
+const OURS =
+  /(?:^|\/)(?:batch_[A-Za-z0-9]+_(?:output\.jsonl|error\.jsonl|manifest\.json)|\.sluice-write-check)$/;
+const LOOK_MS = 15_000;
+const LOOK_ATTEMPTS = 2;
 
 /**
  * Makes a storage take addresses of objects (`s3://bucket/key`, and the pinned ones that its `put` returns) wherever it
@@ -55,26 +66,9 @@ const PROBE = '.sluice-write-check';
  * listed or deleted.
  */
 export function openPlaces(own: Storage, options: PlacesOptions): Opened {
-  const { allowed } = options;
-  const buckets = new Map<string, Promise<S3Storage>>();
-
-  async function open(location: Location): Promise<S3Storage> {
-    const wanted = optionsOf(location, options);
-    const name = `${location.scheme}://${location.bucket}`;
-    const opened = buckets.get(name) ?? openBucketStorage(wanted);
-    buckets.set(name, opened);
-    return opened;
-  }
-
-  const places: Places = {
-    allowed,
-    look: async (location) => look(await open(location), location),
-    async isThere(location, pin) {
-      const found = await (await open(location)).head(location.key, pin);
-      return found?.etag === pin.etag;
-    },
-    tryWriting: async (folder) => tryWriting(optionsOf(folder, options), folder),
-  };
+  const { allowed, lookMs = LOOK_MS } = options;
+  const open = bucketOpener(options);
+  const places = placesOf(allowed, lookMs, open);
 
   /** Null for what is no address, but a key of our own. */
   function addressOf(text: string): ReturnType<typeof parseAddress> {
@@ -99,8 +93,71 @@ export function openPlaces(own: Storage, options: PlacesOptions): Opened {
       if (address === null) return own.head(key);
       return head(await open(address.location), address);
     },
+    /** Those of the allowed folders, too, where we began them; their keys are URLs. */
+    async *abandoned(olderThanMs) {
+      yield* own.abandoned(olderThanMs);
+      const failures: unknown[] = [];
+      for (const folder of allowed) {
+        try {
+          yield* abandonedIn(await open(folder), folder, olderThanMs);
+        } catch (error) {
+          // The others are to be looked at all the same.
+          failures.push(error);
+        }
+      }
+      if (failures.length > 0) throw failures[0];
+    },
+    async abandon(upload) {
+      const address = addressOf(upload.key);
+      if (address === null) return own.abandon(upload);
+      const { location } = address;
+      await (await open(location)).abandon({ ...upload, key: location.key });
+    },
   };
   return { places, storage };
+}
+
+type Open = (location: Location) => Promise<S3Storage>;
+
+/** Opens each bucket once. */
+function bucketOpener(options: PlacesOptions): Open {
+  const buckets = new Map<string, Promise<S3Storage>>();
+
+  const told = new Set<string>();
+  function tell(note: string): void {
+    if (!told.has(note)) options.onNote?.(note);
+    told.add(note);
+  }
+
+  return async function open(location) {
+    const { wanted, note } = optionsOf(location, options);
+    if (note !== null) tell(note);
+    const name = `${location.scheme}://${location.bucket}`;
+    const opened = buckets.get(name) ?? openBucketStorage(wanted);
+    buckets.set(name, opened);
+    return opened;
+  };
+}
+
+function placesOf(allowed: readonly Location[], lookMs: number, open: Open): Places {
+  return {
+    allowed,
+    async look(location) {
+      const store = await open(location);
+      return soon(location, lookMs, (asking) => look(store, location, asking));
+    },
+    async isThere(location, pin) {
+      const store = await open(location);
+      return soon(location, lookMs, async (asking) => {
+        const found = await orNewest(pin, (of) => store.head(location.key, of, asking));
+        return found !== null && isSameEtag(found.etag, pin.etag);
+      });
+    },
+    async tryWriting(folder) {
+      const store = await open(folder);
+      await soon(folder, lookMs, (asking) => store.tryWriting(`${folder.key}${PROBE}`, asking));
+    },
+  };
 }
 
 /** What an address says. */
@@ -115,10 +172,13 @@ async function put(
   source: Parameters<Storage['put']>[1],
   sending: Parameters<Storage['put']>[2],
 ): Promise<PutResult> {
-  const stored = await store.put(location.key, source, sending);
+  const { made, ...stored } = await store.write(location.key, source, sending);
+  if (made !== null && made.etag !== '') {
+    return { ...stored, address: formatPinned(location, pinOf(made)) };
+  }
   let found: FoundObject | null;
   try {
-    found = await look(store, location);
+    found = await look(store, location, {});
   } catch (error) {
     // A folder may be there to be written only; nobody can say then which version this is.
     if (isDenied(error)) return { ...stored, address: formatLocation(location) };
@@ -137,7 +197,8 @@ async function get(
   range: Parameters<Storage['get']>[1],
 ): Promise<Readable> {
   try {
-    return await store.get(location.key, range, pin ?? undefined);
+    if (pin === null) return await store.get(location.key, range);
+    return await orNewest(pin, (of) => store.get(location.key, range, of));
   } catch (error) {
     if (pin !== null && isChanged(error)) throw await changed(store, location, pin, error);
     throw error;
@@ -145,8 +206,9 @@ async function get(
 }
 
 async function head(store: S3Storage, { location, pin }: Address): Promise<ObjectInfo | null> {
-  const found = await store.head(location.key, pin ?? undefined);
-  if (found === null || pin === null || found.etag === pin.etag) return found;
+  if (pin === null) return store.head(location.key);
+  const found = await orNewest(pin, (of) => store.head(location.key, of));
+  if (found === null || isSameEtag(found.etag, pin.etag)) return found;
   throw await changed(store, location, pin, undefined);
 }
 
@@ -157,10 +219,15 @@ async function openBucketStorage(options: S3Options): Promise<S3Storage> {
 }
 
 /** How the bucket of a location is reached, if it may be. */
-function optionsOf(location: Location, { allowed, s3, tos }: PlacesOptions): S3Options {
+function optionsOf(
+  location: Location,
+  { allowed, s3, tos }: PlacesOptions,
+): { wanted: S3Options; note: string | null } {
   const { scheme, bucket } = location;
   if (isWithin(allowed, location)) {
-    return inWords(scheme === 's3' ? s3Options(s3(bucket)) : tosOptions(tos(bucket)).options);
+    if (scheme === 's3') return { wanted: inWords(s3Options(s3(bucket))), note: null };
+    const { options, note } = tosOptions(tos(bucket));
+    return { wanted: inWords(options), note };
   }
   const message = `'${formatLocation(location)}' is not among the folders that ALLOWED_BUCKETS names`;
   throw permanent('storage.not_allowed', message);
@@ -172,23 +239,77 @@ function inWords(options: S3Options): S3Options {
   return { ...options, anyKey: true, names: { ...names, bucket: 'the bucket in the URL' } };
 }
 
-async function look(store: S3Storage, { key }: Location): Promise<FoundObject | null> {
-  const found = await store.head(key);
+/** Ends a look for which somebody waits in time, whatever the store does. */
+async function soon<T>(
+  location: Location,
+  lookMs: number,
+  ask: (asking: Asking) => Promise<T>,
+): Promise<T> {
+  const stop = new AbortController();
+  const message = `'${formatLocation(location)}': its store did not answer within ${lookMs / 1_000} s. See whether it is overloaded or away.`;
+  const timer = setTimeout(() => stop.abort(transient('storage.unavailable', message)), lookMs);
+  try {
+    return await ask({ signal: stop.signal, attempts: LOOK_ATTEMPTS });
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** What was there before the bucket kept versions has one by this name, which the next write replaces. */
+function pinOf({ etag, version }: ObjectVersion): Pin {
+  return { etag, version: version === 'null' ? null : version };
+}
+
+/** Reading a version by its id needs a right of its own (s3:GetObjectVersion): without, the ETag has to do. */
+async function orNewest<T>(pin: Pin, ask: (of: Pin) => Promise<T>): Promise<T> {
+  try {
+    return await ask(pin);
+  } catch (error) {
+    if (pin.version === null || !isDenied(error)) throw error;
+    return ask({ ...pin, version: null });
+  }
+}
+
+async function* abandonedIn(
+  store: S3Storage,
+  folder: Location,
+  olderThanMs: number,
+): AsyncGenerator<AbandonedUpload> {
+  try {
+    for await (const upload of store.abandoned(olderThanMs, folder.key)) {
+      const { key } = upload;
+      if (OURS.test(key)) yield { ...upload, key: formatLocation({ ...folder, key }) };
+    }
+  } catch (error) {
+    // Nobody needs this right but to tidy up, and whoever owns the bucket may do that with a rule of its own.
+    if (!isDenied(error)) throw error;
+  }
+}
+
+async function look(
+  store: S3Storage,
+  { key }: Location,
+  asking: Asking,
+): Promise<FoundObject | null> {
+  const found = await store.head(key, undefined, asking);
   if (found === null) return null;
   const { bytes, etag } = found;
   if (etag === '') {
     throw permanent('storage.no_etag', 'the store gives no ETag, by which a version is known');
   }
-  // What was there before the bucket kept versions has one by this name, which the next write replaces.
-  const isKept = found.version !== null && found.version !== 'null';
-  const version = isKept && (await mayReadVersion(store, key, found)) ? found.version : null;
-  return { bytes, pin: { etag, version } };
+  const pin = pinOf(found);
+  const mayRead = pin.version === null || (await mayReadVersion(store, key, pin, asking));
+  return { bytes, pin: mayRead ? pin : { etag, version: null } };
 }
 
-/** Reading a version by its id needs a right of its own (s3:GetObjectVersion). */
-async function mayReadVersion(store: S3Storage, key: string, of: Pin): Promise<boolean> {
+async function mayReadVersion(
+  store: S3Storage,
+  key: string,
+  of: Pin,
+  asking: Asking,
+): Promise<boolean> {
   try {
-    return (await store.head(key, of)) !== null;
+    return (await store.head(key, of, asking)) !== null;
   } catch (error) {
     if (isDenied(error)) return false;
     throw error;
@@ -197,26 +318,6 @@ async function mayReadVersion(store: S3Storage, key: string, of: Pin): Promise<b
 
 function isDenied(error: unknown): boolean {
   return error instanceof SluiceError && error.code === 'storage.denied';
-}
-
-/** Begins an upload and gives it up: that takes the right to write, and nobody ever sees an object. */
-async function tryWriting(options: S3Options, { bucket, key }: Location): Promise<void> {
-  const { CreateMultipartUploadCommand } = await import('@aws-sdk/client-s3');
-  const { openBucket } = await import('./s3-client.ts');
-  const { abandonUpload } = await import('./s3-upload.ts');
-  const opened = openBucket(options);
-  const name = `${key}${PROBE}`;
-  try {
-    const input = { Bucket: bucket, Key: name };
-    const { UploadId: uploadId } = await opened.call((send) =>
-      opened.client.send(new CreateMultipartUploadCommand(input), send),
-    );
-    if (uploadId !== undefined) await abandonUpload(opened, { key: name, uploadId });
-  } catch (error) {
-    throw opened.fail('CreateMultipartUpload', error);
-  } finally {
-    opened.client.destroy();
-  }
 }
 
 function isChanged(error: unknown): boolean {
@@ -244,6 +345,6 @@ async function nowOf(store: S3Storage, { key }: Location): Promise<string> {
     return `is one of ${now.bytes} bytes with ETag ${now.etag} since ${at}`;
   } catch (error) {
     // That it changed is known already.
-    return `what it is now cannot be seen (${describeError(error)})`;
+    return `what it is now cannot be seen (${shownError(error)})`;
   }
 }

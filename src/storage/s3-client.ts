@@ -19,7 +19,7 @@ export interface S3Options {
   isAws: boolean;
   /** Takes other keys than ours: any text but '' that is no longer than 1,024 bytes. */
   anyKey?: boolean | undefined;
-  /** Of the first thousand parts, and of all where parts have to be equal. At least 5 MiB; 10 MiB unless given. */
+  /** Of the first thousand parts, and of all where parts have to be equal. At least 5 MiB; 9 MiB unless given. */
   partBytes?: number | undefined;
   /** The store takes no parts of different sizes (Cloudflare R2), so that no object is longer than 10,000 parts. */
   equalParts?: boolean | undefined;
@@ -50,6 +50,13 @@ export interface CallOptions {
   letRun?: boolean;
   /** Runs `attempt` no more often than this. */
   attempts?: number;
+  /** No try begins later than this after the first, ms; a minute unless given. */
+  giveUpMs?: number;
+  /**
+   * How long one try may take in all, ms, however lively its connection is; three times `idleMs` unless given. Infinity
+   * for those that send bytes; a body that is received does not count.
+   */
+  limitMs?: number;
 }
 
 /** One bucket of one store. */
@@ -72,7 +79,9 @@ export interface S3Bucket {
 
 const CONNECT_MS = 5_000;
 const IDLE_MS = 20_000;
-const COMPLETE_IDLE_MS = 600_000;
+/** A store that gives a byte now and then is not waited for much longer than one that gives none. */
+const LIMIT_TIMES = 3;
+export const COMPLETE_IDLE_MS = 600_000;
 
 /** A reader may wait for another one of many: it must get its connection, so that only readers bound their number. */
 const AGENT = { keepAlive: true, maxSockets: Infinity };
@@ -93,6 +102,8 @@ export function openBucket(options: S3Options): S3Bucket {
       responseChecksumValidation: 'WHEN_REQUIRED',
       // Tried again here, where a signal, the rest of a stream and the time that is left are known.
       maxAttempts: 1,
+      // For it, the SDK makes a connection of its own for each part, and waits up to 6 s where a store says nothing.
+      expectContinueHeader: false,
       requestHandler: {
         connectionTimeout: CONNECT_MS,
         socketTimeout: patience,
@@ -109,10 +120,33 @@ export function openBucket(options: S3Options): S3Bucket {
     options,
     idleMs,
     full: (key) => `${prefix}${key}`,
-    call(attempt, { signal, letRun = false, attempts = options.attempts ?? ATTEMPTS } = {}) {
-      const send = signal === undefined || letRun ? {} : { abortSignal: signal };
-      return retried((n) => attempt(send, n), { attempts, signal });
+    call(attempt, { signal, letRun = false, limitMs = LIMIT_TIMES * idleMs, ...more } = {}) {
+      const { attempts = options.attempts ?? ATTEMPTS, giveUpMs } = more;
+      const cut = letRun ? undefined : signal;
+      const run = (n: number) => limited((send) => attempt(send, n), cut, limitMs);
+      return retried(run, { attempts, signal, giveUpMs });
     },
     fail: (operation, cause) => storeError(operation, cause, where),
   };
+}
+
+/** Cuts an attempt off after a time, which is worth another try, or by a signal, which is not. */
+async function limited<T>(
+  attempt: (send: SendOptions) => Promise<T>,
+  signal: AbortSignal | undefined,
+  limitMs: number,
+): Promise<T> {
+  if (limitMs === Infinity) return attempt(signal === undefined ? {} : { abortSignal: signal });
+  const limit = new AbortController();
+  const timer = setTimeout(() => limit.abort(), limitMs);
+  const all = signal === undefined ? limit.signal : AbortSignal.any([signal, limit.signal]);
+  try {
+    return await attempt({ abortSignal: all });
+  } catch (error) {
+    if (!limit.signal.aborted) throw error;
+    const late = new Error(`no whole answer within ${limitMs} ms`, { cause: error });
+    throw Object.assign(late, { name: 'TimeoutError' });
+  } finally {
+    clearTimeout(timer);
+  }
 }

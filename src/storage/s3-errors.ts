@@ -40,8 +40,7 @@ const ELSEWHERE =
   /^(PermanentRedirect|TemporaryRedirect|AuthorizationHeaderMalformed|IllegalLocationConstraintException|IncorrectEndpoint)$/;
 const FULL =
   /^(QuotaExceeded|ServiceQuotaExceeded|InsufficientStorage|XMinioStorageFull|NoSpaceLeft|InsufficientCapacity)/i;
-const NOBODY =
-  /^(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|EHOSTUNREACH|ENETUNREACH|TimeoutError|ETIMEDOUT)$/;
+const NOBODY = /^(ENOTFOUND|EAI_AGAIN|ECONNREFUSED|EHOSTUNREACH|ENETUNREACH|ETIMEDOUT)$/;
 const UNTRUSTED = /^(CERT_|ERR_TLS|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO_|EPROTO)/;
 
 /**
@@ -77,7 +76,8 @@ function mendOf(operation: string, failure: Failure, where: Whereabouts): Mend {
   }
   if (UNKNOWN_KEYS.test(code))
     return { code: 'storage.credentials', text: refusedKeys(code, names) };
-  if (code === 'RequestTimeTooSkewed') return { code: 'storage.clock_skew', text: skewed(failure) };
+  if (code === 'RequestTimeTooSkewed' || code === 'RequestExpired')
+    return { code: 'storage.clock_skew', text: skewed(failure) };
   // An answer to HEAD has no body that could tell; Amazon names the region in a header of each.
   const isMoved = failure.region !== null && failure.region !== where.region && status === 400;
   if (ELSEWHERE.test(code) || status === 301 || status === 307 || isMoved) {
@@ -120,6 +120,12 @@ function mendOfRest(operation: string, { code, status }: Failure, { names }: Whe
     return {
       code: 'storage.unreachable',
       text: `nobody answers. Start the store, or mend ${names.endpoint} or ${names.region}.`,
+    };
+  }
+  if (status === null && code === 'TimeoutError') {
+    return {
+      code: 'storage.unavailable',
+      text: `the store takes too long to answer. See whether it is overloaded, or mend ${names.endpoint}.`,
     };
   }
   return { code: 'storage.unavailable', text: 'the store does not do what it was asked for.' };

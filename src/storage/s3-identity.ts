@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { permanent } from '../domain/errors.ts';
 
 /** One candidate for the identity, as the store has it. */
 export interface Candidate {
@@ -17,6 +18,8 @@ export interface IdentityStore {
 
 /** Longer than the store's clocks are apart, and than the second to which they are told. */
 const SETTLE_MS = 3_000;
+/** A store that lists after it writes shows the first candidate; each that it does not show would stay for ever. */
+const TRIES = 2;
 
 /** The candidate that every process picks that sees the same ones. */
 export function elect(candidates: readonly Candidate[]): string | null {
@@ -37,11 +40,18 @@ export function createIdentity(store: IdentityStore, settleMs = SETTLE_MS): () =
   let finding: Promise<string> | null = null;
 
   async function find(): Promise<string> {
-    if ((await store.candidates()).length === 0) {
-      await store.add(randomUUID().replaceAll('-', ''));
-      await sleep(settleMs);
+    for (let n = 1; n <= TRIES; n += 1) {
+      if ((await store.candidates()).length === 0) {
+        await store.add(randomUUID().replaceAll('-', ''));
+        await sleep(settleMs);
+      }
+      const elected = elect(await store.candidates());
+      if (elected !== null) return elected;
     }
-    return elect(await store.candidates()) ?? find();
+    throw permanent(
+      'storage.unfit',
+      `The storage does not list what was put below identity/ ${settleMs} ms ago, so that it cannot be told from others. Take a store that lists what it holds, or let these credentials list it.`,
+    );
   }
 
   async function identity(): Promise<string> {

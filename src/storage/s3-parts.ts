@@ -1,10 +1,10 @@
 /** Most parts of an object, as Amazon has it and all others after it. */
 export const MOST_PARTS = 10_000;
 /** More than a segment has when it is closed (8 MiB, its last answer and its headers): each is one request, not four. */
-export const PART_BYTES = 10 * 2 ** 20;
+export const PART_BYTES = 9 * 2 ** 20;
 /** So many parts are of one size, then they double: some stores want long runs of equal ones for what they do at night. */
 const RUN = 1_000;
-/** With a first part of 8 MiB, 10,000 parts are just over the 5 TiB that a store takes. */
+/** With a first part of 8 MiB, let alone 9, 10,000 parts are over the 5 TiB that a store takes. */
 const MOST_TIMES = 208;
 
 export interface PartSizes {

@@ -14,12 +14,14 @@ export interface ResumingOptions {
   reopen(start: number, signal: AbortSignal): Promise<Stretch>;
   /** A body that gives nothing for so long while somebody wants it is cut off, ms. */
   idleMs: number;
-  /** How often in a row it may break without a byte in between. */
+  /** How often in a row it may break without 64 KiB in between. */
   attempts: number;
   /** The error that ends the stream, of what broke it for good. */
   fail(cause: unknown): Error;
 }
 
+/** What has to come between two breaks so that they do not count together. */
+const PROGRESS_BYTES = 64 * 1024;
 const BUFFER_BYTES = 256 * 1024;
 
 /**
@@ -39,14 +41,17 @@ class ResumingStream extends Readable {
   /** Somebody waits for bytes. */
   #isWanted = false;
   #isOpening = false;
-  /** How often in a row it broke. */
+  /** How often it broke without much in between. */
   #failures = 0;
+  /** Where it broke last. */
+  #brokeAt: number;
   #idle: NodeJS.Timeout | undefined;
 
   constructor(first: Stretch, start: number, options: ResumingOptions) {
     super({ highWaterMark: BUFFER_BYTES });
     this.#options = options;
     this.#at = start;
+    this.#brokeAt = start;
     this.#end = start + first.bytes;
     this.#attach(first.body);
   }
@@ -87,7 +92,8 @@ class ResumingStream extends Readable {
 
   #take(body: Readable, chunk: Buffer): void {
     this.#at += chunk.length;
-    this.#failures = 0;
+    // A few bytes each time are no progress: a whole object would take for ever.
+    if (this.#at - this.#brokeAt >= PROGRESS_BYTES) this.#failures = 0;
     this.#isWanted = this.push(chunk);
     if (this.#isWanted) {
       this.#watch(body);
@@ -115,6 +121,7 @@ class ResumingStream extends Readable {
     clearTimeout(this.#idle);
     body.destroy();
     this.#failures += 1;
+    this.#brokeAt = this.#at;
     if (this.#failures >= this.#options.attempts) this.destroy(this.#options.fail(error));
     else if (this.#isWanted) void this.#open();
   }

@@ -4,6 +4,8 @@ export interface RetryOptions {
   /** How often it is tried in all. */
   attempts: number;
   signal?: AbortSignal | undefined;
+  /** No try begins later than this after the first, ms. */
+  giveUpMs?: number | undefined;
 }
 
 /** Enough that a third of all requests may fail and an upload of a thousand parts still ends well. */
@@ -12,8 +14,8 @@ const FIRST_MS = 100;
 const LONGEST_MS = 10_000;
 /** A store that says that it is asked too much is left alone for longer. */
 const SLOW_DOWN_MS = 1_000;
-/** No try begins later than this after the first. */
-const GIVE_UP_MS = 60_000;
+/** For so long it is tried again, where the caller does not say otherwise. */
+export const GIVE_UP_MS = 60_000;
 
 /** What a store or the way to it answered, as far as an SDK error tells it. */
 export interface Failure {
@@ -26,7 +28,7 @@ export interface Failure {
   region: string | null;
   /** What the store's clock is ahead of ours, ms, if it said so when it refused a signature. */
   clockAheadMs: number | null;
-  /** Requests are signed by the store's clock from now on. */
+  /** It may have been refused for its date, and requests are signed by the store's clock from now on. */
   isClockMended: boolean;
 }
 
@@ -38,22 +40,41 @@ function textOf(value: unknown): string | null {
   return typeof value === 'string' && value !== '' ? value : null;
 }
 
+/** What the SDK and Node call errors of which the system's code says more. */
+const VAGUE = new Set(['Error', 'AggregateError', 'TimeoutError', 'TypeError']);
+/** The SDK tells only by its words that no connection came about in time. */
+const NO_CONNECTION = /did not establish a connection/;
+
+function codeOf(error: unknown, message: string): string {
+  const name = textOf(fieldOf(error, 'name')) ?? 'Error';
+  const system = textOf(fieldOf(error, 'code')) ?? textOf(fieldOf(fieldOf(error, 'cause'), 'code'));
+  const said = textOf(fieldOf(error, 'Code'));
+  if (said !== null) return said;
+  if (!VAGUE.has(name)) return name;
+  return system ?? (NO_CONNECTION.test(message) ? 'ETIMEDOUT' : name);
+}
+
+/** Refusals that a signature of another time may mend; an answer to HEAD has no body that could tell. */
+const SKEWED = new Set(['RequestTimeTooSkewed', 'RequestExpired']);
+const UNTOLD = new Set(['Unknown', 'UnknownError', 'Forbidden', '403']);
+
 /** Reads what SDK, store and system put into an error. */
 export function failureOf(error: unknown): Failure {
   const metadata = fieldOf(error, '$metadata');
   const status = fieldOf(metadata, 'httpStatusCode');
   const headers = fieldOf(fieldOf(error, '$response'), 'headers');
-  const system = textOf(fieldOf(error, 'code')) ?? textOf(fieldOf(fieldOf(error, 'cause'), 'code'));
-  const name = textOf(fieldOf(error, 'name')) ?? 'Error';
+  const message = error instanceof Error ? error.message : String(error);
+  const code = codeOf(error, message);
+  const isSkewed = SKEWED.has(code) || (status === 403 && UNTOLD.has(code));
   const ahead = Date.parse(textOf(fieldOf(headers, 'date')) ?? '') - Date.now();
   return {
-    code: textOf(fieldOf(error, 'Code')) ?? (name === 'Error' ? (system ?? name) : name),
+    code,
     status: typeof status === 'number' ? status : null,
-    message: error instanceof Error ? error.message : String(error),
+    message,
     region:
       textOf(fieldOf(headers, 'x-amz-bucket-region')) ?? textOf(fieldOf(error, 'Region')) ?? null,
     clockAheadMs: Number.isNaN(ahead) ? null : ahead,
-    isClockMended: fieldOf(metadata, 'clockSkewCorrected') === true,
+    isClockMended: isSkewed && fieldOf(metadata, 'clockSkewCorrected') === true,
   };
 }
 
@@ -78,12 +99,12 @@ const AGAIN = new Set([
 ]);
 /** What no repeat mends although nobody answered: no credentials, a certificate that is not trusted. */
 const NEVER =
-  /^(CredentialsProviderError|AbortError|CERT_|ERR_TLS|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO_|EPROTO)/;
+  /^(CredentialsProviderError|TokenProviderError|AbortError|CERT_|ERR_TLS|SELF_SIGNED|DEPTH_ZERO|UNABLE_TO_|EPROTO)/;
 
 /** Whether the same request may succeed a moment later. */
 function isWorthRetrying(failure: Failure): boolean {
-  const { code, status, isClockMended } = failure;
-  if (isClockMended || AGAIN.has(code)) return true;
+  const { code, status } = failure;
+  if (AGAIN.has(code)) return true;
   // No answer, or one that broke off: SDK errors of a body that cannot be parsed carry the status of its head.
   if (status === null || status < 300) return !NEVER.test(code);
   return status === 408 || status === 429 || (status >= 500 && status !== 501 && status !== 505);
@@ -96,9 +117,10 @@ function isWorthRetrying(failure: Failure): boolean {
  */
 export async function retried<T>(
   attempt: (n: number) => Promise<T>,
-  { attempts, signal }: RetryOptions,
+  { attempts, signal, giveUpMs = GIVE_UP_MS }: RetryOptions,
 ): Promise<T> {
   const begun = Date.now();
+  let mended = false;
   for (let n = 1; ; n += 1) {
     signal?.throwIfAborted();
     try {
@@ -106,8 +128,11 @@ export async function retried<T>(
     } catch (error) {
       signal?.throwIfAborted();
       const failure = failureOf(error);
-      const isLast = n >= attempts || Date.now() - begun > GIVE_UP_MS;
-      if (isLast || !isWorthRetrying(failure)) throw error;
+      const isLast = n >= attempts || Date.now() - begun > giveUpMs;
+      // Where the clock is off, the SDK says so of each answer: what is refused again is refused for another reason.
+      const isMended: boolean = failure.isClockMended && !mended;
+      if (isLast || !(isMended || isWorthRetrying(failure))) throw error;
+      mended ||= isMended;
       await pause(n, failure, signal);
     }
   }

@@ -12,10 +12,12 @@ import type { SluiceError } from '../domain/errors.ts';
 import { abortable } from './abortable.ts';
 import type { ByteSource } from './abortable.ts';
 import type { PutResult } from './contract.ts';
-import type { S3Bucket } from './s3-client.ts';
+import type { ObjectVersion } from './object-version.ts';
+import { COMPLETE_IDLE_MS } from './s3-client.ts';
+import type { CallOptions, S3Bucket } from './s3-client.ts';
 import { gatherParts, MOST_PARTS, mostBytes, PART_BYTES } from './s3-parts.ts';
 import type { Part, PartSizes } from './s3-parts.ts';
-import { failureOf } from './s3-retry.ts';
+import { failureOf, GIVE_UP_MS } from './s3-retry.ts';
 
 /** Parts of one put that are on their way while the next one is gathered. */
 const MOST_SENDING = 2;
@@ -49,10 +51,18 @@ export function createSpare(bytes = SPARE_BYTES): Spare {
   };
 }
 
+/** What was written. */
+export interface Uploaded extends PutResult {
+  /** The version that it became; null where the store did not say. */
+  made: ObjectVersion | null;
+}
+
 interface Upload {
   key: string;
   id: string;
   mark: string;
+  /** It was given up, as far as the store let it. */
+  isOver: boolean;
 }
 
 interface SentPart {
@@ -81,7 +91,7 @@ export async function upload(
   key: string,
   source: ByteSource,
   { spare, signal }: { spare: Spare; signal: AbortSignal | undefined },
-): Promise<PutResult> {
+): Promise<Uploaded> {
   const stop = new AbortController();
   const onAbort = () => stop.abort(signal?.reason);
   signal?.addEventListener('abort', onAbort, { once: true });
@@ -94,7 +104,7 @@ export async function upload(
   }
 }
 
-async function send(put: Sending, source: ByteSource, spare: Spare): Promise<PutResult> {
+async function send(put: Sending, source: ByteSource, spare: Spare): Promise<Uploaded> {
   const { stop, free } = put;
   const digest = createHash('sha256');
   let bytes = 0;
@@ -106,8 +116,8 @@ async function send(put: Sending, source: ByteSource, spare: Spare): Promise<Put
       bytes += part.bytes.length;
       stop.signal.throwIfAborted();
       if (part.isLast && made === null) {
-        await putWhole(put, part.bytes);
-        return { bytes, sha256: digest.digest('hex') };
+        const version = await putWhole(put, part.bytes);
+        return { bytes, sha256: digest.digest('hex'), made: version };
       }
       if (part.n > MOST_PARTS) throw tooLarge(put, sizes);
       made ??= await create(put);
@@ -115,8 +125,8 @@ async function send(put: Sending, source: ByteSource, spare: Spare): Promise<Put
     }
     await Promise.all(put.flying);
     stop.signal.throwIfAborted();
-    if (made !== null) await complete(put, made, bytes);
-    return { bytes, sha256: digest.digest('hex') };
+    const version = made === null ? null : await complete(put, made, bytes);
+    return { bytes, sha256: digest.digest('hex'), made: version };
   } catch (error) {
     stop.abort(error);
     // A part that arrives after its upload was given up would stay.
@@ -138,14 +148,29 @@ function tooLarge({ key }: Sending, sizes: PartSizes): SluiceError {
   );
 }
 
-async function putWhole({ bucket, key, stop }: Sending, body: Buffer): Promise<void> {
+async function putWhole(
+  { bucket, key, stop }: Sending,
+  body: Buffer,
+): Promise<ObjectVersion | null> {
   const where = { Bucket: bucket.options.bucket, Key: bucket.full(key) };
   const input = { ...where, Body: body, ContentLength: body.length };
-  await ofStore(bucket, 'PutObject', stop.signal, () =>
+  const put = await ofStore(bucket, 'PutObject', stop.signal, () =>
     bucket.call((options) => bucket.client.send(new PutObjectCommand(input), options), {
       signal: stop.signal,
+      limitMs: Infinity,
     }),
   );
+  return versionOf(put);
+}
+
+/** Some stores leave out the quotes where the ETag is in XML, and want them in If-Match. */
+function versionOf(answer: {
+  ETag?: string | undefined;
+  VersionId?: string | undefined;
+}): ObjectVersion | null {
+  const { ETag: etag = '', VersionId: version = null } = answer;
+  if (etag === '') return null;
+  return { etag: etag.includes('"') ? etag : `"${etag}"`, version };
 }
 
 /** Runs an operation; what is not the abort's reason becomes an error of the store. */
@@ -178,7 +203,7 @@ async function create({ bucket, key, stop }: Sending): Promise<Upload> {
       letRun: true,
     }),
   );
-  if (id !== undefined && id !== '') return { key, id, mark };
+  if (id !== undefined && id !== '') return { key, id, mark, isOver: false };
   throw bucket.fail('CreateMultipartUpload', new Error('the store gave no upload id'));
 }
 
@@ -219,55 +244,99 @@ async function uploadPart({ bucket, key, stop, sent }: Sending, made: Upload, pa
   };
   const { signal } = stop;
   const { ETag, ChecksumCRC32 } = await ofStore(bucket, 'UploadPart', signal, () =>
-    bucket.call((options) => bucket.client.send(new UploadPartCommand(input), options), { signal }),
+    bucket.call((options) => bucket.client.send(new UploadPartCommand(input), options), {
+      signal,
+      limitMs: Infinity,
+    }),
   );
   sent.push({ PartNumber: n, ETag, ...(ChecksumCRC32 === undefined ? {} : { ChecksumCRC32 }) });
 }
 
 /** Makes the object visible. Once sent it is not cut off: nobody would know whether it is. */
-async function complete(put: Sending, made: Upload, bytes: number): Promise<void> {
+async function complete(put: Sending, made: Upload, bytes: number): Promise<ObjectVersion | null> {
+  const { bucket, stop } = put;
+  try {
+    return await ofStore(bucket, 'CompleteMultipartUpload', stop.signal, () =>
+      tryComplete(put, made, bytes),
+    );
+  } catch (error) {
+    stop.signal.throwIfAborted();
+    // It may have been done although no answer said so; once the upload is given up, it is or never will be.
+    await abandonQuietly(put, made);
+    const ours = await findOursQuietly(put, made, bytes);
+    if (ours === null) throw error;
+    return ours;
+  }
+}
+
+function tryComplete(put: Sending, made: Upload, bytes: number): Promise<ObjectVersion | null> {
   const { bucket, key, stop, sent } = put;
   const parts = sent.toSorted((a, b) => a.PartNumber - b.PartNumber);
   const where = { Bucket: bucket.options.bucket, Key: bucket.full(key), UploadId: made.id };
   const input = { ...where, MultipartUpload: { Parts: parts } };
   const requestTimeout = 2 * bucket.idleMs + COMPLETE_MS_PER_GIB * (bytes / 2 ** 30);
-  await ofStore(bucket, 'CompleteMultipartUpload', stop.signal, () =>
-    bucket.call(
-      async (options, n) => {
-        try {
-          const command = new CompleteMultipartUploadCommand(input);
-          await bucket.patient.send(command, { ...options, requestTimeout });
-        } catch (error) {
-          // An earlier try may have done it, and its answer been lost.
-          const isGone = n > 1 && failureOf(error).code === 'NoSuchUpload';
-          if (isGone && (await isOurs(put, made, bytes))) return;
-          throw error;
-        }
-      },
-      { signal: stop.signal, letRun: true },
-    ),
+  // A head may come at once, and the rest when the parts are put together.
+  const limitMs = requestTimeout + COMPLETE_IDLE_MS;
+  return bucket.call(
+    async (options, n) => {
+      try {
+        const command = new CompleteMultipartUploadCommand(input);
+        return versionOf(await bucket.patient.send(command, { ...options, requestTimeout }));
+      } catch (error) {
+        // An earlier try may have done it, and its answer been lost.
+        const isGone = n > 1 && failureOf(error).code === 'NoSuchUpload';
+        const ours = isGone ? await findOurs(put, made, bytes) : null;
+        if (ours === null) throw error;
+        return ours;
+      }
+    },
+    { signal: stop.signal, letRun: true, limitMs, giveUpMs: requestTimeout + GIVE_UP_MS },
   );
 }
 
-async function isOurs({ bucket, key }: Sending, { mark }: Upload, bytes: number): Promise<boolean> {
+/** What is under the key if it is what this upload became. */
+async function findOurs(
+  { bucket, key }: Sending,
+  { mark }: Upload,
+  bytes: number,
+): Promise<ObjectVersion | null> {
   const input = { Bucket: bucket.options.bucket, Key: bucket.full(key) };
-  const found = await bucket.call((options) =>
-    bucket.client.send(new HeadObjectCommand(input), options),
-  );
-  return found.ContentLength === bytes && found.Metadata?.[MARK] === mark;
+  try {
+    const found = await bucket.call((options) =>
+      bucket.client.send(new HeadObjectCommand(input), options),
+    );
+    const isOurs = found.ContentLength === bytes && found.Metadata?.[MARK] === mark;
+    return isOurs ? (versionOf(found) ?? { etag: '', version: found.VersionId ?? null }) : null;
+  } catch (error) {
+    if (failureOf(error).status === 404) return null;
+    throw error;
+  }
+}
+
+async function findOursQuietly(
+  put: Sending,
+  made: Upload,
+  bytes: number,
+): Promise<ObjectVersion | null> {
+  try {
+    return await findOurs(put, made, bytes);
+  } catch {
+    // What is told is why it could not be completed.
+    return null;
+  }
 }
 
 /** Gives up an upload: a success where it is gone. Rejects with an error of the store. */
 export async function abandonUpload(
   bucket: S3Bucket,
   { key, uploadId }: { key: string; uploadId: string },
-  attempts?: number,
+  asking: CallOptions = {},
 ): Promise<void> {
   const input = { Bucket: bucket.options.bucket, Key: bucket.full(key), UploadId: uploadId };
   try {
     await bucket.call(
       (options) => bucket.client.send(new AbortMultipartUploadCommand(input), options),
-      attempts === undefined ? {} : { attempts },
+      asking,
     );
   } catch (error) {
     if (failureOf(error).code === 'NoSuchUpload') return;
@@ -275,9 +344,26 @@ export async function abandonUpload(
   }
 }
 
-async function abandonQuietly({ bucket }: Sending, { key, id }: Upload): Promise<void> {
+/** Begins an upload and gives it up: that takes the right to write, and nobody ever sees an object. */
+export async function tryUpload(bucket: S3Bucket, key: string, asking: CallOptions): Promise<void> {
+  const input = { Bucket: bucket.options.bucket, Key: bucket.full(key) };
   try {
-    await abandonUpload(bucket, { key, uploadId: id }, ABANDON_ATTEMPTS);
+    const { UploadId: uploadId } = await bucket.call(
+      (options) => bucket.client.send(new CreateMultipartUploadCommand(input), options),
+      asking,
+    );
+    if (uploadId !== undefined) await abandonUpload(bucket, { key, uploadId }, asking);
+  } catch (error) {
+    throw bucket.fail('CreateMultipartUpload', error);
+  }
+}
+
+async function abandonQuietly({ bucket }: Sending, made: Upload): Promise<void> {
+  if (made.isOver) return;
+  made.isOver = true;
+  const { key, id } = made;
+  try {
+    await abandonUpload(bucket, { key, uploadId: id }, { attempts: ABANDON_ATTEMPTS });
   } catch {
     // It must not hide the error that led here; the sweep of abandoned uploads finds what stays.
   }

@@ -1,6 +1,5 @@
 import {
   DeleteObjectCommand,
-  GetObjectCommand,
   HeadBucketCommand,
   HeadObjectCommand,
   ListMultipartUploadsCommand,
@@ -11,7 +10,7 @@ import type {
   ListMultipartUploadsCommandOutput,
 } from '@aws-sdk/client-s3';
 import { Readable } from 'node:stream';
-import { notFound, permanent, transient } from '../domain/errors.ts';
+import { notFound, transient } from '../domain/errors.ts';
 import { releaseSource } from './abortable.ts';
 import type { AbandonedUpload, ObjectInfo, Storage } from './contract.ts';
 import {
@@ -22,52 +21,43 @@ import {
   isReserved,
   withoutSlash,
 } from './keys.ts';
+import { isVersion } from './object-version.ts';
+import type { ObjectVersion } from './object-version.ts';
 import { openBucket } from './s3-client.ts';
-import type { S3Bucket, S3Options } from './s3-client.ts';
+import type { CallOptions, S3Bucket, S3Options } from './s3-client.ts';
 import { createIdentity } from './s3-identity.ts';
 import type { Candidate } from './s3-identity.ts';
-import { resuming } from './s3-read.ts';
-import type { Stretch } from './s3-read.ts';
+import { ABSENT, changed, get, obeysIfMatch } from './s3-get.ts';
 import { failureOf } from './s3-retry.ts';
-import { abandonUpload, createSpare, upload } from './s3-upload.ts';
-
-/** One version of an object, whose bytes never change. */
-export interface ObjectVersion {
-  /** As the store gives it, quotes included. */
-  etag: string;
-  /** Null where the bucket keeps no versions. */
-  version: string | null;
-}
+import { abandonUpload, createSpare, tryUpload, upload } from './s3-upload.ts';
+import type { Uploaded } from './s3-upload.ts';
 
 export interface S3ObjectInfo extends ObjectInfo, ObjectVersion {}
 
+/** How long, and how often, whoever waits for the answer lets a store be asked. */
+export type Asking = Pick<CallOptions, 'signal' | 'attempts'>;
+
 /** A bucket as a storage, which knows its objects' versions besides. */
 export interface S3Storage extends Storage {
+  /** As `put`, and tells which version the object became. */
+  write(...put: Parameters<Storage['put']>): Promise<Uploaded>;
   /**
    * As of every storage. With `of`, only that version: `storage.changed` (Permanent) where the object is another one by
    * now, and `storage.not_found` where it is gone.
    */
   get(key: string, range?: { start?: number; end?: number }, of?: ObjectVersion): Promise<Readable>;
   /** With `of`, that version where the bucket keeps versions. */
-  head(key: string, of?: ObjectVersion): Promise<S3ObjectInfo | null>;
+  head(key: string, of?: ObjectVersion, asking?: Asking): Promise<S3ObjectInfo | null>;
+  /** Rejects unless an object can be written under a key, which none is. */
+  tryWriting(key: string, asking: Asking): Promise<void>;
+  /** Those below a prefix. */
+  abandoned(olderThanMs: number, prefix?: string): AsyncIterable<AbandonedUpload>;
+  /** Whether the store refuses to give an object for another ETag than it has: else each read compares them alone. */
+  obeysIfMatch(key: string): Promise<boolean>;
 }
 
 const IDENTITY = 'identity/';
 const CLOSE_MS = 5_000;
-/** How often in a row a body may break without a byte in between. */
-const READ_ATTEMPTS = 8;
-
-interface Wish {
-  key: string;
-  start: number;
-  /** Excluded; undefined: to its end. */
-  end: number | undefined;
-  of: ObjectVersion | undefined;
-}
-
-/** What says for certain that there is no such object: other answers with 404 may be of a proxy, or about a user. */
-const ABSENT = new Set(['NoSuchKey', 'NoSuchVersion']);
-
 /** Runs an operation that nobody can abort. */
 async function ask<T>(
   bucket: S3Bucket,
@@ -82,10 +72,13 @@ async function ask<T>(
 }
 
 /** An answer without a body cannot say whether only the object is missing: a bucket that is must not look like that. */
-async function requireBucket(bucket: S3Bucket): Promise<void> {
+async function requireBucket(bucket: S3Bucket, asking: Asking): Promise<void> {
   const input = { Bucket: bucket.options.bucket };
   try {
-    await bucket.call((options) => bucket.client.send(new HeadBucketCommand(input), options));
+    await bucket.call(
+      (options) => bucket.client.send(new HeadBucketCommand(input), options),
+      asking,
+    );
   } catch (error) {
     const isGone = failureOf(error).status === 404;
     const cause = isGone ? Object.assign(new Error('404'), { name: 'NoSuchBucket' }) : error;
@@ -97,12 +90,14 @@ async function head(
   bucket: S3Bucket,
   key: string,
   of?: ObjectVersion,
+  asking: Asking = {},
 ): Promise<S3ObjectInfo | null> {
   const version = of === undefined || of.version === null ? {} : { VersionId: of.version };
   const input = { Bucket: bucket.options.bucket, Key: bucket.full(key), ...version };
   try {
-    const found = await bucket.call((options) =>
-      bucket.client.send(new HeadObjectCommand(input), options),
+    const found = await bucket.call(
+      (options) => bucket.client.send(new HeadObjectCommand(input), options),
+      asking,
     );
     return {
       bytes: found.ContentLength ?? 0,
@@ -112,89 +107,9 @@ async function head(
     };
   } catch (error) {
     if (failureOf(error).status !== 404) throw bucket.fail('HeadObject', error);
-    await requireBucket(bucket);
+    await requireBucket(bucket, asking);
     return null;
   }
-}
-
-function rangeOf({ start, end }: Wish): { Range?: string } {
-  if (start === 0 && end === undefined) return {};
-  return { Range: `bytes=${start}-${end === undefined ? '' : end - 1}` };
-}
-
-/** Sends one GET, and makes sure that what comes is what was asked for. */
-async function open(
-  bucket: S3Bucket,
-  wish: Wish,
-  signal?: AbortSignal,
-): Promise<Stretch & { etag: string | undefined }> {
-  const { key, of } = wish;
-  const range = rangeOf(wish);
-  const input = {
-    Bucket: bucket.options.bucket,
-    Key: bucket.full(key),
-    ...range,
-    ...(of === undefined || of.etag === '' ? {} : { IfMatch: of.etag }),
-    ...(of === undefined || of.version === null ? {} : { VersionId: of.version }),
-  };
-  const found = await bucket.call(
-    (options) => bucket.client.send(new GetObjectCommand(input), options),
-    { signal },
-  );
-  const { Body: body, ContentLength: bytes, ContentRange: came, ETag: etag } = found;
-  if (!(body instanceof Readable) || bytes === undefined) {
-    throw transient('storage.unavailable', `object '${key}' came without a length`);
-  }
-  if (range.Range !== undefined && came?.startsWith(`bytes ${wish.start}-`) !== true) {
-    body.destroy();
-    throw transient('storage.unavailable', `the store sent all of '${key}' for ${range.Range}`);
-  }
-  return { body, bytes, etag };
-}
-
-function isReplaced(error: unknown): boolean {
-  return failureOf(error).status === 412;
-}
-
-/** The error of a GET, or null where the range lies beyond the end of the object. */
-function readFailure(bucket: S3Bucket, { key, of }: Wish, error: unknown): Error | null {
-  if (failureOf(error).status === 416) return null;
-  if (ABSENT.has(failureOf(error).code))
-    return notFound('storage.not_found', `there is no object '${key}'`);
-  if (!isReplaced(error)) return bucket.fail('GetObject', error);
-  const message = `object '${key}' is another one by now than ${of?.etag ?? 'the one asked for'}`;
-  return permanent('storage.changed', message, { cause: error });
-}
-
-async function get(bucket: S3Bucket, wish: Wish): Promise<Readable> {
-  const { key, start, end, of } = wish;
-  checkRange(start, end);
-  if (end === start) {
-    // HTTP has no empty range
-    if ((await head(bucket, key)) !== null) return Readable.from([]);
-    throw notFound('storage.not_found', `there is no object '${key}'`);
-  }
-  let first;
-  try {
-    first = await open(bucket, wish);
-  } catch (error) {
-    const failure = readFailure(bucket, wish, error);
-    if (failure === null) return Readable.from([]);
-    throw failure;
-  }
-  const stop = start + first.bytes;
-  const same = of ?? { etag: first.etag ?? '', version: null };
-  return resuming(first, start, {
-    reopen: (at, signal) => open(bucket, { key, start: at, end: stop, of: same }, signal),
-    idleMs: bucket.idleMs,
-    attempts: bucket.options.attempts ?? READ_ATTEMPTS,
-    fail(error) {
-      if (of !== undefined || !isReplaced(error)) {
-        return readFailure(bucket, wish, error) ?? bucket.fail('GetObject', error);
-      }
-      return transient('storage.changed', `object '${key}' was replaced while it was read`);
-    },
-  });
 }
 
 async function remove(bucket: S3Bucket, key: string): Promise<void> {
@@ -226,24 +141,57 @@ async function* objects(
       if (key?.startsWith(whole) !== true) continue;
       yield { key: key.slice(bucket.options.prefix.length), modifiedAt: at?.getTime() ?? 0 };
     }
-    next = page.IsTruncated === true ? page.NextContinuationToken : undefined;
+    next = markerAfter(page.IsTruncated, page.NextContinuationToken, next);
   } while (next !== undefined);
 }
 
-async function* abandoned(bucket: S3Bucket, before: number): AsyncGenerator<AbandonedUpload> {
-  const { bucket: name, prefix } = bucket.options;
-  let input: ListMultipartUploadsCommandInput | null = { Bucket: name, Prefix: prefix };
-  while (input !== null) {
+/**
+ * Where a listing goes on; undefined at its end. One that says that there is more, and not where, or where it was just
+ * now, must not pass for a whole one, nor go on for ever.
+ */
+function markerAfter(
+  isTruncated: boolean | undefined,
+  marker: string | undefined,
+  last: string | undefined,
+): string | undefined {
+  if (isTruncated !== true) return undefined;
+  if (marker !== undefined && marker !== '' && marker !== last) return marker;
+  const what = marker === last && marker !== undefined ? 'the same place again' : 'no place';
+  throw transient(
+    'storage.unavailable',
+    `the store says that its list has more, and gives ${what} to go on from`,
+  );
+}
+
+async function* abandoned(
+  bucket: S3Bucket,
+  prefix: string,
+  olderThanMs: number,
+): AsyncGenerator<AbandonedUpload> {
+  const common = { Bucket: bucket.options.bucket, Prefix: bucket.full(prefix) };
+  let marker: string | undefined;
+  let input: ListMultipartUploadsCommandInput = common;
+  do {
     const page: ListMultipartUploadsCommandOutput = await listUploads(bucket, input);
+    // The store tells its own times.
+    const before = Date.now() + clockAheadMs(bucket) - olderThanMs;
     for (const { Key: key, UploadId: uploadId, Initiated: begun } of page.Uploads ?? []) {
       if (key === undefined || uploadId === undefined || begun === undefined) continue;
-      if (!key.startsWith(prefix) || begun.getTime() > before) continue;
-      yield { key: key.slice(prefix.length), uploadId, startedAt: begun.getTime() };
+      const startedAt = begun.getTime();
+      if (!key.startsWith(common.Prefix) || startedAt > before) continue;
+      yield { key: key.slice(bucket.options.prefix.length), uploadId, startedAt };
     }
-    const { IsTruncated: hasMore, NextKeyMarker: KeyMarker, NextUploadIdMarker } = page;
-    const next = { KeyMarker, UploadIdMarker: NextUploadIdMarker };
-    input = hasMore === true ? { Bucket: name, Prefix: prefix, ...next } : null;
-  }
+    const { NextKeyMarker: KeyMarker = '', NextUploadIdMarker: UploadIdMarker } = page;
+    const next = KeyMarker === '' ? '' : `${UploadIdMarker ?? ''} ${KeyMarker}`;
+    marker = markerAfter(page.IsTruncated, next, marker);
+    input = { ...common, KeyMarker, UploadIdMarker };
+  } while (marker !== undefined);
+}
+
+/** Its answers tell whole seconds, and took a while. */
+function clockAheadMs({ client }: S3Bucket): number {
+  const { systemClockOffset: ahead } = client.config;
+  return Math.abs(ahead) < CLOSE_MS ? 0 : ahead;
 }
 
 function listUploads(
@@ -296,7 +244,11 @@ export function createS3Storage(options: S3Options): S3Storage {
   const isAny = options.anyKey === true;
   const check = isAny ? checkAnyKey : checkObjectKey;
   const storage: S3Storage = {
-    async put(key, source, { signal } = {}) {
+    async put(...wanted) {
+      const { bytes, sha256 } = await storage.write(...wanted);
+      return { bytes, sha256 };
+    },
+    async write(key, source, { signal } = {}) {
       try {
         check(key);
         return await upload(bucket, key, source, { spare, signal });
@@ -307,12 +259,20 @@ export function createS3Storage(options: S3Options): S3Storage {
     },
     async get(key, { start = 0, end } = {}, of) {
       check(key);
-      return get(bucket, { key, start, end, of });
+      checkRange(start, end);
+      if (end !== start) return get(bucket, { key, start, end, of });
+      // HTTP has no empty range
+      const found = await head(bucket, key, of);
+      if (found === null) throw notFound('storage.not_found', `there is no object '${key}'`);
+      if (of !== undefined && !isVersion(of, found)) throw changed({ key, of }, undefined);
+      return Readable.from([]);
     },
-    async head(key, of) {
+    obeysIfMatch: (key) => obeysIfMatch(bucket, key),
+    async head(key, of, asking) {
       check(key);
-      return head(bucket, key, of);
+      return head(bucket, key, of, asking);
     },
+    tryWriting: (key, asking) => tryUpload(bucket, key, asking),
     async delete(key) {
       check(key);
       await remove(bucket, key);
@@ -325,13 +285,9 @@ export function createS3Storage(options: S3Options): S3Storage {
       }
     },
     identity: () => identity(),
-    abandoned: (olderThanMs) => abandoned(bucket, Date.now() - olderThanMs),
+    abandoned: (olderThanMs, prefix = '') => abandoned(bucket, prefix, olderThanMs),
     abandon: ({ key, uploadId }) => abandonUpload(bucket, { key, uploadId }),
-    // Its answers tell whole seconds, and took a while.
-    clockAheadMs() {
-      const { systemClockOffset: ahead } = bucket.client.config;
-      return Math.abs(ahead) < CLOSE_MS ? 0 : ahead;
-    },
+    clockAheadMs: () => clockAheadMs(bucket),
   };
   const identity = identityOf(bucket);
   return storage;

@@ -23,6 +23,8 @@ export interface ErasureNote {
 export interface Census {
   id: string;
   round: number;
+  /** Why nothing may be removed that no record names, until a person says that it may; null: nothing is wrong. */
+  doubt: string | null;
 }
 
 /** What is over and is to go: jobs by when they ended, and what of them is left. Times are ms since 1970. */
@@ -51,7 +53,8 @@ export interface Collect {
 
   /**
    * Removes the record and history of a final job, which nobody sees from then on, and notes what is still to go.
-   * `erased` also where it was before. No other job gets its id for a month.
+   * `erased` also where it was before; with `withFiles` its files go then, too. No other job gets its id for a month.
+   * `erasing` names it after a minute, unless `postponeErasure` says otherwise.
    */
   erase(
     jobId: string,
@@ -59,28 +62,34 @@ export interface Collect {
   ): Promise<'erased' | 'running' | 'gone'>;
   /** Null for a job that was not erased within a month. */
   erasure(jobId: string): Promise<ErasureNote | null>;
-  /** Lets an erased job's files go as well. */
-  eraseFilesToo(jobId: string, note: ErasureNote): Promise<void>;
   /** Ids of jobs whose erasure is to be looked at until then; some were not begun, or have their record again. */
   erasing(until: number): AsyncIterable<string>;
   postponeErasure(jobId: string, until: number): Promise<void>;
-  /** Ends an erasure; the note stays for its time. */
-  forgetErasure(jobId: string): Promise<void>;
+  /** Ends an erasure, unless somebody began one that is due after `until`; the note stays for its time. */
+  forgetErasure(jobId: string, until: number): Promise<void>;
   /** Removes provisions of an erased job that are released, and returns those that are not. */
   eraseProvisions(jobId: string, ids: readonly string[]): Promise<string[]>;
   /** Takes an erased job out of all indexes but that of erasures. */
   leaveIndexes(jobId: string): Promise<void>;
-  /** Whether any job but this one has the file as its input. Looks at every job. */
-  isInputOfOthers(fileId: string, jobId: string): Promise<boolean>;
+  /** Those of the files that any job but this one has as its input. Looks at every job. */
+  inputsOfOthers(fileIds: readonly string[], jobId: string): Promise<Set<string>>;
+  /** The input of a job, also where the rest of its record cannot be read. */
+  inputOf(jobId: string): Promise<string | null>;
 
   /** Ids of all files that were made until then, oldest first; some may have no record. */
   filesUntil(until: number): AsyncIterable<string>;
-  /** Whether a record names an object, or still may: never false for what an unfinished job or upload needs. */
-  isNamed(owner: ObjectOwner): Promise<boolean>;
+  /**
+   * Whether a record names an object, or still may: never false for what an unfinished job or upload needs. With
+   * `byIndex` also where only an index has the id, whose record is lost.
+   */
+  isNamed(owner: ObjectOwner, byIndex: boolean): Promise<boolean>;
 
-  /** Null before the first time. */
+  /** Null where these records were never given an id. */
   census(): Promise<Census | null>;
+  /** Gives these records this id in round 0, unless they have one; returns what holds. */
+  beginCensus(id: string): Promise<Census>;
   setCensus(census: Census): Promise<void>;
+  setDoubt(doubt: string): Promise<void>;
   /** When it was collected last by Redis' clock; null: never. */
   collectedAt(): Promise<number | null>;
   markCollected(): Promise<void>;
@@ -90,6 +99,8 @@ export interface Collect {
 
 /** Longer than any process may go on with a job that it does not know to be gone. */
 const NOTE_SECONDS = 30 * 86_400;
+/** Longer than it takes whoever begins an erasure to have it take effect. */
+const UNDISTURBED_MS = 60_000;
 /** Records that are read with one breath. */
 const AT_ONCE = 200;
 /** Redis' own bound of what Lua unpacks is far above. */
@@ -101,7 +112,7 @@ export function createCollect(context: Context): Collect {
     ...createShardParts(context),
     ...createErasures(context),
     ...createCensus(context),
-    isNamed: (owner) => isNamed(context, owner),
+    isNamed: (owner, byIndex) => isNamed(context, owner, byIndex),
   };
 }
 
@@ -152,41 +163,40 @@ function createShardParts({
 type Erasures =
   | 'erase'
   | 'erasure'
-  | 'eraseFilesToo'
   | 'erasing'
   | 'postponeErasure'
   | 'forgetErasure'
   | 'eraseProvisions'
   | 'leaveIndexes'
-  | 'isInputOfOthers';
+  | 'inputsOfOthers'
+  | 'inputOf';
 
 function createErasures(context: Context): Pick<Collect, Erasures> {
   const { redis, scripts, keys } = context;
   return {
     async erase(jobId, wish) {
       // First of all, so that what is left is found, because who erases it dies.
-      await redis.zadd(keys.erasing, wish.at, jobId);
+      // Not due at once: whoever finds it before it had an effect would forget it.
+      const later = wish.at + UNDISTURBED_MS;
+      await redis.zadd(keys.erasing, later, jobId);
       const provisions = await redis.smembers(jobKey(jobId, 'PROVISIONS'));
       const args = [JSON.stringify({ ...wish, provisions }), NOTE_SECONDS];
       const reply = await scripts.run('erase', recordKey(jobId), ...args);
       const outcome = v.parse(v.picklist(['erased', 'running', 'gone']), reply);
-      if (outcome !== 'erased') await redis.zrem(keys.erasing, jobId);
+      // Without an effect the entry is forgotten when it is due: taken out now, another one's could be lost.
+      if (outcome === 'erased') await redis.zadd(keys.erasing, later, jobId);
       return outcome;
     },
     async erasure(jobId) {
       const text = await redis.get(`${recordKey(jobId)}${SUFFIXES.ERASED}`);
       return text === null ? null : parseRecord(`${jobId} erased`, note, text);
     },
-    async eraseFilesToo(jobId, found) {
-      const text = JSON.stringify({ ...found, withFiles: true });
-      await redis.set(`${recordKey(jobId)}${SUFFIXES.ERASED}`, text, 'KEEPTTL');
-    },
     erasing: (until) => walkIndex(context, keys.erasing, until),
     async postponeErasure(jobId, until) {
-      await redis.zadd(keys.erasing, 'XX', until, jobId);
+      await redis.zadd(keys.erasing, until, jobId);
     },
-    async forgetErasure(jobId) {
-      await redis.zrem(keys.erasing, jobId);
+    async forgetErasure(jobId, until) {
+      await scripts.run('leave', keys.erasing, jobId, until);
     },
     eraseProvisions: (jobId, ids) => eraseProvisions(context, jobId, ids),
     async leaveIndexes(jobId) {
@@ -194,7 +204,8 @@ function createErasures(context: Context): Pick<Collect, Erasures> {
       const all = [active, deadlines, telling, ended, keeping, jobs];
       await Promise.all(all.map((index) => redis.zrem(index, jobId)));
     },
-    isInputOfOthers: (fileId, jobId) => isInputOfOthers(context, fileId, jobId),
+    inputsOfOthers: (fileIds, jobId) => inputsOfOthers(context, fileIds, jobId),
+    inputOf: (jobId) => redis.hget(recordKey(jobId), 'input'),
   };
 }
 
@@ -229,40 +240,56 @@ async function eraseProvisions(
   return left;
 }
 
-async function isInputOfOthers(context: Context, fileId: string, jobId: string): Promise<boolean> {
+async function inputsOfOthers(
+  context: Context,
+  fileIds: readonly string[],
+  jobId: string,
+): Promise<Set<string>> {
   const { redis, keys } = context;
+  const used = new Set<string>();
   let run: string[] = [];
-  async function anyOf(): Promise<boolean> {
+  async function look(): Promise<void> {
     const found = await Promise.all(run.map((id) => redis.hget(recordKey(id), 'input')));
     run = [];
-    return found.includes(fileId);
+    for (const input of found) if (input !== null && fileIds.includes(input)) used.add(input);
   }
   for await (const id of walkIndex(context, keys.jobs)) {
     if (id !== jobId) run.push(id);
-    if (run.length === AT_ONCE && (await anyOf())) return true;
+    if (run.length === AT_ONCE) await look();
+    if (used.size === fileIds.length) return used;
   }
-  return anyOf();
+  await look();
+  return used;
 }
 
-async function isNamed(context: Context, owner: ObjectOwner): Promise<boolean> {
-  const { redis } = context;
+async function isNamed(context: Context, owner: ObjectOwner, byIndex: boolean): Promise<boolean> {
+  const { redis, keys } = context;
+  async function isIn(index: string, id: string): Promise<boolean> {
+    return byIndex && (await redis.zscore(index, id)) !== null;
+  }
   switch (owner.kind) {
     case 'segment':
     case 'manifest':
-      return (await redis.exists(recordKey(owner.job))) === 1;
+      return (await redis.exists(recordKey(owner.job))) === 1 || isIn(keys.jobs, owner.job);
     case 'part':
       return isOpenUpload(context, owner.upload);
     case 'file': {
       if ((await redis.exists(recordKey(owner.file))) === 1) return true;
-      if (owner.job !== null && (await isUnfinished(context, owner.job))) return true;
+      if (await isIn(keys.files, owner.file)) return true;
+      if (owner.job !== null && (await mayWrite(context, owner.job, isIn))) return true;
       return isOfUpload(context, owner.file);
     }
   }
 }
 
-async function isUnfinished({ redis }: Context, jobId: string): Promise<boolean> {
+/** False for a job that is over, or gone. */
+async function mayWrite(
+  { redis, keys }: Context,
+  jobId: string,
+  isIn: (index: string, id: string) => Promise<boolean>,
+): Promise<boolean> {
   const state = await redis.hget(recordKey(jobId), 'state');
-  return state !== null && !isFinalName(state);
+  return state === null ? isIn(keys.jobs, jobId) : !isFinalName(state);
 }
 
 /** Parts of an ended one are the sweeper's to remove for hours, until its entry is gone. */
@@ -278,17 +305,34 @@ async function isOfUpload(context: Context, fileId: string): Promise<boolean> {
   return false;
 }
 
-type Censuses = 'census' | 'setCensus' | 'collectedAt' | 'markCollected' | 'boundStorage';
+type Censuses =
+  | 'census'
+  | 'beginCensus'
+  | 'setCensus'
+  | 'setDoubt'
+  | 'collectedAt'
+  | 'markCollected'
+  | 'boundStorage';
 
 function createCensus({ redis, scripts, keys }: Context): Pick<Collect, Censuses> {
+  async function census(): Promise<Census | null> {
+    const fields: Fields = await redis.hgetall(keys.census);
+    const { id, round, doubt } = parseRecord(keys.census, censusFields, fields);
+    return id === undefined ? null : { id, round, doubt: doubt ?? null };
+  }
   return {
-    async census() {
-      const fields: Fields = await redis.hgetall(keys.census);
-      const { id, round } = parseRecord(keys.census, censusFields, fields);
-      return id === undefined ? null : { id, round };
+    census,
+    async beginCensus(id) {
+      await redis.hsetnx(keys.census, 'id', id);
+      return (await census()) ?? { id, round: 0, doubt: null };
     },
-    async setCensus(census) {
-      await redis.hset(keys.census, census);
+    async setCensus({ id, round, doubt }) {
+      await redis.hset(keys.census, { id, round });
+      if (doubt === null) await redis.hdel(keys.census, 'doubt');
+      else await redis.hset(keys.census, { doubt });
+    },
+    async setDoubt(doubt) {
+      await redis.hset(keys.census, { doubt });
     },
     async collectedAt() {
       const at = await redis.zscore(keys.collected, COLLECTED);
@@ -305,4 +349,5 @@ const COLLECTED = 'all';
 const censusFields = v.object({
   id: v.optional(v.string()),
   round: v.pipe(v.optional(v.string(), '0'), v.transform(Number), v.safeInteger()),
+  doubt: v.optional(v.string()),
 });

@@ -41,11 +41,19 @@ export interface Files {
   due(limit: number): Promise<string[]>;
   /** Lets `due` name a file again at this time, ms, if it would name it at all. */
   postpone(id: string, until: number): Promise<void>;
-  /** Lets a file without an end of its own expire at this time, ms. */
+  /** Lets a file expire at this time, ms, unless it does before. */
   expire(id: string, at: number): Promise<void>;
-  /** Takes a file whose bytes are gone, or which stays for good, out of those that `due` names. */
+  /** Takes a file whose bytes are gone out of those that `due` names. */
   forget(id: string): Promise<void>;
+  /** The same for one that stays for good, unless somebody began to delete it, or to let it expire, within a minute. */
+  forgetUnless(id: string): Promise<void>;
 }
+
+/**
+ * The sweeper sees an entry after this only: one without an effect is forgotten, and whoever made it has had it by then,
+ * or is dead.
+ */
+const UNDISTURBED_MS = 60_000;
 
 export function createFiles(context: Context): Files {
   const { redis, scripts, keys } = context;
@@ -69,7 +77,7 @@ export function createFiles(context: Context): Files {
     },
     async delete(id) {
       // First of all, so that bytes which outlive their record, because who deletes them dies, are found.
-      await scripts.run('enter', keys.fileExpiry, id, 1);
+      await scripts.run('enter', keys.fileExpiry, id, 1, UNDISTURBED_MS);
       const removed = await scripts.run('remove', recordKey(id), newOp());
       await redis.zrem(keys.files, id);
       return removed === 1;
@@ -80,11 +88,15 @@ export function createFiles(context: Context): Files {
       await redis.zadd(keys.fileExpiry, 'XX', until, id);
     },
     async expire(id, at) {
-      await enterIndexAt(context, keys.fileExpiry, id, at, false);
-      await scripts.run('file-expire', recordKey(id), at);
+      await scripts.run('enter', keys.fileExpiry, id, 1, UNDISTURBED_MS);
+      const found = await scripts.run('file-expire', recordKey(id), at);
+      if (found === 1) await redis.zadd(keys.fileExpiry, 'LT', at, id);
     },
     async forget(id) {
       await redis.zrem(keys.fileExpiry, id);
+    },
+    async forgetUnless(id) {
+      await scripts.run('leave', keys.fileExpiry, id, '');
     },
   };
 }

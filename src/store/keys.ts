@@ -138,7 +138,7 @@ export interface GlobalKeys {
   keeping: string;
   /** Jobs that somebody began to erase: id → when the sweeper is to look at it. */
   erasing: string;
-  /** Who collects what is over, when that was done last (sorted set), and how often (hash id round). */
+  /** Who collects what is over, when that was done last (sorted set), and how often (hash id round doubt). */
   collecting: string;
   collected: string;
   census: string;

@@ -34,6 +34,7 @@ export const SCRIPT_NAMES = [
   'strike',
   'pending',
   'enter',
+  'leave',
   'age',
   'due',
   'page',

@@ -67,6 +67,8 @@ export interface Webhooks {
     result: WebhookResult,
     againInMs: number | null,
   ): Promise<string | null>;
+  /** Whether the end of a job is still to be told to anybody: recorded or not, neither delivered nor given up. */
+  isTelling(jobId: string, event: string): Promise<boolean>;
   /** Forgets what was, or is to be, told of a job: deliveries to endpoints that are registered, and attempts at them. */
   erase(jobId: string, event: string): Promise<void>;
   /** Takes a delivery out without an attempt: it is over, or its target is gone. Returns as `note`. */
@@ -156,7 +158,7 @@ function createTelling(context: Context): Pick<Webhooks, 'untold' | 'isTold' | '
 
 function createDeliveries(
   context: Context,
-): Pick<Webhooks, 'add' | 'due' | 'delivery' | 'note' | 'erase' | 'drop'> {
+): Pick<Webhooks, 'add' | 'due' | 'delivery' | 'note' | 'isTelling' | 'erase' | 'drop'> {
   const { redis, scripts, keys } = context;
   const base = keys.webhooks;
   async function noteAttempt(
@@ -169,6 +171,10 @@ function createDeliveries(
     const kept = [ATTEMPTS_KEPT, KEPT_SECONDS];
     const next = await scripts.run('webhook-attempt', base, newOp(), ...made, ...kept);
     return v.parse(textOrNull, next);
+  }
+  /** All that may be told of a job. */
+  async function targetsOf(jobId: string): Promise<string[]> {
+    return [jobId, ...(await redis.zrange(`${base}${WEBHOOK_PARTS.ENDPOINTS}`, '0', '-1'))];
   }
   return {
     async add({ id, ...delivery }) {
@@ -192,12 +198,16 @@ function createDeliveries(
     },
     note: (delivery, host, result, againInMs) =>
       noteAttempt(delivery, host, JSON.stringify(result), againInMs ?? ''),
+    async isTelling(jobId, event) {
+      const told = await redis.hexists(recordKey(jobId), 'told_at');
+      if (told === 0 && (await redis.zscore(keys.telling, jobId)) !== null) return true;
+      const records = (await targetsOf(jobId)).map((target) => {
+        return redis.hexists(`${base}${WEBHOOK_PARTS.DELIVERY}${event}.${target}`, 'body');
+      });
+      return (await Promise.all(records)).includes(1);
+    },
     async erase(jobId, event) {
-      const targets = [
-        jobId,
-        ...(await redis.zrange(`${base}${WEBHOOK_PARTS.ENDPOINTS}`, '0', '-1')),
-      ];
-      const places = targets.map(async (target) => {
+      const places = (await targetsOf(jobId)).map(async (target) => {
         const record = `${base}${WEBHOOK_PARTS.DELIVERY}${event}.${target}`;
         const url = await redis.hget(record, 'url');
         return [target, url === null ? '' : placeOf(url)];

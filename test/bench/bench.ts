@@ -5,6 +5,7 @@ import { benchLatency } from './latency.ts';
 import { benchLimits } from './limits.ts';
 import { benchRecovery } from './recovery.ts';
 import { benchScale } from './scale.ts';
+import { benchStorage } from './storage.ts';
 import { benchUploads } from './uploads.ts';
 import { benchValidate } from './validate.ts';
 import { benchWindow } from './window.ts';
@@ -15,8 +16,10 @@ interface BenchOptions {
   ids: number | null;
   /** `uploads` only: GB (10^9 bytes) to send. */
   gigabytes: number;
-  /** `scale` only: how many lines its job has. */
-  lines: number;
+  /** `scale` and `storage`: how many lines their jobs have; null: as many as they take by themselves. */
+  lines: number | null;
+  /** `storage` only: size of the file that is sent, such as 5GiB. */
+  upload: string;
   /** `recovery` only: how often a worker process is killed. */
   kills: number;
   /** `window` only: names or files of the simulator's profiles, instead of its own three. */
@@ -30,7 +33,8 @@ const BENCHES: Record<string, (options: BenchOptions) => Promise<void>> = {
   latency: benchLatency,
   limits: benchLimits,
   recovery: benchRecovery,
-  scale: benchScale,
+  scale: ({ json, lines }) => benchScale({ json, lines: lines ?? 5_000_000 }),
+  storage: ({ json, lines, upload }) => benchStorage({ json, lines: lines ?? 50_000, upload }),
   uploads: benchUploads,
   validate: benchValidate,
   window: benchWindow,
@@ -42,7 +46,8 @@ const { values, positionals } = parseArgs({
     json: { type: 'boolean', default: false },
     ids: { type: 'string' },
     gigabytes: { type: 'string', default: '5' },
-    lines: { type: 'string', default: '5000000' },
+    lines: { type: 'string' },
+    upload: { type: 'string', default: '512MiB' },
     kills: { type: 'string', default: '100' },
     profile: { type: 'string', multiple: true, default: [] },
   },
@@ -51,7 +56,7 @@ const bench = BENCHES[positionals[0] ?? ''];
 if (bench === undefined) {
   const names = Object.keys(BENCHES).join(', ');
   console.error(
-    `npm run bench -- NAME [--json] [--ids COUNT] [--gigabytes GB] [--lines N] [--kills N] [--profile FILE], NAME one of: ${names}`,
+    `npm run bench -- NAME [--json] [--ids COUNT] [--gigabytes GB] [--lines N] [--upload SIZE] [--kills N] [--profile FILE], NAME one of: ${names}`,
   );
   process.exitCode = 1;
 } else {
@@ -59,7 +64,8 @@ if (bench === undefined) {
     json: values.json,
     ids: values.ids === undefined ? null : Number(values.ids),
     gigabytes: Number(values.gigabytes),
-    lines: Number(values.lines),
+    lines: values.lines === undefined ? null : Number(values.lines),
+    upload: values.upload,
     kills: Number(values.kills),
     profiles: values.profile,
   });

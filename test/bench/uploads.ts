@@ -4,7 +4,9 @@ import { mkdtemp, readFile, rm, statfs } from 'node:fs/promises';
 import { request } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { text } from 'node:stream/consumers';
+import { pipeline } from 'node:stream/promises';
 import * as v from 'valibot';
 import { startSluice } from '../support/server.ts';
 
@@ -132,15 +134,20 @@ export async function sendForm(
   });
   const answered = once(outgoing, 'response');
   answered.catch(() => undefined); // awaited below
-  const disposition = 'Content-Disposition: form-data; name=';
-  outgoing.write(`--${BOUNDARY}\r\n${disposition}"purpose"\r\n\r\nbatch\r\n`);
-  outgoing.write(`--${BOUNDARY}\r\n${disposition}"${field}"; filename="bench.jsonl"\r\n\r\n`);
-  for (const piece of data) {
-    if (!outgoing.write(piece)) await once(outgoing, 'drain');
-  }
-  outgoing.end(`\r\n--${BOUNDARY}--\r\n`);
+  // A server that refuses the file answers before it has all of it.
+  pipeline(Readable.from(form(field, data)), outgoing).catch(() => undefined);
   const [incoming] = await answered;
   return answerOf(incoming.statusCode, await text(incoming)).id;
+}
+
+function* form(field: string, data: Iterable<Buffer>): Generator<Buffer> {
+  const disposition = 'Content-Disposition: form-data; name=';
+  yield Buffer.from(
+    `--${BOUNDARY}\r\n${disposition}"purpose"\r\n\r\nbatch\r\n` +
+      `--${BOUNDARY}\r\n${disposition}"${field}"; filename="bench.jsonl"\r\n\r\n`,
+  );
+  yield* data;
+  yield Buffer.from(`\r\n--${BOUNDARY}--\r\n`);
 }
 
 async function post(url: string, path: string, body: object): Promise<{ id: string }> {

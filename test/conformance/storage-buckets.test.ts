@@ -49,7 +49,7 @@ function violations({ url, headers }: S3Request, buckets: readonly string[]): st
   const host = headers.host ?? '';
   const [bucket = ''] = host.split('.');
   const found = Object.keys(headers).filter((name) =>
-    /^x-amz-(trailer|sdk-checksum|checksum|decoded)|^content-md5$/.test(name),
+    /^x-amz-(trailer|sdk-checksum|checksum|decoded)|^content-md5$|^expect$/.test(name),
   );
   const encoding = headers['content-encoding'] ?? '';
   if (encoding !== '') found.push(`content-encoding ${encoding}`);

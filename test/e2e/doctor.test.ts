@@ -232,6 +232,50 @@ describe('a storage that works', () => {
   });
 });
 
+describe('what stores do otherwise than they should', () => {
+  test('one that ignores If-Match is told', async () => {
+    const endpoint = await lying(({ headers }) =>
+      headers['if-match'] === undefined ? 'pass' : { status: 200, code: 'ignored' },
+    );
+    const { code, found } = await findings(environment({ S3_ENDPOINT: endpoint }));
+    expect(code).toBe(0);
+    expect(found).toContainEqual({
+      check: 'storage',
+      state: 'warn',
+      message: expect.stringContaining('ignores If-Match'),
+    });
+  });
+});
+
+describe('the folders of ALLOWED_BUCKETS', () => {
+  test('are read and written, each', async () => {
+    const others = await server.createBucket();
+    const ALLOWED_BUCKETS = `s3://${others}/a,s3://no-such-bucket/b`;
+    const { code, found } = await findings(environment({ ALLOWED_BUCKETS }));
+    expect(code).toBe(1);
+    const folders = found.filter(({ check }) => check === 'folder');
+    expect(folders).toEqual([
+      { check: 'folder', state: 'ok', message: `s3://${others}/a/` },
+      { check: 'folder', state: 'fail', message: expect.stringContaining('no-such-bucket/b/') },
+    ]);
+  });
+
+  test('that may only be read are told', async () => {
+    const others = await server.createBucket();
+    const endpoint = await lying(({ operation }) =>
+      operation === 'CreateMultipartUpload' ? { status: 403, code: 'AccessDenied' } : 'pass',
+    );
+    const env = environment({ S3_ENDPOINT: endpoint, ALLOWED_BUCKETS: `s3://${others}/` });
+    const { code, found } = await findings(env);
+    expect(code).toBe(0);
+    expect(found).toContainEqual({
+      check: 'folder',
+      state: 'warn',
+      message: expect.stringMatching(/cannot be written: .*s3:PutObject/),
+    });
+  });
+});
+
 describe('Redis and engines', () => {
   test('that work are fine, in a line each', async () => {
     await using engine = await startVllmProcess();

@@ -95,6 +95,19 @@ async function runBatch(name: string, filename = 'input.jsonl') {
   return { batch, words, file, wish, key, jobId: batch.id.replace('batch_', 'job_') };
 }
 
+/** The sweeper asks whether other jobs have the input. */
+async function untilHidden(file: string): Promise<void> {
+  await until(async () => (await call('GET', `/v1/files/${file}`)).status === 404, {
+    what: 'the end of the input',
+  });
+}
+
+/** As if the minute were over for which the bytes of a file stay that nobody sees any more. */
+async function makeDue(file: string): Promise<void> {
+  await redis.hset(`{${file}}`, 'expires_at', Date.now() - 120_000);
+  await redis.zadd('sluice:file-expiry', 0, file);
+}
+
 test('DELETE of a job leaves no byte of it in Redis or in storage', async () => {
   const hook = { url: 'http://127.0.0.1:9/', events: ['batch.completed'] };
   expect((await call('POST', '/api/v1/webhooks', hook)).status).toBeLessThan(300);
@@ -109,8 +122,13 @@ test('DELETE of a job leaves no byte of it in Redis or in storage', async () => 
 
   const deleted = { status: 200, body: { id: jobId, object: 'job', deleted: true } };
   expect(await call('DELETE', `/api/v1/jobs/${jobId}`)).toEqual(deleted);
+  expect((await call('GET', `/v1/files/${batch.output_file_id}`)).status).toBe(404);
+  await untilHidden(file);
+  await makeDue(file);
+  await until(async () => (await scan.folder(words)).length === 0, {
+    what: 'the end of its bytes',
+  });
   expect(await scan.redis(words)).toEqual([]);
-  expect(await scan.folder(words)).toEqual([]);
   // Not even its name lies in the storage, and in Redis only what says that it was deleted, and queues' own history.
   expect(await scan.folder([jobId, jobId.slice(4)])).toEqual([]);
   const named = await scan.redis([jobId.slice(4)]);
@@ -141,7 +159,7 @@ test('the input stays that another job has, and goes with the last one', async (
   expect((await call('GET', `/v1/files/${batch.output_file_id}`)).status).toBe(404);
   expect((await call('GET', `/v1/files/${file}`)).status).toBe(200);
   await call('DELETE', `/api/v1/jobs/${clone}`);
-  expect((await call('GET', `/v1/files/${file}`)).status).toBe(404);
+  await untilHidden(file);
 });
 
 test('DELETE of the files of a batch leaves none of their content, and its record', async () => {

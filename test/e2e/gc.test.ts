@@ -113,11 +113,11 @@ test('FILE_RETENTION: files without an end of their own expire', async () => {
 });
 
 test('ORPHAN_AGE: sluice gc says what would go, then removes it, and nothing that has a record', async () => {
-  const env = { DATA_DIR: folder.path, REDIS_URL: server.url, ORPHAN_AGE: '2h' };
+  const env = { DATA_DIR: folder.path, REDIS_URL: server.url, ORPHAN_AGE: '8h' };
   const files = join(folder.path, 'storage', 'files');
   const before = await readdir(files);
   for (const [name, hours] of [
-    ['file-old', 3],
+    ['file-old', 9],
     ['file-young', 1],
   ] as const) {
     await writeFile(join(files, name), '12345');
@@ -141,14 +141,20 @@ test('sluice gc with another Redis only reports, until a person confirms', async
   const identity = await redis.get('sluice:storage');
   await client.set('sluice:storage', identity ?? '');
   client.disconnect();
+  {
+    const options = { dataDir: folder.path, redisUrl: other.url, engines: [engine.url] };
+    await using sluice = await startSluice(options);
+    await sluice.untilLogged('orphans in storage are only reported, see sluice gc');
+    await sluice.stop();
+  }
   const files = join(folder.path, 'storage', 'files');
   const names = await readdir(files);
   const at = Date.now() / 1_000 - 86_400;
   for (const name of names) await utimes(join(files, name), at, at);
-  const env = { DATA_DIR: folder.path, REDIS_URL: other.url, ORPHAN_AGE: '1h' };
+  const env = { DATA_DIR: folder.path, REDIS_URL: other.url, ORPHAN_AGE: '7h' };
   const refused = await runCli(['gc'], env);
   expect(refused.code).toBe(1);
-  expect(refused.stdout).toContain('was collected by other records before');
+  expect(refused.stdout).toContain('Redis has lost its data');
   expect(await readdir(files)).toEqual(names);
   const confirmed = await runCli(['gc', '--confirm', '--json'], env);
   expect(JSON.parse(confirmed.stdout)).toMatchObject({ doubt: null });

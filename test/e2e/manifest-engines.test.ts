@@ -18,16 +18,23 @@ test('the manifest counts the answers of each engine, as the engines do', async 
   await untilFinal(sluice.url, batch);
   const path = `/api/v1/jobs/${jobIdOf(batch)}/manifest`;
   const manifest = (await (await fetch(`${sluice.url}${path}`)).json()) as Manifest;
-  const counted = new Map(manifest.engines.map(({ engine, completed }) => [engine, completed]));
-  expect(new Set(counted.keys())).toEqual(new Set(urls));
+  const names = manifest.engines.map(({ engine }) => engine);
+  expect(names).toEqual(['engine-1', 'engine-2']);
+  // Where they are is nobody's business who may read the manifest.
+  expect(JSON.stringify(manifest)).not.toMatch(/https?:|127\.0\.0\.1|localhost/);
+  const provisions = manifest.engines.flatMap(({ provision_ids: ids }) => ids);
+  expect(new Set(provisions)).toHaveProperty('size', 2);
+  const answers: number[] = [];
   for (const url of urls) {
     const metrics = await (await fetch(`${url}/metrics`)).text();
     const [, answered] =
       /^vllm:request_success_total\{[^}]*finished_reason="stop"[^}]*\} (\S+)$/m.exec(metrics) ?? [];
-    expect([url, counted.get(url)]).toEqual([url, Number(answered)]);
-    expect(counted.get(url)).toBeGreaterThan(0);
+    answers.push(Number(answered));
   }
-  expect([...counted.values()].reduce((sum, count) => sum + count, 0)).toBe(lines);
+  const counted = manifest.engines.map(({ completed }) => completed);
+  expect(Math.min(...counted)).toBeGreaterThan(0);
+  expect(counted.toSorted((a, b) => a - b)).toEqual(answers.toSorted((a, b) => a - b));
+  expect(counted.reduce((sum, count) => sum + count, 0)).toBe(lines);
   await sluice.stop();
   for (const engine of engines) await engine.close();
 });

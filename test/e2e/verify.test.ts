@@ -111,7 +111,7 @@ test('the manifest says what the batch wrote, from what and by whom, and lies be
     models: [{ model: 'sim-model', completed: GOOD, failed: 2 }],
     engines: [
       {
-        engine: engine.url,
+        engine: 'engine-1',
         provider: 'static',
         provision_ids: [`prov_${name}_0_0`],
         completed: GOOD,

@@ -509,4 +509,41 @@ describe('a conversion', () => {
     api.storage.get = whole;
     expect((await get(api, path)).status).toBe(200);
   });
+
+  test('of a hundred that come at once, on all paths together, only so many open the storage', async () => {
+    await using api = await start();
+    const { job, ids, files } = await storeJob(api, LINES);
+    const { get: whole } = api.storage;
+    let opened = 0;
+    const held = Promise.withResolvers<void>();
+    api.storage.get = async (key, range) => {
+      if (key !== fileKey(ids.output)) return whole(key, range);
+      opened += 1;
+      await held.promise;
+      return Readable.from([Buffer.from(files.output)]);
+    };
+    const paths = [
+      contentPath(ids.output, 'format=csv'),
+      contentPath(ids.output, 'merge=input'),
+      `/api${contentPath(ids.output, 'gzip=true')}`,
+    ];
+    const answers: number[] = [];
+    const asking = Array.from({ length: 100 }, async (_, n) => {
+      answers.push((await get(api, paths[n % paths.length] ?? '')).status);
+    });
+    await until(() => answers.length === 100 - MOST_CONVERTED && opened === MOST_CONVERTED);
+    expect(new Set(answers)).toEqual(new Set([503]));
+    const unfinished = `/v1/batches/${batchIdOf(job.id)}/output?format=csv`;
+    expect((await get(api, unfinished)).status).toBe(503);
+    held.resolve();
+    await Promise.all(asking);
+    expect(answers.filter((status) => status === 200)).toHaveLength(MOST_CONVERTED);
+    // Who finds nothing to convert takes no place.
+    api.storage.get = async () => {
+      throw new Error('the disk is gone');
+    };
+    for (let n = 0; n <= MOST_CONVERTED; n += 1) await get(api, paths[n % 2] ?? '');
+    api.storage.get = whole;
+    expect((await get(api, paths[0] ?? '')).status).toBe(200);
+  });
 });

@@ -110,6 +110,12 @@ test('input_file_id takes the URL of an object, with the SDK as it is', async ()
     headers: { range: 'bytes=2-9' },
   });
   expect([part.status, await part.text()]).toEqual([206, INPUT.text.slice(2, 10)]);
+  // Nobody has read it yet: an ETag would be that of all such files.
+  expect(part.headers.get('etag')).toBeNull();
+  const conditional = await fetch(`${api.url}/v1/files/${file.id}/content`, {
+    headers: { 'if-none-match': '""', 'if-range': '""', range: 'bytes=2-9' },
+  });
+  expect([conditional.status, await conditional.text()]).toEqual([200, INPUT.text]);
   const record = await api.store.jobs.get(made.id.replace('batch_', 'job_'));
   expect(record?.options.inputLocation?.startsWith(`${url}?etag=`)).toBe(true);
   // Nothing was copied.
@@ -228,6 +234,20 @@ describe('what cannot be', () => {
     expect(await postJson(api, '/v1/batches', output)).toMatchObject({ status: 503 });
     failure = permanent('storage.no_etag', 'the store gives no ETag');
     expect(await postJson(api, '/v1/batches', input)).toMatchObject({ status: 400 });
+  });
+
+  test('what a store says of itself stays inside', async () => {
+    const arn = 'arn:aws:iam::123456789012:user/ops is not authorized';
+    const failure = transient('storage.denied', 'they may not do this', { cause: new Error(arn) });
+    const refuse = () => Promise.reject(failure);
+    await using api = await start({ look: refuse, tryWriting: refuse });
+    const aibrix = { output_prefix: `s3://${name}/out` };
+    for (const body of [batch(`s3://${name}/in/x`), batch(await uploadInput(api), { aibrix })]) {
+      const { status, body: answer } = await postJson(api, '/v1/batches', body);
+      expect(status).toBe(400);
+      expect(JSON.stringify(answer)).toContain('they may not do this');
+      expect(JSON.stringify(answer)).not.toContain('arn:aws');
+    }
   });
 
   test('a server without ALLOWED_BUCKETS allows none', async () => {

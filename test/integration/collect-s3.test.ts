@@ -56,6 +56,7 @@ test('on S3, with records on a cluster, what is over goes, and what others keep 
   });
   const { input } = await world.job(running);
   expect(await world.erase(over)).toBe('erased');
+  await world.expire();
   const left = await world.objects();
   expect(left.filter((key) => !key.startsWith(`jobs/${running}/`))).toEqual([fileKey(input)]);
   expect(left).toHaveLength(2);

@@ -227,7 +227,6 @@ test('records that name hardly anything of what is there only report, until a pe
 test('a Redis that lost its data, lost some, or is another one, never makes the storage be swept', async () => {
   await using world = await openCollectWorld();
   await world.collect();
-  await world.collect();
   await withOrphans(world, 3);
   const census = `${world.namespace}:census`;
   const known = await world.redis.hgetall(census);
@@ -383,6 +382,7 @@ test('killed at any command, collecting and erasing go on where they stopped', a
     expect(await world.keys(`${recordKey(id)}:s:`)).toEqual([]);
     expect(await segmentsOf(world, id)).toEqual([]);
   }
+  await world.expire();
   expect(await world.objects()).toEqual([]);
 });
 
@@ -391,6 +391,7 @@ test('what a process writes that does not know that its job was erased goes in a
   const id = await world.run();
   await world.finish(id);
   expect(await world.erase(id)).toBe('erased');
+  await world.expire();
   expect(await world.objects()).toEqual([]);
   const output = outputFileId(id, 'output');
   for (const key of [segmentKey(id, 'late'), fileKey(output), manifestKey(id)]) {

@@ -4,8 +4,10 @@ import { join } from 'node:path';
 import { afterEach, expect, inject, test } from 'vitest';
 import { finalize } from '../../processors/finalize.ts';
 import { assemble } from '../../src/dispatcher/assemble.ts';
+import { scanModel } from '../../src/dispatcher/json-scan.ts';
 import { errorOnlyLine, outputLine, requestId } from '../../src/dispatcher/answer-lines.ts';
-import { fileKey, manifestKey, segmentKey } from '../../src/domain/file.ts';
+import { permanent } from '../../src/domain/errors.ts';
+import { fileKey, manifestKey, outputFileId, segmentKey } from '../../src/domain/file.ts';
 import type { Outcome } from '../../src/domain/job.ts';
 import { batchIdOf } from '../../src/domain/job.ts';
 import type { Manifest } from '../../src/domain/manifest.ts';
@@ -51,6 +53,7 @@ async function sealed(world: RecordWorld, setting: Setting) {
   const { maxLineBytes } = { maxLineBytes: 10_000 };
   Object.assign(world.deps, {
     storage,
+    scanModel,
     assemble: (...[source, sinks, options]: Parameters<typeof assemble>) =>
       assemble(source, sinks, { ...options, maxLineBytes }),
   });
@@ -135,7 +138,7 @@ function lineOf(jobId: string, index: number, went: Exclude<Went, 'undone'>): Bu
     return errorOnlyLine({ id, customId, code: 'worker_crashed', message: '' });
   const { status, model } = went;
   const body = Buffer.from(
-    `{"id": "x\\"model\\":", "model" : ${JSON.stringify(model)}, "choices":[]}`,
+    `{"id": "x\\"model\\":", "usage": {"model": "n"}, "model" : ${JSON.stringify(model)}, "choices":[{"model": "m"}]}`,
   );
   const pieces = outputLine({ id, customId, status, requestId: 'r', body });
   return Buffer.concat(pieces.map((piece) => Buffer.from(piece)));
@@ -210,12 +213,13 @@ test('counts lines by status, model, engine and provision, and says the same eac
   const provider = 'static';
   const [first, second, third] = [0, 1, 2].map((n) => provisionId(id, 0, n));
   expect(manifest.engines).toEqual([
-    { engine: A, provider, provision_ids: [first, third], completed: 3, failed: 1 },
-    { engine: B, provider, provision_ids: [second], completed: 1, failed: 0 },
+    { engine: 'engine-1', provider, provision_ids: [first, third], completed: 3, failed: 1 },
+    { engine: 'engine-2', provider, provision_ids: [second], completed: 1, failed: 0 },
     { engine: null, provider: null, provision_ids: [], completed: 0, failed: 2 },
   ]);
   // A second one that was as far as the first, and comes late.
   const text = await textOf(storage, manifestKey(id));
+  expect(text).not.toContain('http');
   await storage.delete(manifestKey(id));
   await finalize(before, NEVER, world.deps);
   expect(await textOf(storage, manifestKey(id))).toBe(text);
@@ -233,7 +237,7 @@ test('of a job with one engine every answer is of that, also where parts do not 
   await addProvision(world, id, 0, A);
   await world.untilFinal(id);
   expect((await manifestOf(storage, id)).engines).toMatchObject([
-    { engine: A, completed: 2, failed: 1 },
+    { engine: 'engine-1', completed: 2, failed: 1 },
     { engine: null, completed: 0, failed: 1 },
   ]);
 });
@@ -326,6 +330,76 @@ test('what struck answers counted for their engines is gone with them', async ()
   expect(await store.shards.strike({ id, version }, lost, '')).not.toBe('stale');
   expect(await tallies()).toEqual([[], both[1]]);
   expect(await world.job(id)).toMatchObject({ completed: 1 });
+});
+
+/** Writes the files and fails then as often as it takes until they are given up. */
+async function giveUp(world: RecordWorld, id: string): Promise<void> {
+  const { advanceJob } = world.deps;
+  world.deps.advanceJob = async (job, to, change) => {
+    if (to !== 'failed') throw permanent('store.damaged_record', 'cannot be read');
+    return advanceJob(job, to, change);
+  };
+  for (const seconds of [0, 30, 61]) {
+    world.ahead = seconds * 1_000;
+    await world.deliver('release', id);
+  }
+  world.deps.advanceJob = advanceJob;
+}
+
+test('files that are given up after all leave no manifest and no records', async () => {
+  using world = openRecordWorld();
+  const { id, storage } = await sealed(world, { lines: [ok(), 'crashed'] });
+  await giveUp(world, id);
+  expect(await world.job(id)).toMatchObject({ state: 'failed', outputFile: null });
+  expect(await storage.head(manifestKey(id))).toBeNull();
+  for (const kind of ['output', 'error'] as const) {
+    const file = outputFileId(id, kind);
+    expect(await storage.head(fileKey(file))).toBeNull();
+    expect(await world.store.files.get(file)).toBeNull();
+  }
+});
+
+test('beside files in a bucket of the user, the manifest of given-up ones says so', async () => {
+  using world = openRecordWorld();
+  const outputPrefix = 's3://bucket/results/';
+  const { id, storage } = await sealed(world, { lines: [ok()], outputPrefix });
+  const bucket = new Map<string, string>();
+  const { put, head } = storage;
+  storage.put = async (key, source, options) => {
+    if (!key.startsWith('s3:')) return put(key, source, options);
+    const chunks: Uint8Array[] = [];
+    for await (const chunk of source) chunks.push(chunk);
+    const bytes = Buffer.concat(chunks);
+    bucket.set(key, bytes.toString());
+    return { bytes: bytes.length, sha256: 'ab', address: `${key}?etag=1` };
+  };
+  storage.head = async (key) => {
+    if (!key.startsWith('s3:')) return head(key);
+    return bucket.has(key) ? { bytes: 1, modifiedAt: 0 } : null;
+  };
+  await giveUp(world, id);
+  const text = bucket.get(`${outputPrefix}${batchIdOf(id)}_manifest.json`) ?? '{}';
+  expect(JSON.parse(text)).toMatchObject({ status: 'failed', output: null, error: null });
+});
+
+test('a manifest is served only where it tells how the job ended', async () => {
+  await using api = await startApi(inject('redisUrl'));
+  const { job } = await api.store.jobs.create(newJob());
+  const outputFile = outputFileId(job.id, 'output');
+  const path = `${api.url}/api/v1/jobs/${job.id}/manifest`;
+  const moved = await api.store.jobs.move(job, 'finalizing', { outcome: 'failed' });
+  if (moved === 'stale') throw new Error('nobody else moves this job');
+  const at = { id: job.id, state: 'finalizing', version: moved.version } as const;
+  await api.store.jobs.move(at, 'failed', { set: { outputFile } });
+  async function statusOf(manifest: object): Promise<number> {
+    await api.storage.put(manifestKey(job.id), [Buffer.from(JSON.stringify(manifest))]);
+    return (await rawRequest(path)).status;
+  }
+  const output = { file_id: outputFile };
+  expect(await statusOf({ status: 'failed', output, error: null })).toBe(200);
+  expect(await statusOf({ status: 'completed', output, error: null })).toBe(404);
+  expect(await statusOf({ status: 'failed', output, error: { file_id: 'file-x' } })).toBe(404);
+  expect(await statusOf({ status: 'failed', output: null, error: null })).toBe(404);
 });
 
 test('a job without one says why', async () => {

@@ -46,13 +46,14 @@ function connection(endpoint: string) {
   return { endpoint, region, forcePathStyle: true, isAws: false, anyKey: true, credentials };
 }
 
-function open(urls: readonly string[], endpoint = server.url) {
+function open(urls: readonly string[], endpoint = server.url, more: { lookMs?: number } = {}) {
   const allowed = urls.map((url) => located(parseFolderUrl(url)));
   const target = { endpoint, region: 'us-east-1', prefix: '', credentials };
   return openPlaces(own, {
     allowed,
     s3: (name) => ({ ...target, bucket: name, pathStyle: 'auto' }),
     tos: (name) => ({ ...target, bucket: name }),
+    ...more,
   });
 }
 
@@ -166,13 +167,31 @@ test('tos:// goes to TOS as TOS_* say, s3:// to S3, each with its own credential
   expect(await textOf(await bucket.get('s3/x'))).toBe('from s3');
 });
 
-test('what may only be written is written, and has no version', async () => {
+test('an endpoint of TOS that is replaced by its twin is told once', async () => {
+  const settings = loadSettings({
+    TOS_ENDPOINT: 'https://tos-cn-beijing.volces.com',
+    TOS_ACCESS_KEY: 'for-tos',
+    TOS_SECRET_KEY: 'secret',
+    ALLOWED_BUCKETS: 'tos://bucket',
+  });
+  const notes: string[] = [];
+  const { storage } = openAllowedPlaces(own, settings, (note) => notes.push(note));
+  const stop = AbortSignal.abort(new Error('only opened'));
+  for (const key of ['a', 'b']) {
+    const put = storage.put(`tos://bucket/${key}`, [], { signal: stop });
+    await expect(put).rejects.toThrow('only opened');
+  }
+  expect(notes).toEqual([expect.stringContaining('https://tos-s3-cn-beijing.volces.com')]);
+});
+
+test('what may only be written is written, and has the version that the answer tells', async () => {
   await using proxy = await startS3Proxy(server.url, ({ method }) =>
     method === 'PUT' ? 'pass' : { status: 403, code: 'AccessDenied' },
   );
   const { storage } = open(['s3://bucket'], proxy.url);
   const { address } = await storage.put('s3://bucket/write-only', [Buffer.from('x')]);
-  expect(address).toBe('s3://bucket/write-only');
+  expect(address).toMatch(/^s3:\/\/bucket\/write-only\?etag=%22[0-9a-f]{32}%22$/);
+  expect(proxy.counts()).toEqual({ PutObject: 1 });
   await expect(storage.get('s3://bucket/write-only')).rejects.toMatchObject({
     code: 'storage.denied',
   });
@@ -280,5 +299,132 @@ describe('in a bucket that keeps versions', () => {
     versions.set('null', 'first');
     expect(await addressOf(open(['s3://bucket'], endpoint))).not.toContain('version=');
     expect(asked).toEqual(['HEAD newest']);
+  });
+});
+
+test('what is written is pinned by the answer to its last request, however long it is', async () => {
+  await using proxy = await startS3Proxy(server.url);
+  const { storage } = open(['s3://bucket'], proxy.url);
+  for (const [key, mebibytes] of [
+    ['small', 1],
+    ['large', 10],
+  ] as const) {
+    const chunks = Array.from({ length: mebibytes }, () => Buffer.alloc(2 ** 20));
+    const { address = '' } = await storage.put(`s3://bucket/${key}`, chunks);
+    const { etag = '' } = (await bucket.head(key)) ?? {};
+    const pin = { etag, version: null };
+    expect(address).toBe(formatPinned(object(`s3://bucket/${key}`), pin));
+  }
+  expect(proxy.counts()['HeadObject']).toBeUndefined();
+});
+
+test('a version that was pinned, and may not be read by its id, is read by its ETag', async () => {
+  const { versions, endpoint } = await startVersioned({ denied: true });
+  const { places, storage } = open(['s3://bucket'], endpoint);
+  versions.set('v1', 'first');
+  const location = object('s3://bucket/key');
+  const etag = `"${createHash('md5').update('first').digest('hex')}"`;
+  const pin = { etag, version: 'v1' };
+  expect(await textOf(await storage.get(formatPinned(location, pin)))).toBe('first');
+  expect(await storage.head(formatPinned(location, pin))).toMatchObject({ bytes: 5 });
+  expect(await places.isThere(location, pin)).toBe(true);
+  versions.set('v2', 'second');
+  await expect(storage.get(formatPinned(location, pin))).rejects.toMatchObject({
+    code: 'storage.changed',
+  });
+  expect(await places.isThere(location, pin)).toBe(false);
+});
+
+describe('a look that somebody waits for', () => {
+  test('ends in time, whatever the store does', async () => {
+    await using proxy = await startS3Proxy(server.url, () => 'hang');
+    const { places } = open(['s3://bucket'], proxy.url, { lookMs: 300 });
+    const late = { code: 'storage.unavailable', message: expect.stringContaining('within 0.3 s') };
+    const location = object('s3://bucket/x');
+    await expect(places.look(location)).rejects.toMatchObject(late);
+    await expect(places.isThere(location, { etag: '"x"', version: null })).rejects.toMatchObject(
+      late,
+    );
+    await expect(places.tryWriting(object('s3://bucket/out'))).rejects.toMatchObject(late);
+  });
+
+  test('asks twice at most', async () => {
+    const busy = { status: 503, code: 'SlowDown' };
+    await using proxy = await startS3Proxy(server.url, () => busy);
+    const { places } = open(['s3://bucket'], proxy.url);
+    const folder = located(parseFolderUrl('s3://bucket/out'));
+    await expect(places.tryWriting(folder)).rejects.toMatchObject({ kind: 'Transient' });
+    await expect(places.look(object('s3://bucket/x'))).rejects.toMatchObject({ kind: 'Transient' });
+    expect(proxy.counts()).toEqual({ CreateMultipartUpload: 2, HeadObject: 2 });
+  });
+});
+
+describe('uploads that were begun in allowed folders and never ended', () => {
+  const keys = [
+    'out/batch_1_output.jsonl',
+    'out/deep/batch_1_error.jsonl',
+    'out/.sluice-write-check',
+    'out/batch_1_output.jsonl.gz',
+    'out/backup.tar',
+    'outside/batch_1_output.jsonl',
+  ];
+
+  async function startListing(refusal: number | null = null) {
+    const given: string[] = [];
+    const uploads = keys.map(
+      (key) =>
+        `<Upload><Key>${key}</Key><UploadId>of ${key}</UploadId><Initiated>1970-01-02T00:00:00Z</Initiated></Upload>`,
+    );
+    const http = createServer((request, response) => {
+      const { pathname, searchParams } = new URL(request.url ?? '', 'http://x');
+      if (request.method === 'DELETE') {
+        given.push(`${pathname} ${searchParams.get('uploadId')}`);
+        return void response.writeHead(204).end();
+      }
+      if (refusal !== null) return void response.writeHead(refusal).end();
+      response.writeHead(200, { 'content-type': 'application/xml' });
+      const body = `<ListMultipartUploadsResult>${uploads.join('')}</ListMultipartUploadsResult>`;
+      response.end(`<?xml version="1.0"?>${body}`);
+    }).listen(0, '127.0.0.1');
+    await once(http, 'listening');
+    onTestFinished(() => {
+      http.closeAllConnections();
+      http.close();
+    });
+    const { port } = http.address() as AddressInfo; // a TCP server that listens has one
+    return { given, endpoint: `http://127.0.0.1:${port}` };
+  }
+
+  test('are found where we began them, and given up', async () => {
+    const { given, endpoint } = await startListing();
+    const { storage } = open(['s3://bucket/out'], endpoint);
+    const found: string[] = [];
+    for await (const upload of storage.abandoned(60_000)) {
+      found.push(upload.key);
+      await storage.abandon(upload);
+    }
+    expect(found).toEqual(keys.slice(0, 3).map((key) => `s3://bucket/${key}`));
+    expect(given).toEqual(keys.slice(0, 3).map((key) => `/bucket/${key} of ${key}`));
+  });
+
+  test('are found although another folder’s bucket is gone, which is told', async () => {
+    const { endpoint } = await startListing();
+    const proxy = await startS3Proxy(endpoint, ({ url }) =>
+      url.startsWith('/others') ? { status: 404, code: 'NoSuchBucket' } : 'pass',
+    );
+    onTestFinished(() => proxy[Symbol.asyncDispose]());
+    const { storage } = open(['s3://others/out', 's3://bucket/out'], proxy.url);
+    const found: string[] = [];
+    async function all(): Promise<void> {
+      for await (const { key } of storage.abandoned(60_000)) found.push(key);
+    }
+    await expect(all()).rejects.toMatchObject({ code: 'storage.no_bucket' });
+    expect(found).toHaveLength(3);
+  });
+
+  test('stay where nobody may list them', async () => {
+    const { endpoint } = await startListing(403);
+    const { storage } = open(['s3://bucket/out'], endpoint);
+    for await (const { key } of storage.abandoned(60_000)) expect.fail(key);
   });
 });

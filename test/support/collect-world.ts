@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { claimCensus } from '../../processors/collect-census.ts';
 import { createCollector } from '../../processors/collect.ts';
 import type { CollectDeps, GcReport } from '../../processors/collect.ts';
 import { eraseJob } from '../../processors/erase-job.ts';
@@ -20,6 +21,7 @@ export const HOUR = 3_600_000;
 export const DAY = 24 * HOUR;
 const SHARDS = 3;
 const LINES = 4;
+const PATIENT = { step: async () => undefined, dryRun: false };
 const QUIET = () => undefined;
 const LOG = { debug: QUIET, info: QUIET, warn: QUIET, error: QUIET };
 
@@ -49,7 +51,7 @@ export interface CollectWorld extends AsyncDisposable {
     wish?: { dryRun?: boolean; confirm?: boolean },
     change?: Partial<CollectDeps>,
   ): Promise<GcReport>;
-  /** The sweeper's round for expired files and erasures. */
+  /** The sweeper's round for expired files and erasures, at a time when all that is expired is due. */
   expire(change?: Partial<CollectDeps>): Promise<void>;
   erase(jobId: string, change?: Partial<CollectDeps>): ReturnType<typeof eraseJob>;
   /** Keys of all objects, sorted, without what collectors keep. */
@@ -58,11 +60,12 @@ export interface CollectWorld extends AsyncDisposable {
   keys(part: string): Promise<string[]>;
 }
 
-/** `given`: a storage of the caller's, instead of a folder. */
+/** `given`: a storage of the caller's, instead of a folder. `isNew`: it was never collected, nor claimed. */
 export async function openCollectWorld({
   redis = connectTo('redis'),
   given,
-}: { redis?: Client; given?: Storage } = {}): Promise<CollectWorld> {
+  isNew = false,
+}: { redis?: Client; given?: Storage; isNew?: boolean } = {}): Promise<CollectWorld> {
   const folder = await mkdtemp(join(tmpdir(), 'sluice-collect-'));
   const namespace = `test-${randomUUID()}`;
   const store = createStore({ redis, namespace });
@@ -102,10 +105,12 @@ export async function openCollectWorld({
       return report;
     },
     async expire(change = {}) {
+      const index = `${namespace}:file-expiry`;
+      for (const id of await redis.zrange(index, '0', '-1')) await redis.zadd(index, 1, id);
       await createExpiry('test', { ...world.deps, ...change, graceMs: 0 }).round();
     },
     erase: (jobId, change = {}) =>
-      eraseJob(jobId, { withFiles: true }, { ...world.deps, ...change }),
+      eraseJob(jobId, { withFiles: true }, { ...world.deps, ...change }, PATIENT),
     async objects() {
       const keys: string[] = [];
       for await (const key of storage.list('')) if (!/^(?:gc|identity)\b/.test(key)) keys.push(key);
@@ -117,6 +122,9 @@ export async function openCollectWorld({
       await rm(folder, { recursive: true, force: true });
     },
   };
+  if (isNew) return world;
+  await claimCensus(world.deps);
+  await world.collect();
   return world;
 }
 
@@ -197,6 +205,7 @@ async function finishJob(
     await storage.put(manifestKey(jobId), [Buffer.from('{}')]);
   }
   await store.jobs.move(await world.job(jobId), outcome, { set });
+  await store.webhooks.told(jobId);
   for (const each of await store.provisions.ofJob(jobId)) {
     const releasing = await store.provisions.move(each, 'releasing');
     if (releasing === 'stale') continue;

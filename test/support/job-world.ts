@@ -197,6 +197,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
     now: () => 10_000,
     failedTries: createFailedTries(),
     version: '1.2.3',
+    scanModel: () => null,
     log: { debug() {}, info() {}, warn() {}, error() {} },
   });
 

@@ -1,3 +1,3 @@
-/** From here on the clock of this process is two hours ahead: what was written a moment ago is old to it. */
+/** From here on the clock of this process is eight hours ahead: what was written a moment ago is old to it. */
 const now = Date.now;
-Date.now = () => now() + 2 * 3_600_000;
+Date.now = () => now() + 8 * 3_600_000;

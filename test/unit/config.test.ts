@@ -108,7 +108,7 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
   segmentKeep: { values: ['never', '-1h', '1w', '36501d'], allowed: 'such as 90s, 15m, 24h' },
   fileRetention: { values: ['59s', '0', 'Never', '36501d'], allowed: 'never, or a time' },
   jobRetention: { values: ['59s', 'ever'], allowed: 'never, or a time' },
-  orphanAge: { values: ['59m', 'never'], allowed: 'at least 3600 s' },
+  orphanAge: { values: ['6h', 'never'], allowed: 'at least 25200 s' },
   gcInterval: { values: ['999ms', 'never', '1d'], allowed: 'at least 1000 ms' },
   shutdownGrace: { values: ['5', 'soon'], allowed: '500ms, 10s, 15m or 2h' },
 };
@@ -160,7 +160,7 @@ describe('values', () => {
     ['SEGMENT_KEEP', '0s', 'segmentKeep', 0],
     ['FILE_RETENTION', 'never', 'fileRetention', null],
     ['JOB_RETENTION', '30d', 'jobRetention', 30 * 86_400_000],
-    ['ORPHAN_AGE', '1h', 'orphanAge', 3_600_000],
+    ['ORPHAN_AGE', '7h', 'orphanAge', 25_200_000],
     ['ALLOWED_BUCKETS', ',', 'allowedBuckets', []],
     ['REQUEST_TIMEOUT', '2h', 'requestTimeout', 7_200_000],
   ];

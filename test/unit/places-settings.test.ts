@@ -2,6 +2,13 @@ import { describe, expect, test } from 'vitest';
 import { loadSettings } from '../../config/load.ts';
 
 const S3 = { S3_ENDPOINT: 'http://127.0.0.1:9000' };
+/** The store of S3_ENDPOINT is TOS, inside of its cloud, by the protocol of S3. */
+const TWINS = {
+  S3_ENDPOINT: 'https://tos-s3-cn-beijing.ivolces.com',
+  TOS_ENDPOINT: 'https://tos-cn-beijing.volces.com',
+  TOS_ACCESS_KEY: 'k',
+  TOS_SECRET_KEY: 's',
+};
 const TOS = { TOS_REGION: 'cn-beijing', TOS_ACCESS_KEY: 'k', TOS_SECRET_KEY: 's' };
 
 test('ALLOWED_BUCKETS names folders, with or without a slash at their end', () => {
@@ -35,6 +42,13 @@ describe('ALLOWED_BUCKETS is refused', () => {
     [{ ...OWN, ALLOWED_BUCKETS: 's3://own/live/sluice/files/' }, 'its own files'],
     [{ ...S3, S3_BUCKET: 'own', ALLOWED_BUCKETS: 's3://own/data/' }, 'S3_PREFIX'],
     [{ ...TOS, TOS_BUCKET: 'own', ALLOWED_BUCKETS: 'tos://own/data/' }, 'TOS_PREFIX'],
+    [{ ...S3, AWS_SECRET_ACCESS_KEY: 's', ALLOWED_BUCKETS: 's3://bucket/' }, 'belong together'],
+    [{ ...S3, AWS_ACCESS_KEY_ID: 'k', ALLOWED_BUCKETS: 's3://bucket/' }, 'belong together'],
+    [{ ...TWINS, S3_BUCKET: 'own', ALLOWED_BUCKETS: 'tos://own/data/' }, 'its own files'],
+    [
+      { ...TWINS, STORAGE_TYPE: 'TOS', TOS_BUCKET: 'own', ALLOWED_BUCKETS: 's3://own/' },
+      'its own files',
+    ],
   ] as const)('%o: %s', ([environment, word]) => {
     expect(() => loadSettings(environment)).toThrow(/^One setting is wrong:\n {2}ALLOWED_BUCKETS/);
     expect(() => loadSettings(environment)).toThrow(word);

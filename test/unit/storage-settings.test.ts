@@ -1,9 +1,10 @@
+import { Readable } from 'node:stream';
 import { describe, expect, test } from 'vitest';
 import { loadSettings } from '../../config/load.ts';
 import { SluiceError } from '../../src/domain/errors.ts';
 import { describeStorage, storageSettings } from '../../src/main/storage-settings.ts';
 import { elect } from '../../src/storage/s3-identity.ts';
-import { MOST_PARTS, mostBytes, partBytes } from '../../src/storage/s3-parts.ts';
+import { gatherParts, MOST_PARTS, mostBytes, partBytes } from '../../src/storage/s3-parts.ts';
 import { s3Options } from '../../src/storage/s3-target.ts';
 import { tosOptions } from '../../src/storage/tos.ts';
 
@@ -64,6 +65,42 @@ describe('what does not fit together is refused with the mend', () => {
 
   test('but not where it is not used', () => {
     expect(storageOf({ STORAGE_TYPE: 'LOCAL', S3_BUCKET: 'bucket' }).type).toBe('LOCAL');
+  });
+});
+
+describe('keys of several owners are not mixed', () => {
+  const bucket = { S3_BUCKET: 'bucket', S3_ENDPOINT: 'http://minio:9000' };
+  const ours = { STORAGE_AWS_ACCESS_KEY_ID: 'id', STORAGE_AWS_SECRET_ACCESS_KEY: 'hunter2' };
+  const credentials = { accessKeyId: 'id', secretAccessKey: 'hunter2' };
+
+  function keysOf(environment: Record<string, string>) {
+    const settings = storageOf(environment);
+    return settings.type === 'LOCAL' ? null : settings.credentials;
+  }
+
+  test('a token or secret of the environment does not join another id', () => {
+    const theirs = { AWS_SESSION_TOKEN: 'token', AWS_SECRET_ACCESS_KEY: 'theirs' };
+    expect(keysOf({ ...bucket, ...ours, ...theirs })).toEqual(credentials);
+    expect(keysOf({ ...bucket, ...ours, ...theirs, AWS_ACCESS_KEY_ID: ' ' })).toEqual(credentials);
+    const whole = { ...theirs, AWS_ACCESS_KEY_ID: 'them' };
+    expect(keysOf({ ...bucket, ...ours, ...whole })).toEqual({
+      accessKeyId: 'them',
+      secretAccessKey: 'theirs',
+      sessionToken: 'token',
+    });
+    const tos = {
+      TOS_BUCKET: 'bucket',
+      TOS_REGION: 'cn-x',
+      STORAGE_TOS_ACCESS_KEY: 'id',
+      STORAGE_TOS_SECRET_KEY: 'hunter2',
+      TOS_SECRET_KEY: 'theirs',
+    };
+    expect(keysOf(tos)).toEqual(credentials);
+  });
+
+  test('half a pair is refused, whatever lies beside it', () => {
+    const half = { ...bucket, AWS_ACCESS_KEY_ID: 'them', STORAGE_AWS_SECRET_ACCESS_KEY: 'hunter2' };
+    expect(refusal(half)).toContain('belong together');
   });
 });
 
@@ -202,6 +239,19 @@ describe('parts', () => {
     }
     expect(sum).toBe(mostBytes(sizes));
     expect([1, 1_000, 1_001, 2_001].map((n) => partBytes(n, sizes) / MIB)).toEqual([8, 8, 16, 32]);
+  });
+
+  test('hold a whole segment each, which is one request so', async () => {
+    const settings = storageOf({ S3_BUCKET: 'bucket', S3_ENDPOINT: 'minio:9000' });
+    if (settings.type !== 'S3') throw new Error('no S3');
+    const sizes = { first: settings.partBytes ?? 0, isEqual: false };
+    // Closed at 8 MiB, with the answer that filled it and a header of 9 bytes for each of 200.
+    const answers = Math.ceil((8 * MIB) / 200);
+    const chunks = [Buffer.alloc(answers * 209), Buffer.alloc(512 * 1024)];
+    const found: boolean[] = [];
+    for await (const { isLast } of gatherParts(Readable.from(chunks), sizes, []))
+      found.push(isLast);
+    expect(found).toEqual([true]);
   });
 
   test('are of one size where they have to be', () => {

@@ -117,6 +117,14 @@ describe('a job whose answers are lost when its files are written', () => {
     expect(here.notes).toEqual(['The output files cannot be written: not now (storage.down)']);
   });
 
+  test('does not tell what a store says of itself', async () => {
+    const here = damaged();
+    const cause = new Error('arn:aws:iam::123456789012:user/ops is not authorized');
+    here.deps.assemble = failing(transient('storage.denied', 'may not', { cause }));
+    await deliver(here);
+    expect(here.notes).toEqual(['The output files cannot be written: may not (storage.denied)']);
+  });
+
   test('strikes nothing that can be read after all, and says why it stands', async () => {
     const here = damaged();
     here.deps.findLost = async function* findLost() {};
@@ -157,5 +165,41 @@ describe('a job whose answers are lost when its files are written', () => {
     await deliver(here);
     expect(here.calls).toEqual([]);
     expect(here.notes).toEqual(['The output files cannot be written: no room left (storage.full)']);
+  });
+});
+
+describe('a job whose answers are lost, and whose input somebody has replaced', () => {
+  const changed = permanent('storage.changed', 'another object lies there now');
+
+  function replaced() {
+    const here = damaged();
+    const inputLocation = 's3://bucket/input.jsonl?etag=%22x%22';
+    here.job.options = { ...here.job.options, inputLocation };
+    here.deps.storage.head = async (key) => {
+      if (key === inputLocation) throw changed;
+      return { bytes: 0, modifiedAt: 0 };
+    };
+    return here;
+  }
+
+  test('strikes out what is lost', async () => {
+    const here = replaced();
+    await deliver(here);
+    expect(here.notes).toEqual([]);
+    expect(here.calls).toEqual([expect.stringContaining('strike 0'), 'forget seg']);
+  });
+
+  test('strikes it out where the input was missed first', async () => {
+    const here = replaced();
+    here.job.outcome = 'cancelled';
+    const isDamaged = here.deps.assemble;
+    let tries = 0;
+    here.deps.assemble = (...args) => {
+      tries += 1;
+      return tries === 1 ? failing(changed)(...args) : isDamaged(...args);
+    };
+    await deliver(here);
+    expect(here.notes).toEqual([]);
+    expect(here.calls).toEqual([expect.stringContaining('strike 0'), 'forget seg']);
   });
 });

@@ -58,18 +58,26 @@ function manifestOf(job: MadeJob): Manifest {
   };
 }
 
-/** The names of the checks that fail, and what is said of the requests. */
-async function wrongOf(change: (files: Files, manifest: Manifest) => void) {
+async function checksOf(change: (files: Files, manifest: Manifest) => void) {
   const job = makeJob(LINES, 10);
   const files: Files = { input: job.input.toString(), output: job.output, error: job.error };
   const manifest = manifestOf(job);
   change(files, manifest);
   const open = (text: string | null) => (text === null ? null : Readable.from([Buffer.from(text)]));
-  const checks = await checkFiles(manifest, {
+  return checkFiles(manifest, {
     input: open(files.input),
     output: open(files.output),
     error: open(files.error),
   });
+}
+
+async function detailOf(name: string, change: (files: Files, manifest: Manifest) => void) {
+  return (await checksOf(change)).find((check) => check.name === name)?.detail;
+}
+
+/** The names of the checks that fail, and what is said of the requests. */
+async function wrongOf(change: (files: Files, manifest: Manifest) => void) {
+  const checks = await checksOf(change);
   const requests = checks.find(({ name }) => name === 'requests')?.detail;
   return { wrong: checks.filter(({ ok }) => !ok).map(({ name }) => name), requests };
 }
@@ -183,6 +191,15 @@ const cases: [string, (files: Files, manifest: Manifest) => void, string[], stri
     'request 2 has no answer at its place: next is output line 2 (request 3), or error line 1 (request 5)',
   ],
   [
+    'a request that is in no file, of which the manifest knows nothing',
+    (files) => {
+      files.input = null;
+      files.error = edited(files.error, (all) => all.slice(0, -1));
+    },
+    ['input', 'error', 'requests', 'status codes', 'counts'],
+    'request 59 has no answer at its place: next is output line 40 (request 60)',
+  ],
+  [
     'a manifest that counts otherwise',
     (_files, manifest) => (manifest.request_counts = { total: 60, completed: 41, failed: 19 }),
     ['counts'],
@@ -192,4 +209,30 @@ const cases: [string, (files: Files, manifest: Manifest) => void, string[], stri
 
 test.for(cases)('%s is told', async ([, change, wrong, requests]) => {
   expect(await wrongOf(change)).toEqual({ wrong, requests });
+});
+
+test('requests that no file has, because the input was changed, are a fact, and no fault', async () => {
+  const job = makeJob(LINES, 10);
+  const kept = lines(job.error).filter((line) => !line.includes('"response":null'));
+  const error = edited(job.error, () => kept);
+  const unnamed = 20 - kept.length;
+  expect(unnamed).toBe(10);
+  function change(files: Files, manifest: Manifest): void {
+    files.input = null;
+    files.error = error;
+    manifest.error = fileOf('error', error, kept.length);
+    manifest.status_codes = manifest.status_codes.slice(0, 2);
+  }
+  expect(await wrongOf(change)).toEqual({
+    wrong: ['input'],
+    requests: 'each of 50 is in one of the files once, by its number, since the input is gone',
+  });
+  const leftOut = `${unnamed} requests failed and are in no file: the input that names them was changed`;
+  expect(await detailOf('left out', change)).toBe(leftOut);
+  // One more than the manifest says.
+  const { wrong } = await wrongOf((files, manifest) => {
+    change(files, manifest);
+    files.output = edited(files.output, (all) => all.toSpliced(0, 1));
+  });
+  expect(wrong).toEqual(['input', 'output', 'requests', 'status codes', 'counts']);
 });

@@ -15,29 +15,39 @@ export const MOST_CONVERTED = 8;
 const AGAIN_MS = 2_000;
 const BUFFER_BYTES = 256 * 1024;
 
-/** Conversions that go on at one place. */
+/** Conversions that go on in this process. */
 export interface ConversionSlots {
   taken: number;
 }
 
-/** Throws `too_many_readers` (Transient) where there are as many conversions as may be at once. */
-export function checkSlots({ taken }: ConversionSlots): void {
-  if (taken < MOST_CONVERTED) return;
-  const message =
-    `This server is converting ${MOST_CONVERTED} downloads already: ` +
-    'try again later, or leave format, merge and gzip out.';
-  throw transient('too_many_readers', message, { retryAfterMs: AGAIN_MS });
+/**
+ * Takes a slot, and returns what gives it back; to be called before anything is awaited or opened, since many may come
+ * at once. Throws `too_many_readers` (Transient) where there are as many conversions as may be at once.
+ */
+export function takeSlot(slots: ConversionSlots): () => void {
+  if (slots.taken >= MOST_CONVERTED) {
+    const message =
+      `This server is converting ${MOST_CONVERTED} downloads already: ` +
+      'try again later, or leave format, merge and gzip out.';
+    throw transient('too_many_readers', message, { retryAfterMs: AGAIN_MS });
+  }
+  slots.taken += 1;
+  let isTaken = true;
+  return function free() {
+    if (isTaken) slots.taken -= 1;
+    isTaken = false;
+  };
 }
 
 /**
  * The lines of an output or error file in the form that was asked for; `input` is the file that they are merged with.
- * It takes a slot until it is closed. What breaks in a source breaks it, never just ends it, and who destroys it ends
+ * It calls `onClose` when it is closed. What breaks in a source breaks it, never just ends it, and who destroys it ends
  * them.
  */
 export function convert(
   sources: { answers: Readable; input: Readable | null },
   conversion: Conversion,
-  slots: ConversionSlots,
+  onClose: () => void,
 ): Readable {
   const { answers, input } = sources;
   const both = input === null ? [answers] : [answers, input];
@@ -46,9 +56,8 @@ export function convert(
   const rewritten = isRewritten(conversion)
     ? streamOf(bytesOf(itemsOf(answers, input), conversion))
     : answers;
-  slots.taken += 1;
   rewritten.once('close', () => {
-    slots.taken -= 1;
+    onClose();
     for (const source of both) source.destroy();
   });
   return conversion.isGzip ? gzipped(rewritten) : rewritten;

@@ -11,7 +11,7 @@ import { acceptsGzip } from '../encoding.ts';
 import { isKnown } from '../etag.ts';
 import type { ApiContext } from '../routes.ts';
 import { cutWhenUnread, streamBody } from '../stream-body.ts';
-import { checkSlots, convert, gzipped } from './convert.ts';
+import { convert, gzipped, takeSlot } from './convert.ts';
 import type { ConversionSlots } from './convert.ts';
 import { convertedName, convertedType, isRewritten } from './query.ts';
 import type { Conversion } from './query.ts';
@@ -43,17 +43,22 @@ export async function sendConverted(
   const etag = `"${file.sha256}.${form}"`;
   const headers = { ...headersOf(c, file.filename, conversion), ETag: `W/${etag}` };
   if (isKnown(c, etag)) return c.body(null, 304, { ETag: `W/${etag}`, Vary: 'Accept-Encoding' });
-  const input = isMerged && job !== null ? await openInput(job, deps) : null;
+  const isHead = c.req.method === 'HEAD';
+  if (isHead && !isMerged) return c.body(null, 200, headers);
+  const free = takeSlot(deps.slots);
+  let input: Readable | null = null;
   try {
-    if (c.req.method === 'HEAD') {
+    if (isMerged && job !== null) input = await openInput(job, deps);
+    if (isHead) {
       input?.destroy();
+      free();
       return c.body(null, 200, headers);
     }
-    checkSlots(deps.slots);
     const answers = await deps.storage.get(contentKey(file));
-    return bodyOf(c, convert({ answers, input }, conversion, deps.slots), headers);
+    return bodyOf(c, convert({ answers, input }, conversion, free), headers);
   } catch (error) {
     input?.destroy();
+    free();
     throw error;
   }
 }
@@ -69,12 +74,14 @@ export async function sendConvertedStream(
   const { filename, conversion } = wish;
   const headers = { ...headersOf(c, filename, conversion), ...wish.headers };
   if (c.req.method === 'HEAD') return c.body(null, 200, headers);
-  checkSlots(deps.slots);
-  const input = conversion.isMerged ? await openInput(job, deps) : null;
+  const free = takeSlot(deps.slots);
+  let input: Readable | null = null;
   try {
-    return bodyOf(c, convert({ answers: open(), input }, conversion, deps.slots), headers);
+    if (conversion.isMerged) input = await openInput(job, deps);
+    return bodyOf(c, convert({ answers: open(), input }, conversion, free), headers);
   } catch (error) {
     input?.destroy();
+    free();
     throw error;
   }
 }

@@ -65,6 +65,7 @@ export const jobDocs: Docs = {
         'was to be told of it to webhooks, and answers kept under an `Idempotency-Key`. Its input goes as well, unless ' +
         'another job has it as its input. Files in a bucket of your own stay, and so do old versions in a bucket that keeps ' +
         'versions. A job that is not over is refused with `job_not_over`: cancel it first; one whose failed lines another job is just about to read with `job_in_use`. ' +
+        'Nobody sees the job, or what it wrote, from the answer on; bytes go in the background within seconds, those of its input some minutes later. ' +
         'For a month no job gets its id, and deleting it again answers the same.',
       answer: {
         description: 'It is gone.',

@@ -45,7 +45,7 @@ export const manifestSchema = v.object({
       }),
     ),
     v.description(
-      'With the provisions that the engine was, one after the other. Null: no engine answered, or it is not on record which.',
+      '`engine-1` is the first that the job had; with the provisions that it was, one after the other. Null: no engine answered, or it is not on record which.',
     ),
   ),
   usage: v.object({
@@ -88,7 +88,7 @@ const example: Manifest = {
   models: [{ model: 'llama-3', completed: 1, failed: 0 }],
   engines: [
     {
-      engine: 'http://localhost:8000',
+      engine: 'engine-1',
       provider: 'static',
       provision_ids: ['prov_example_0_0'],
       completed: 1,

@@ -37,12 +37,12 @@ async function sendBytes(
   file: FileRecord,
   { storage }: ConvertDeps,
 ): Promise<Response> {
-  const strong = `"${file.sha256}"`;
+  const strong = etagOf(file);
   // A range is of the bytes themselves: who asks for one gets no compressed ones, whole or in part.
   const range = rangeOf(c, file.bytes, strong);
   const isGzip = range === null && file.bytes >= LEAST_GZIP_BYTES && acceptsGzip(c);
   const shared = {
-    ETag: isGzip ? `W/${strong}` : strong,
+    ...etagHeader(strong, isGzip),
     Vary: 'Accept-Encoding',
     'Accept-Ranges': 'bytes',
   };
@@ -65,6 +65,16 @@ async function sendBytes(
   return c.body(body, range === null ? 200 : 206, headers);
 }
 
+/** Null while nobody knows the digest: a file in a bucket of the user's is read first when its job is planned. */
+function etagOf({ sha256 }: FileRecord): string | null {
+  return sha256 === '' ? null : `"${sha256}"`;
+}
+
+function etagHeader(strong: string | null, isGzip: boolean): { ETag?: string } {
+  if (strong === null) return {};
+  return { ETag: isGzip ? `W/${strong}` : strong };
+}
+
 /** `bytes`: how many the stream has; null where they are to be compressed. */
 function bodyOf(c: ApiContext, file: FileRecord, stream: Readable, bytes: number | null) {
   const source = bytes === null ? gzipped(stream) : stream;
@@ -80,7 +90,7 @@ function contentType({ purpose, mimeType }: FileRecord): string {
 }
 
 /** What a request asks of `bytes`, end excluded; null for the whole, which also answers a header that makes no sense. */
-function rangeOf(c: ApiContext, bytes: number, etag: string): Range {
+function rangeOf(c: ApiContext, bytes: number, etag: string | null): Range {
   // A weak tag, or a date, says nothing about single bytes.
   const condition = c.req.header('if-range') ?? etag;
   const [, first, last] = /^bytes=\s*(\d*)-(\d*)\s*$/i.exec(askedRange(c) ?? '') ?? [];

@@ -7,6 +7,7 @@ import type { JobRecord } from '../../domain/job.ts';
 import type { Storage } from '../../storage/contract.ts';
 import type { Files } from '../../store/files.ts';
 import { parse } from '../body.ts';
+import type { ConversionSlots } from '../convert/convert.ts';
 import { isFileId, randomText } from '../ids.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Handler, Route } from '../routes.ts';
@@ -30,8 +31,8 @@ export interface FilesDeps {
 type FileHandlers = Record<'upload' | 'list' | 'get' | 'content' | 'remove', Handler>;
 
 /** OpenAI's Files interface, under both of the paths that it has here. */
-export function fileRoutes(deps: FilesDeps): Route[] {
-  const { upload, list, get, content, remove } = fileHandlers(deps);
+export function fileRoutes(deps: FilesDeps, slots: ConversionSlots): Route[] {
+  const { upload, list, get, content, remove } = fileHandlers(deps, slots);
   return [
     { path: '/v1/files', get: list, post: upload },
     { path: '/v1/files/:id', get, delete: remove },
@@ -44,8 +45,7 @@ export function fileRoutes(deps: FilesDeps): Route[] {
   ];
 }
 
-function fileHandlers(deps: FilesDeps): FileHandlers {
-  const slots = { taken: 0 };
+function fileHandlers(deps: FilesDeps, slots: ConversionSlots): FileHandlers {
   return {
     upload: (c) => upload(c, deps),
     list: (c) => list(c, deps),
