@@ -19,7 +19,7 @@ import { damagedPart, orLost, readEntries } from './segments.ts';
 const SHARD_BYTES = 8 * 1024 * 1024;
 const LEAST_WINDOW = 16 * 1024;
 /** How far fetching is ahead of merging, so that a store's latency is paid once and not once a shard. */
-const AHEAD_BYTES = 16 * 1024 * 1024;
+const AHEAD_BYTES = 8 * 1024 * 1024;
 const AHEAD_SHARDS = 16;
 
 export interface AssemblyOptions {
@@ -29,7 +29,7 @@ export interface AssemblyOptions {
   undone: { code: string; message: string } | null;
   /** Where it is given, the error file says of unanswered bad lines what is wrong with them. */
   rules?: PlannedRules;
-  /** How many bytes are fetched ahead of the shard that is merged; 16 MiB unless given. */
+  /** How many bytes are fetched ahead of the shard that is merged; 8 MiB unless given. */
   aheadBytes?: number;
   /** Hears of each line that is written, newline included, in the order of its file. */
   onLine?: (kind: Answer['kind'], line: Buffer) => void;

@@ -82,7 +82,7 @@ test('SEGMENT_KEEP and GC_INTERVAL: the sweeper removes segments of jobs that ar
     () =>
       sluice.logs().some(({ msg, kinds }) => {
         const text = JSON.stringify(kinds ?? {});
-        return msg === 'collected what is over' && text.includes('"segments":{"count":1');
+        return msg === 'collected what is over' && /"segments":\{"count":[1-9]/.test(text);
       }),
     { what: 'the report' },
   );
