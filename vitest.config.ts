@@ -14,7 +14,7 @@ const withRedis = { ...patient, globalSetup: ['test/support/global-setup.ts'] };
 export default defineConfig({
   test: {
     // One more than the smallest machine has cores: end-to-end tests wait more than they work.
-    maxWorkers: 4,
+    maxWorkers: 3,
     // As the launcher starts Node: Maglev shares numbers between objects, and crashes under load.
     execArgv: ['--no-maglev'],
     projects: [

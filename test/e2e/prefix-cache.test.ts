@@ -38,6 +38,7 @@ test('lines that begin alike are asked one after the other, so that prefix cache
   const hits = counts.reduce((sum, { prefix_cache: cache }) => sum + cache.hits, 0);
   const queries = counts.reduce((sum, { prefix_cache: cache }) => sum + cache.queries, 0);
   say(`prefix caches hit ${((100 * hits) / queries).toFixed(1)} % of ${queries} tokens`);
-  expect(hits / queries).toBeGreaterThan(0.8);
+  // 0.91 where nothing else runs. A busy machine reads more slowly than lines are waited for; unordered it would be 0.
+  expect(hits / queries).toBeGreaterThan(0.6);
   for (const { requests } of counts) expect(requests).toBeGreaterThan(LINES / 5);
 }, 150_000);

@@ -130,7 +130,7 @@ describe('requests per second', () => {
   });
 });
 
-describe('tokens per minute', () => {
+describe.concurrent('tokens per minute', () => {
   const RATE = 600;
   const limits = [
     { name: 'client.tokens_per_minute', client: { tokens_per_minute: RATE * 60 }, env: {} },
