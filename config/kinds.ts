@@ -18,7 +18,13 @@ export interface Setting<S extends v.GenericSchema<string | undefined, unknown>>
 }
 
 const UNITS: Record<string, number> = { '': 1, KiB: 2 ** 10, MiB: 2 ** 20, GiB: 2 ** 30 };
-const DURATIONS: Record<string, number> = { ms: 1, s: 1_000, m: 60_000, h: 3_600_000 };
+const DURATIONS: Record<string, number> = {
+  ms: 1,
+  s: 1_000,
+  m: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+};
 
 export const text = v.string();
 
@@ -60,15 +66,18 @@ export function bytes(min: number) {
   );
 }
 
+/** ms of a whole number and its unit. */
+export function inMs(value: string): number {
+  return Number.parseInt(value, 10) * (DURATIONS[value.replace(/^\d+/, '')] ?? 1);
+}
+
 /** A duration with its unit, as ms. */
 export function duration(minMs: number) {
   const message = `must be a duration of at least ${minMs} ms, such as 500ms, 10s, 15m or 2h`;
   return v.pipe(
     text,
     v.regex(/^\d+(ms|s|m|h)$/, message),
-    v.transform(
-      (value) => Number.parseInt(value, 10) * (DURATIONS[value.replace(/^\d+/, '')] ?? 1),
-    ),
+    v.transform(inMs),
     v.minValue(minMs, message),
     v.maxValue(2 ** 31 - 1, message),
   );

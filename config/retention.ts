@@ -1,12 +1,7 @@
 import * as v from 'valibot';
-import { duration, text } from './kinds.ts';
+import { duration, inMs, text } from './kinds.ts';
 
-const UNITS: Record<string, number> = { s: 1_000, m: 60_000, h: 3_600_000, d: 86_400_000 };
 const MOST_DAYS = 36_500;
-
-function parse(value: string): number {
-  return Number.parseInt(value, 10) * (UNITS[value.slice(-1)] ?? 1);
-}
 
 /** A time that may be longer than a timer's, from `minMs` on. */
 function age(minMs: number) {
@@ -14,7 +9,7 @@ function age(minMs: number) {
   return v.pipe(
     text,
     v.regex(/^\d+[smhd]$/, message),
-    v.transform(parse),
+    v.transform(inMs),
     v.minValue(minMs, message),
     v.maxValue(MOST_DAYS * 86_400_000, message),
   );
@@ -26,7 +21,7 @@ function retention() {
   return v.pipe(
     text,
     v.regex(/^(?:never|\d+[smhd])$/, message),
-    v.transform((value) => (value === 'never' ? null : parse(value))),
+    v.transform((value) => (value === 'never' ? null : inMs(value))),
     v.nullable(
       v.pipe(v.number(), v.minValue(60_000, message), v.maxValue(MOST_DAYS * 86_400_000, message)),
     ),

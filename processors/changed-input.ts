@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto';
 import { Readable } from 'node:stream';
-import { shownError, SluiceError } from '../src/domain/errors.ts';
+import { isChangedObject, shownError, SluiceError } from '../src/domain/errors.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
 import { fileKey, inputKey } from '../src/domain/file.ts';
 import type { Deps } from './deps.ts';
@@ -9,16 +9,9 @@ import { stopJob } from './settle.ts';
 /** The code of a job's error. */
 const CHANGED = 'input.changed';
 
-/** Storage's word for an object that is another one now than the one that was recorded. */
-export function isChange(error: unknown): boolean {
-  return (
-    error instanceof SluiceError && error.code === 'storage.changed' && error.kind === 'Permanent'
-  );
-}
-
 /** What a job fails for that could not read its input. */
 export function inputError(error: SluiceError): Omit<JobError, 'param'> {
-  if (isChange(error)) return { code: CHANGED, message: error.message, line: null };
+  if (isChangedObject(error)) return { code: CHANGED, message: error.message, line: null };
   return { code: error.code, message: shownError(error), line: null };
 }
 
@@ -29,7 +22,7 @@ async function findChange(job: JobRecord, deps: Pick<Deps, 'storage'>): Promise<
     await deps.storage.head(inputKey(job));
     return null;
   } catch (error) {
-    if (!(error instanceof SluiceError) || !isChange(error)) throw error;
+    if (!(error instanceof SluiceError) || !isChangedObject(error)) throw error;
     return { ...inputError(error), param: 'input_file_id' };
   }
 }
@@ -39,7 +32,7 @@ async function findChange(job: JobRecord, deps: Pick<Deps, 'storage'>): Promise<
  * versions must never be mixed, and the first one is gone for good. False where the error says something else.
  */
 export async function stopIfChanged(jobId: string, error: unknown, deps: Deps): Promise<boolean> {
-  if (!isChange(error)) return false;
+  if (!isChangedObject(error)) return false;
   const job = await deps.store.jobs.get(jobId);
   const change = job === null ? null : await findChange(job, deps);
   if (change === null) return false;
@@ -62,7 +55,7 @@ export async function withoutInput(
   failure: unknown,
   deps: Pick<Deps, 'storage'>,
 ): Promise<JobRecord | null> {
-  if (!isChange(failure) || lacksInput(job)) return null;
+  if (!isChangedObject(failure) || lacksInput(job)) return null;
   const change = await findChange(job, deps);
   if (change === null) return null;
   const outcome = job.outcome === 'completed' ? 'failed' : job.outcome;

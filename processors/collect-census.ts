@@ -1,3 +1,4 @@
+import { text } from 'node:stream/consumers';
 import { SluiceError } from '../src/domain/errors.ts';
 import { CENSUS_KEY } from '../src/domain/object-owner.ts';
 import type { Storage } from '../src/storage/contract.ts';
@@ -86,9 +87,7 @@ async function writeCensus(
 
 async function readCensus(storage: CensusDeps['storage']): Promise<Census | null> {
   try {
-    const chunks: Uint8Array[] = [];
-    for await (const chunk of await storage.get(CENSUS_KEY)) chunks.push(chunk);
-    return parseCensus(Buffer.concat(chunks).toString());
+    return parseCensus(await text(await storage.get(CENSUS_KEY)));
   } catch (error) {
     if (error instanceof SluiceError && error.kind === 'NotFound') return null;
     throw error;
@@ -96,8 +95,8 @@ async function readCensus(storage: CensusDeps['storage']): Promise<Census | null
 }
 
 /** What cannot be read is nobody's: then only a person may say that the records are right. */
-function parseCensus(text: string): Census {
+function parseCensus(written: string): Census {
   const [, id = '', round = '0', doubt = null] =
-    /^\{"id":"([^"]+)","round":(\d+)(?:,"doubt":"([^"]+)")?\}/.exec(text) ?? [];
+    /^\{"id":"([^"]+)","round":(\d+)(?:,"doubt":"([^"]+)")?\}/.exec(written) ?? [];
   return { id, round: Number(round), doubt };
 }

@@ -1,8 +1,7 @@
-import { SluiceError, transient } from '../src/domain/errors.ts';
+import { isChangedObject, SluiceError, transient } from '../src/domain/errors.ts';
 import { fileKey, inputKey, segmentKey } from '../src/domain/file.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { LostParts } from '../src/domain/segment.ts';
-import { isChange } from './changed-input.ts';
 import type { Deps } from './deps.ts';
 import { fillLeftSlots, settle } from './settle.ts';
 
@@ -58,7 +57,7 @@ async function isThere(key: string, { storage }: Deps): Promise<boolean> {
   try {
     return (await storage.head(key)) !== null;
   } catch (error) {
-    if (isChange(error)) return true;
+    if (isChangedObject(error)) return true;
     throw error;
   }
 }

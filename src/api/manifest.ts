@@ -1,3 +1,4 @@
+import { buffer } from 'node:stream/consumers';
 import * as v from 'valibot';
 import { SluiceError, notFound } from '../domain/errors.ts';
 import { manifestKey } from '../domain/file.ts';
@@ -60,9 +61,7 @@ function isOf(job: JobRecord, text: string): boolean {
 
 async function read(job: JobRecord, { storage }: ManifestDeps): Promise<Buffer | null> {
   try {
-    const chunks: Buffer[] = [];
-    for await (const chunk of await storage.get(manifestKey(job.id))) chunks.push(chunk);
-    const bytes = Buffer.concat(chunks);
+    const bytes = await buffer(await storage.get(manifestKey(job.id)));
     return isOf(job, bytes.toString()) ? bytes : null;
   } catch (error) {
     if (error instanceof SluiceError && error.kind === 'NotFound') return null;

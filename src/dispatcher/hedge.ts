@@ -3,6 +3,7 @@ import type { Clock } from './clock.ts';
 import { onAbort } from './on-abort.ts';
 import type { Engine } from './engine.ts';
 import type { Room, Wish } from './room.ts';
+import { Roster } from './roster.ts';
 
 /** Who looks after lines that may be asked a second time. */
 export interface Looks {
@@ -14,7 +15,7 @@ const LOOK_MS = 250;
 
 /** One timer for all lines of a process: a timer of its own for each would cost more than stragglers do. */
 export function createLooks(clock: Clock): Looks {
-  const looking = new Set<() => void>();
+  const looking = new Roster<() => void>();
   let isRunning = false;
 
   function run(): void {
@@ -23,18 +24,16 @@ export function createLooks(clock: Clock): Looks {
   }
 
   function lookAll(): void {
-    for (const look of looking) look();
+    looking.each((look) => look());
     if (looking.size > 0) run();
     else isRunning = false;
   }
 
   return {
     follow(look) {
-      looking.add(look);
+      const seat = looking.enter(look);
       if (!isRunning) run();
-      return () => {
-        looking.delete(look);
-      };
+      return () => looking.leave(seat);
     },
   };
 }

@@ -105,6 +105,13 @@ export function toError(thrown: unknown): Error {
   return thrown instanceof Error ? thrown : new Error(String(thrown));
 }
 
+/** Storage's word for an object that is another one for good now than the one that was recorded. */
+export function isChangedObject(error: unknown): boolean {
+  return (
+    error instanceof SluiceError && error.code === 'storage.changed' && error.kind === 'Permanent'
+  );
+}
+
 /** The text of anything that was thrown, with the codes of its causes (`fetch failed` alone helps nobody). */
 export function describeError(error: unknown): string {
   if (!(error instanceof Error)) return String(error);

@@ -28,7 +28,7 @@ export class ClientPool extends Dispatcher {
     this.#origin = origin;
     this.#options = {
       ...options,
-      // One request a connection: that is how a client says when it is free.
+      // One request a connection, and none that many could share.
       pipelining: 1,
       allowH2: false,
       ...(origin.startsWith('http:') && { connect: { ...sharedReads(), port: 0 } }),
@@ -47,9 +47,12 @@ export class ClientPool extends Dispatcher {
 
   /** Cuts all connections, now and for ever: what is in flight, and what comes later, fails. May be called twice. */
   override async destroy(): Promise<void> {
-    const all = [...this.#all];
-    this.#closing ??= Promise.all(all.map(async ({ client }) => client.destroy())).then(() => {});
+    this.#closing ??= this.#destroyAll();
     return this.#closing;
+  }
+
+  async #destroyAll(): Promise<void> {
+    await Promise.all([...this.#all].map(async ({ client }) => client.destroy()));
   }
 
   #open(): Connection {

@@ -1,5 +1,11 @@
 import type { Readable } from 'node:stream';
-import { shownError, permanent, SluiceError, transient } from '../domain/errors.ts';
+import {
+  isChangedObject,
+  permanent,
+  shownError,
+  SluiceError,
+  transient,
+} from '../domain/errors.ts';
 import { formatLocation, formatPinned, isUrl, isWithin, parseAddress } from '../domain/location.ts';
 import type { Location, Pin } from '../domain/location.ts';
 import type { AbandonedUpload, ObjectInfo, PutResult, Storage } from './contract.ts';
@@ -200,7 +206,7 @@ async function get(
     if (pin === null) return await store.get(location.key, range);
     return await orNewest(pin, (of) => store.get(location.key, range, of));
   } catch (error) {
-    if (pin !== null && isChanged(error)) throw await changed(store, location, pin, error);
+    if (pin !== null && isChangedObject(error)) throw await changed(store, location, pin, error);
     throw error;
   }
 }
@@ -318,12 +324,6 @@ async function mayReadVersion(
 
 function isDenied(error: unknown): boolean {
   return error instanceof SluiceError && error.code === 'storage.denied';
-}
-
-function isChanged(error: unknown): boolean {
-  return (
-    error instanceof SluiceError && error.code === 'storage.changed' && error.kind === 'Permanent'
-  );
 }
 
 async function changed(

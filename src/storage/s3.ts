@@ -58,6 +58,7 @@ export interface S3Storage extends Storage {
 
 const IDENTITY = 'identity/';
 const CLOSE_MS = 5_000;
+
 /** Runs an operation that nobody can abort. */
 async function ask<T>(
   bucket: S3Bucket,
