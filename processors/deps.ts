@@ -13,6 +13,7 @@ import type { Runtime } from '../src/runtimes/contract.ts';
 import type { Storage } from '../src/storage/contract.ts';
 import type { JobChange } from '../src/store/jobs.ts';
 import type { Store } from '../src/store/store.ts';
+import type { EarlyFiles } from './early-files.ts';
 import type { FailedTries } from './give-up.ts';
 import type { Watches } from './watch.ts';
 
@@ -40,7 +41,7 @@ export interface SettleDeps {
 
 /** Everything that the five processors touch; a test may give any part of it its own. */
 export interface Deps extends SettleDeps {
-  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files'>;
+  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files' | 'writer'>;
   storage: Pick<Storage, 'put' | 'get' | 'head' | 'delete'>;
   runtime: Pick<Runtime, 'look'>;
   dispatcher: Pick<Dispatcher, 'run' | 'asideMs'>;
@@ -58,7 +59,7 @@ export interface Deps extends SettleDeps {
   assemble(
     source: AssemblySource,
     sinks: AssemblySinks,
-    options: Pick<AssemblyOptions, 'jobId' | 'undone' | 'rules' | 'onLine'>,
+    options: Pick<AssemblyOptions, 'jobId' | 'undone' | 'onLine' | 'aheadBytes'>,
   ): Promise<{ output: number; error: number; undone: number }>;
   /** Shards of which storage has lost accepted parts, each read twice; what cannot be read now ends it with the error. */
   findLost(source: Pick<AssemblySource, 'shards' | 'openPart'>): AsyncIterable<LostParts>;
@@ -68,6 +69,8 @@ export interface Deps extends SettleDeps {
   version: string;
   /** Of writing jobs' files, by this process. */
   failedTries: FailedTries;
+  /** Files that this process writes while their jobs still run. */
+  early: Pick<EarlyFiles, 'finish'>;
   /** How far apart deaths of processes are at least that count for a line, ms. */
   crashApartMs: number;
   /** A fresh random holder token of 128 bits. */

@@ -14,7 +14,7 @@ export interface PartialDeps {
   assemble(
     source: AssemblySource,
     sinks: AssemblySinks,
-    options: { jobId: string; undone: null; aheadBytes: number },
+    options: { jobId: string; undone: () => null; aheadBytes: number },
   ): Promise<unknown>;
   readEntries(stream: AsyncIterable<Uint8Array>, part: PartRange): AsyncIterable<Answer>;
 }
@@ -56,7 +56,8 @@ function merged(job: JobRecord, kind: PartialWish['kind'], deps: PartialDeps): R
   const sinks =
     kind === 'output' ? { output: wanted, error: other } : { output: other, error: wanted };
   // Nothing is fetched ahead: whoever reads half-done output has time, and many may do it at once.
-  const assembling = deps.assemble(source, sinks, { jobId: job.id, undone: null, aheadBytes: 0 });
+  const options = { jobId: job.id, undone: () => null, aheadBytes: 0 };
+  const assembling = deps.assemble(source, sinks, options);
   // It has destroyed its sinks with the same error, where the reader meets it.
   assembling.catch(() => undefined);
   return wanted;

@@ -5,6 +5,7 @@ import { finalize } from './finalize.ts';
 import { settle } from './settle.ts';
 
 const LOOK_WHILE_CANCELLING_MS = 200;
+const LOOK_WHILE_WRITTEN_MS = 200;
 /** Longer than a dead worker's lock, so that whoever can still hand in has done so. */
 const LONGEST_CANCELLING_MS = 8_000;
 
@@ -14,8 +15,10 @@ export const release: Processor<Deps> = async (task, deps) => {
   const job = await deps.store.jobs.get(task.id);
   if (job === null || job.wake !== task.wake) return 'done';
   if (job.state === 'cancelling') return collect(job, deps);
-  if (job.state === 'finalizing') return finalize(job, task.signal, deps);
-  return 'done';
+  if (job.state !== 'finalizing') return 'done';
+  // Who has written most of its files while it ran ends it, too.
+  if (await deps.store.writer(job.id).isHeld()) return { againInMs: LOOK_WHILE_WRITTEN_MS };
+  return finalize(job, task.signal, deps);
 };
 
 /** A static engine is nobody's to switch off: giving it back is a matter of the record. */

@@ -1,6 +1,6 @@
 import { permanent } from '../domain/errors.ts';
 import type { SluiceError } from '../domain/errors.ts';
-import { isSet } from '../domain/segment.ts';
+import { isSet, isWhole } from '../domain/segment.ts';
 import type { AcceptedShard, PartRange } from '../domain/segment.ts';
 import { errorOnlyLine, requestId } from './answer-lines.ts';
 import { customIdOf, refusalOf } from './check-line.ts';
@@ -22,13 +22,19 @@ const LEAST_WINDOW = 16 * 1024;
 const AHEAD_BYTES = 8 * 1024 * 1024;
 const AHEAD_SHARDS = 16;
 
+/** What the error file says of a line that was never answered, such as `batch_cancelled`. */
+export interface Undone {
+  code: string;
+  message: string;
+  /** Where they are given, it says of unanswered bad lines what is wrong with them. */
+  rules?: PlannedRules;
+}
+
 export interface AssemblyOptions {
   jobId: string;
   maxLineBytes: number;
-  /** What the error file says of a line that was never answered, such as `batch_cancelled`; null: such lines are left out. */
-  undone: { code: string; message: string } | null;
-  /** Where it is given, the error file says of unanswered bad lines what is wrong with them. */
-  rules?: PlannedRules;
+  /** Asked of each shard that has lines without an answer, as it is begun; null: such lines are left out. */
+  undone(): Undone | null;
   /** How many bytes are fetched ahead of the shard that is merged; 8 MiB unless given. */
   aheadBytes?: number;
   /** Hears of each line that is written, newline included, in the order of its file. */
@@ -58,8 +64,8 @@ interface Head {
 interface OpenShard {
   shard: AcceptedShard;
   cursors: PartCursor[];
-  /** The shard's input; null when every line was answered. */
-  input: AsyncGenerator<InputLine> | null;
+  /** The shard's input, and what is to be said of its lines; null when none of these is needed. */
+  rest: { input: AsyncGenerator<InputLine>; undone: Undone } | null;
   /** Bytes that were fetched ahead. */
   bytes: number;
 }
@@ -71,11 +77,6 @@ interface Assembly {
   output: LineWriter;
   error: LineWriter;
   counts: AssemblyCounts;
-}
-
-function isAllDone({ plan, done }: AcceptedShard): boolean {
-  for (let line = 0; line < plan.lines; line += 1) if (!isSet(done, line)) return false;
-  return true;
 }
 
 function inputChanged(shard: AcceptedShard, what: string): SluiceError {
@@ -123,9 +124,10 @@ function openShard(assembly: Assembly, shard: AcceptedShard): OpenShard {
     });
     return { part, order, entries: readEntries(range, part) };
   });
-  if (options.undone === null || isAllDone(shard)) return { shard, cursors, input: null, bytes };
+  const undone = isWhole(shard) ? null : options.undone();
+  if (undone === null) return { shard, cursors, rest: null, bytes };
   bytes += Math.min(SHARD_BYTES, shard.plan.bytes);
-  return { shard, cursors, input: openInput(assembly, shard), bytes };
+  return { shard, cursors, rest: { input: openInput(assembly, shard), undone }, bytes };
 }
 
 /** The shards in order, each fetched while the ones before it are merged. */
@@ -170,19 +172,20 @@ async function advance(heads: (Head | undefined)[], moving: PartCursor): Promise
 /** The finished line for one that was never answered, read from the input. */
 async function undoneLine(
   { options }: Assembly,
-  { shard, input }: OpenShard,
+  { shard, rest }: OpenShard,
   line: number,
 ): Promise<Buffer | null> {
-  if (options.undone === null) return null;
+  if (rest === null) return null;
   for (;;) {
-    const next = await input?.next();
-    if (next === undefined || next.done === true) throw inputChanged(shard, 'has lost lines');
+    const next = await rest.input.next();
+    if (next.done === true) throw inputChanged(shard, 'has lost lines');
     if (next.value.index !== line) continue;
     const id = requestId(options.jobId, shard.plan.first + line);
+    const { code, message } = rest.undone;
     const isBad = shard.bad !== null && isSet(shard.bad, line);
     const said = isBad
-      ? badLine(next.value, options, options.undone)
-      : { customId: goodCustomId(next.value, shard), ...options.undone };
+      ? badLine(next.value, rest.undone, options.maxLineBytes)
+      : { customId: goodCustomId(next.value, shard), code, message };
     return errorOnlyLine({ id, ...said });
   }
 }
@@ -193,13 +196,10 @@ function goodCustomId({ bytes }: InputLine, shard: AcceptedShard): Buffer {
   return request.customId;
 }
 
-function badLine(
-  line: InputLine,
-  { rules, maxLineBytes }: AssemblyOptions,
-  undone: { code: string; message: string },
-): Refusal {
+function badLine(line: InputLine, undone: Undone, maxLineBytes: number): Refusal {
+  const { code, message, rules } = undone;
   if (rules !== undefined) return refusalOf(line, rules, maxLineBytes);
-  return { customId: customIdOf(line), ...undone };
+  return { customId: customIdOf(line), code, message };
 }
 
 function notWhatIsDone(shard: AcceptedShard, line: number, head: Head | undefined): SluiceError {
@@ -244,8 +244,8 @@ async function writeShard(assembly: Assembly, open: OpenShard): Promise<void> {
 
 /**
  * Writes a job's output and error file: every line once, in input order, answered ones from the accepted parts, the
- * rest from the input into the error file, or, without `options.undone`, nowhere, so that a job can be read while it
- * runs. A pure function of its source: two assemblers write equal bytes.
+ * rest from the input into the error file, or, where `options.undone()` is null, nowhere, so that a job can be read while
+ * it runs. A pure function of its source: two assemblers write equal bytes.
  * Both sinks must be read at the same time. They are ended on success and destroyed on failure; the promise settles
  * when both have taken everything. A sink that its reader destroys (a full disk) rejects with that reader's error, or
  * with `assembly.sink_closed` (Transient) where it gives none.

@@ -66,6 +66,12 @@ export interface AcceptedShard {
   parts: readonly PartRange[];
 }
 
+/** Whether every line of a shard has an answer. */
+export function isWhole({ plan, done }: Pick<AcceptedShard, 'plan' | 'done'>): boolean {
+  for (let line = 0; line < plan.lines; line += 1) if (!isSet(done, line)) return false;
+  return true;
+}
+
 /** A shard of which storage has lost answers that were accepted. */
 export interface LostParts {
   n: number;

@@ -6,6 +6,8 @@ import { startWorker } from '../../queues/worker.ts';
 import type { Attempt, QueueWorker } from '../../queues/worker.ts';
 import type { Deps, SettleDeps } from '../../processors/deps.ts';
 import { processors } from '../../processors/index.ts';
+import { createEarlyFiles } from '../../processors/early-files.ts';
+import type { EarlyFiles } from '../../processors/early-files.ts';
 import { awaitInputs } from '../../processors/inputs.ts';
 import { createFailedTries } from '../../processors/give-up.ts';
 import { finishOrLeave } from '../../processors/settle.ts';
@@ -100,7 +102,8 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
   });
   const runtime = createEndpointRuntime(settings);
   const processes = () => heartbeat?.dispatchers ?? 1;
-  const dispatcher = createDispatcher(system, { settling, runtime, processes });
+  const early = createEarlyFiles({ name: system.name, deps: () => deps });
+  const dispatcher = createDispatcher(system, { settling, runtime, processes, early });
   const deps: Deps = {
     ...settling,
     ...processorParts(system, runtime),
@@ -108,6 +111,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     dispatcher,
     watches,
     failedTries: createFailedTries(),
+    early,
     crashApartMs: settings.crashApart,
     graceOver: graceOver.signal,
   };
@@ -123,7 +127,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
         () => graceOver.abort(new Error('the grace is over')),
         settings.shutdownGrace,
       );
-      const closing = Promise.all(workers.map((worker) => worker.close()));
+      const closing = Promise.all([...workers, early].map((each) => each.close()));
       await soon(closing, settings.shutdownGrace + AFTER_GRACE_MS);
       clearTimeout(grace);
       await dispatcher.close();
@@ -174,9 +178,14 @@ function processorParts(system: System, runtime: Runtime) {
 
 function createDispatcher(
   system: System,
-  parts: { settling: SettleDeps; runtime: Runtime; processes: () => number },
+  parts: {
+    settling: SettleDeps;
+    runtime: Runtime;
+    processes: () => number;
+    early: Pick<EarlyFiles, 'committed'>;
+  },
 ): Dispatcher {
-  const { settling, runtime, processes } = parts;
+  const { settling, runtime, processes, early } = parts;
   const { settings, log, metrics } = system;
   const { store } = system.patient;
   return new Dispatcher({
@@ -211,6 +220,7 @@ function createDispatcher(
     putSegment: createSegmentStore(system),
     async commit(jobId, segment, parts) {
       const reply = await store.shards.commit(jobId, segment, parts);
+      early.committed(jobId, segment.bytes);
       if (reply.last) await finishOrLeave(jobId, settling);
       return reply.parts;
     },

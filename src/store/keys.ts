@@ -14,6 +14,7 @@
  *     {job_x}:segments    hash    segment id → "bytes sha256"
  *     {job_x}:events      stream  state, message, kind unless it is a new state
  *     {job_x}:provisions  set     ids of all that it ever had
+ *     {job_x}:writer      string  the process that writes its files while it runs; a lease
  *     {prov_x}            hash    job slot state version op wake wake_op provider owner address reason reason_at created_at, <state>_at
  *     {file_x}            hash    op bytes sha256 filename purpose created_at expires_at mime_type location
  *     {file_x}:removed    string  op that removed it, for a minute
@@ -42,6 +43,7 @@ export const SUFFIXES = {
   SEGMENTS: ':segments',
   EVENTS: ':events',
   PROVISIONS: ':provisions',
+  WRITER: ':writer',
   REMOVED: ':removed',
   TEMPLATE: ':t:',
   TEMPLATES: ':templates',

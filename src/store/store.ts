@@ -9,7 +9,9 @@ import type { Idempotency } from './idempotency.ts';
 import { claimStorage } from './identity.ts';
 import { createJobs } from './jobs.ts';
 import type { Jobs } from './jobs.ts';
-import { globalKeys } from './keys.ts';
+import { globalKeys, jobKey } from './keys.ts';
+import { createLease } from './lease.ts';
+import type { Lease } from './lease.ts';
 import { createLimits } from './limits.ts';
 import type { Limits } from './limits.ts';
 import { createModels } from './models.ts';
@@ -25,8 +27,6 @@ import { defineScripts } from './scripts.ts';
 import type { Client } from './scripts.ts';
 import { createShards } from './shards.ts';
 import type { Shards } from './shards.ts';
-import { createSweep } from './sweep.ts';
-import type { Sweep } from './sweep.ts';
 import { createTemplates } from './templates.ts';
 import type { Templates } from './templates.ts';
 import { createUploads } from './uploads.ts';
@@ -58,11 +58,14 @@ export interface Store {
   templates: Templates;
   nodes: Nodes;
   engines: Engines;
-  sweep: Sweep;
+  /** Sweeping. */
+  sweep: Lease;
   webhooks: Webhooks;
   idempotency: Idempotency;
   limits: Limits;
   collect: Collect;
+  /** Writing the files of a job while it still runs. */
+  writer(jobId: string): Lease;
   /** Binds the records to a storage once, and returns the identity of the storage that they are bound to. */
   claimStorage(identity: string): Promise<string>;
 }
@@ -85,11 +88,12 @@ export function createStore({ redis, namespace = 'sluice', onDamaged }: StoreOpt
     templates: createTemplates(context),
     nodes: createNodes(context),
     engines: createEngines(context),
-    sweep: createSweep(context),
+    sweep: createLease(context, context.keys.sweep),
     webhooks: createWebhooks(context),
     idempotency: createIdempotency(context),
     limits: createLimits(context),
     collect: createCollect(context),
+    writer: (jobId) => createLease(context, jobKey(jobId, 'WRITER')),
     claimStorage: (identity) => claimStorage(context, identity),
   };
 }

@@ -10,6 +10,7 @@ import type { JobRecord, JobState, QueueName } from '../../src/domain/job.ts';
 import { PROVISION } from '../../src/domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
 import type { JobChange } from '../../src/store/jobs.ts';
+import type { Lease } from '../../src/store/lease.ts';
 import type { Store } from '../../src/store/store.ts';
 import { DEFAULT_OPTIONS } from '../../src/domain/job.ts';
 
@@ -154,6 +155,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
         create: async (file) => ({ ...file, createdAt: 0 }),
         get: async () => null,
       }),
+      writer: () => only<Lease>({ isHeld: async () => false }),
     },
     storage: only<Deps['storage']>({
       get: async () => Readable.from([]),
@@ -178,8 +180,8 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
       unfit: null,
     }),
     async assemble(_source, sinks) {
-      sinks.output.end();
-      sinks.error.end();
+      sinks.output.end('an answer');
+      sinks.error.end('another');
       return { output: job.completed, error: 0, undone: 19 };
     },
     advanceJob: createAdvance<JobRecord, JobState, JobChange>(
@@ -196,6 +198,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
     ahead: () => 2,
     now: () => 10_000,
     failedTries: createFailedTries(),
+    early: { finish: async () => null },
     version: '1.2.3',
     scanModel: () => null,
     log: { debug() {}, info() {}, warn() {}, error() {} },

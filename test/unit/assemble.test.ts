@@ -11,7 +11,7 @@ import { collectingSinks, makeJob, sourceOf, UNDONE } from '../support/assembly.
 import type { MadeJob, MadeLine } from '../support/assembly.ts';
 import { encodeSegment } from '../support/encode-segment.ts';
 
-const OPTIONS = { jobId: 'job_made', maxLineBytes: 10_000, undone: UNDONE };
+const OPTIONS = { jobId: 'job_made', maxLineBytes: 10_000, undone: () => UNDONE };
 
 async function run(source: AssemblySource) {
   const { sinks, files } = collectingSinks();
@@ -96,7 +96,7 @@ describe('assemble', () => {
           );
           const source = sourceOf(job);
           const { sinks, files } = collectingSinks();
-          await assemble(source, sinks, { ...OPTIONS, undone: null, aheadBytes: 0 });
+          await assemble(source, sinks, { ...OPTIONS, undone: () => null, aheadBytes: 0 });
           const [output, error] = await files;
           expect(idsOf(output)).toEqual(idsOf({ status: 'fulfilled', value: whole.output }));
           expect(output).toEqual({ status: 'fulfilled', value: job.output });
@@ -377,7 +377,7 @@ describe('bad lines that nobody answered', () => {
 
   test('say what is wrong with them where rules are given', async () => {
     const rules = { endpoint: '/v1/score', models: ['m'], pinnedModel: null } as const;
-    expect(await errors({ rules })).toEqual([
+    expect(await errors({ undone: () => ({ ...UNDONE, rules }) })).toEqual([
       ['good', UNDONE.code],
       [null, 'invalid_json_line'],
       ['good', 'duplicate_custom_id'],

@@ -388,7 +388,8 @@ describe('a job', () => {
     const { assemble } = here.deps;
     const { put } = here.deps.storage;
     here.deps.storage.put = () => broken.promise;
-    here.deps.assemble = async () => {
+    here.deps.assemble = async (_source, { output }) => {
+      output.write('an answer');
       broken.reject(transient('storage.full', 'no space left'));
       // Nobody looks at the file while it is assembled: its error must not end the process.
       await new Promise((resolve) => {
