@@ -1,10 +1,11 @@
 import * as v from 'valibot';
-import { invalidInput, notFound } from '../../domain/errors.ts';
-import { FILE_PURPOSES, fileKey, filesInUse, isExpired } from '../../domain/file.ts';
+import { invalidInput, notFound, SluiceError } from '../../domain/errors.ts';
+import { FILE_PURPOSES, fileKey, filesInUse, isExpired, outputFileId } from '../../domain/file.ts';
 import type { FileRecord } from '../../domain/file.ts';
 import { batchIdOf, isFinal } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import type { Storage } from '../../storage/contract.ts';
+import type { Collect } from '../../store/collect.ts';
 import type { Files } from '../../store/files.ts';
 import { parse } from '../body.ts';
 import type { ConversionSlots } from '../convert/convert.ts';
@@ -21,6 +22,7 @@ export interface FilesDeps {
   store: {
     files: Files;
     jobs: { active(): AsyncIterable<string>; get(id: string): Promise<JobRecord | null> };
+    collect: Pick<Collect, 'inputOf'>;
   };
   storage: Pick<Storage, 'put' | 'get' | 'delete'>;
   limits: FileLimits;
@@ -124,11 +126,11 @@ async function list(c: ApiContext, deps: FilesDeps): Promise<Response> {
 
 async function remove(c: ApiContext, deps: FilesDeps): Promise<Response> {
   const { id } = await findFile(deps, pathId(c));
-  const job = await findUser(deps, id);
-  if (job !== null) {
+  const user = await findUser(deps, id);
+  if (user !== null) {
     throw invalidInput(
       'file_in_use',
-      `File '${id}' is in use by batch '${batchIdOf(job.id)}', which is not over yet. Cancel it first, or wait.`,
+      `File '${id}' is in use by batch '${batchIdOf(user)}', which is not over yet. Cancel it first, or wait.`,
       { param: 'id' },
     );
   }
@@ -140,14 +142,24 @@ async function remove(c: ApiContext, deps: FilesDeps): Promise<Response> {
   return c.json({ id, object: 'file', deleted: true });
 }
 
-/** The first job that still needs the file, or null. */
-async function findUser({ store }: FilesDeps, fileId: string): Promise<JobRecord | null> {
+/** The id of the first job that still needs the file, or null. */
+async function findUser({ store }: FilesDeps, fileId: string): Promise<string | null> {
   for await (const jobId of store.jobs.active()) {
-    const job = await store.jobs.get(jobId);
-    if (job === null || isFinal(job.state)) continue;
-    const { retryOf } = job.options;
-    const source = retryOf === null ? null : await store.jobs.get(retryOf);
-    if (filesInUse(job, source).includes(fileId)) return job;
+    if ((await filesOf(jobId, store)).includes(fileId)) return jobId;
   }
   return null;
+}
+
+/** What an active job needs; of one whose record cannot be read, what is known without: somebody may mend it. */
+async function filesOf(jobId: string, { jobs, collect }: FilesDeps['store']): Promise<string[]> {
+  try {
+    const job = await jobs.get(jobId);
+    if (job === null || isFinal(job.state)) return [];
+    const { retryOf } = job.options;
+    return filesInUse(job, retryOf === null ? null : await jobs.get(retryOf));
+  } catch (error) {
+    if (!(error instanceof SluiceError) || error.code !== 'store.damaged_record') throw error;
+    const outputs = [outputFileId(jobId, 'output'), outputFileId(jobId, 'error')];
+    return [(await collect.inputOf(jobId)) ?? '', ...outputs];
+  }
 }
