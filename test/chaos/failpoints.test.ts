@@ -2,7 +2,7 @@ import { join } from 'node:path';
 import type { Redis } from 'ioredis';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { recordKey } from '../../src/store/keys.ts';
-import { createBatch, makeInput, untilFinal, upload } from '../support/batch.ts';
+import { makeInput, untilFinal, upload } from '../support/batch.ts';
 import type { Input } from '../support/batch.ts';
 import {
   callsScript,
@@ -11,6 +11,7 @@ import {
   LONG,
   onNewFile,
   openRedis,
+  submitInPieces,
 } from '../support/chaos.ts';
 import { startRedis } from '../support/redis.ts';
 import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
@@ -64,7 +65,7 @@ beforeAll(async () => {
   const clean = await cleanOutput(sluice.url, engine, input);
   const file = await upload(sluice.url, input.text);
   world = { sluice, engine, redis, toRedis, toEngine, dataDir: folder.path, input, file, clean };
-});
+}, 120_000);
 
 afterAll(async () => {
   const pids = workerPids(world.sluice);
@@ -115,17 +116,11 @@ const AT_THE_END: Record<string, Failpoint> = {
   },
 };
 
-/**
- * Submits the input, cut into many shards. The worker stands still meanwhile: once it has planned, the cut is fixed.
- */
-async function submitInPieces(): Promise<string> {
-  const pid = workerPid();
-  process.kill(pid, 'SIGSTOP');
-  const { id } = await createBatch(world.sluice.url, world.file, { maxConcurrency: CONCURRENCY });
-  const cut = JSON.stringify({ lines: LINES / 8, bytes: 8 * 2 ** 20 });
-  await world.redis.hset(recordKey(id.replace('batch_', 'job_')), 'cut', cut);
-  process.kill(pid, 'SIGCONT');
-  return id;
+/** Submits the input, cut into many shards. */
+function start(): Promise<string> {
+  const { sluice, redis, file } = world;
+  const where = { url: sluice.url, redis, workers: [workerPid()] };
+  return submitInPieces(where, file, { maxConcurrency: CONCURRENCY, pieceLines: LINES / 8 });
 }
 
 /** Process id of the worker that is at work. */
@@ -148,13 +143,17 @@ async function killAt(point: Failpoint, jobId: string): Promise<number> {
     killedAt = performance.now();
     process.kill(pid, 'SIGKILL');
   }, jobId);
-  await until(() => !isAlive(pid), { everyMs: 1, what: 'the end of the process' });
+  await until(() => !isAlive(pid), {
+    timeoutMs: 60_000,
+    everyMs: 1,
+    what: 'the end of the process',
+  });
   const { requests } = await world.engine.counts();
   const tookOver = async () => (await world.engine.counts()).requests > requests;
   // After the last commit there is nothing left to be asked.
   const isOver = async () => (await world.redis.hget(recordKey(jobId), 'state')) === 'finalizing';
   const over = async () => (await tookOver()) || (await isOver());
-  await until(over, { everyMs: 5, what: 'the takeover' });
+  await until(over, { timeoutMs: 60_000, everyMs: 5, what: 'the takeover' });
   return performance.now() - killedAt;
 }
 
@@ -163,15 +162,16 @@ async function expectToSurvive(name: string, points: readonly Failpoint[]): Prom
   const { sluice, engine } = world;
   await engine.setConfig({ latency_ms: LATENCY_MS });
   const before = await engine.counts();
-  const id = await submitInPieces();
+  const id = await start();
   const jobId = id.replace('batch_', 'job_');
   await until(async () => (await engine.counts()).requests >= before.requests + 100, {
+    timeoutMs: 60_000,
     what: 'a hundred requests',
   });
   const takeovers: number[] = [];
   for (const point of points) takeovers.push(await killAt(point, jobId));
   await engine.setConfig({ latency_ms: 1 });
-  const batch = await untilFinal(sluice.url, id, 60_000);
+  const batch = await untilFinal(sluice.url, id, 120_000);
   expect(takeovers).toHaveLength(points.length);
   const askedTwice = (await engine.counts()).requests - before.requests - LINES;
   const what = { name, kills: points.length, askedTwice, takeovers };
@@ -195,14 +195,14 @@ for (const [name, point] of Object.entries(AT_WORK)) {
 test('in assembly: the worker process is killed at its begin, in its middle and at its end', async () => {
   const { sluice, engine } = world;
   const before = await engine.counts();
-  const id = await submitInPieces();
+  const id = await start();
   const jobId = id.replace('batch_', 'job_');
   const killedAt: string[] = [];
   for (const [name, point] of Object.entries(AT_THE_END)) {
     await point(killWorker, jobId);
     killedAt.push(`${name}: ${await world.redis.hget(recordKey(jobId), 'state')}`);
   }
-  const batch = await untilFinal(sluice.url, id, 60_000);
+  const batch = await untilFinal(sluice.url, id, 120_000);
   expect(killedAt).toEqual(Object.keys(AT_THE_END).map((name) => `${name}: finalizing`));
   const askedTwice = (await engine.counts()).requests - before.requests - LINES;
   await expectUnharmed(

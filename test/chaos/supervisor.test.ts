@@ -1,12 +1,24 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, expect, test } from 'vitest';
-import { expectExact, makeInput, say, submit } from '../support/batch.ts';
-import { untilAnswered, untilFinal } from '../support/batch.ts';
+import type { Redis } from 'ioredis';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import {
+  expectExact,
+  makeInput,
+  say,
+  submit,
+  untilAnswered,
+  untilFinal,
+  upload,
+} from '../support/batch.ts';
+import { keepLocks, LONG, openRedis, submitInPieces } from '../support/chaos.ts';
 import { startRedis } from '../support/redis.ts';
+import type { TestRedis } from '../support/redis.ts';
 import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import type { Sluice } from '../support/server.ts';
 import { until } from '../support/until.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
+import type { VllmProcess } from '../support/vllm-process.ts';
 import type { LogEntry } from '../simulators/vllm/request-log.ts';
 import {
   isAlive,
@@ -16,19 +28,64 @@ import {
   workerPids,
 } from '../support/worker-processes.ts';
 
-afterAll(requireNothingLeft);
-
-const KILLS = process.env['CHAOS_LONG'] === '1' ? 30 : 3;
+const KILLS = LONG ? 30 : 2;
 const CONCURRENCY = 64;
-const LATENCY_MS = 200;
-/** The kernel closes a killed process's connections; the engine sees it when it comes to it. */
-const CUT_WITHIN_MS = 1_500;
+const LATENCY_MS = 100;
+/** While a kill is prepared: so slow that many lines are in flight, and that it is not over before the last kill. */
+const HELD_MS = 1_500;
+/** A process that ends within two seconds of its start counts as one that does not stay up. */
+const SOON_MS = 1_200;
+const IMPATIENT = { SHUTDOWN_GRACE: '0ms' };
 
-/** Lines that were cut by a kill at this time: how many ms later the first and the last of them were asked again. */
-function takeoverOf(killedAt: number, log: readonly LogEntry[]): { first: number; last: number } {
+interface World {
+  redis: TestRedis;
+  store: Redis;
+  engine: VllmProcess;
+  dataDir: string;
+}
+
+let world: World;
+const stack = new AsyncDisposableStack();
+
+beforeAll(async () => {
+  const redis = stack.use(await startRedis());
+  const { client: store } = stack.use(openRedis(redis.url));
+  const engine = stack.use(await startVllmProcess({ flags: ['--profile', 'zero'] }));
+  const { path: dataDir } = stack.use(await makeFolder());
+  world = { redis, store, engine, dataDir };
+}, 120_000);
+
+afterAll(async () => {
+  for (const server of servers.values()) await server[Symbol.asyncDispose]();
+  await stack.disposeAsync();
+  requireNothingLeft();
+});
+
+/** Servers that tests share, in turn, since starts are most of what they take: by how many processes they have. */
+const servers = new Map<number, Sluice>();
+
+async function serverOf(processes: 1 | 2): Promise<Sluice> {
+  const { redis, engine, dataDir } = world;
+  const running = servers.get(processes);
+  if (running !== undefined) return running;
+  const env = { WORKER_PROCESSES: String(processes), ...(processes === 1 ? IMPATIENT : {}) };
+  // Nobody sweeps behind the first: what is handed back has to be found as it is.
+  const roles = processes === 1 ? ['api', 'worker', 'sweeper'] : ['api', 'worker'];
+  const shared = { dataDir, redisUrl: redis.url, engines: [engine.url] };
+  const server = await startSluice({ ...shared, roles, env });
+  servers.set(processes, server);
+  return server;
+}
+
+/** Lines that were cut by a kill, between it and the next one: how many ms later the first and the last of them were asked again. */
+function takeoverOf(
+  killedAt: number,
+  nextAt: number,
+  log: readonly LogEntry[],
+): { first: number; last: number } {
   const cut = log.filter(
     ({ outcome, finished_at: end }) =>
-      outcome === 'aborted' && end !== null && end >= killedAt && end < killedAt + CUT_WITHIN_MS,
+      outcome === 'aborted' && end !== null && end >= killedAt && end < nextAt,
   );
   const bodies = new Set(cut.map(({ sha256 }) => sha256));
   const again = new Map<string, number>();
@@ -40,130 +97,117 @@ function takeoverOf(killedAt: number, log: readonly LogEntry[]): { first: number
   return { first: Math.min(...again.values()), last: Math.max(...again.values()) };
 }
 
-test('what a killed worker process had in hand is asked again long before its lock runs out', async () => {
-  await using redis = await startRedis();
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await engine.setConfig({ latency_ms: LATENCY_MS, log: 'full' });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    redisUrl: redis.url,
-    engines: [engine.url],
-    env: { WORKER_PROCESSES: '2' },
-  });
-  const input = makeInput(KILLS * 2_000);
-  const id = await submit(sluice.url, input, { maxConcurrency: CONCURRENCY });
-  await untilAnswered(sluice.url, id, 500);
+test('what a killed worker process had in hand is asked again though its locks never run out', async () => {
+  const { engine, store } = world;
+  await engine.setConfig({ log: 'full' });
+  const sluice = await serverOf(2);
+  const lines = KILLS * 800;
+  const input = makeInput(lines);
+  const file = await upload(sluice.url, input.text);
+  const where = { url: sluice.url, redis: store, workers: workerPids(sluice) };
+  const options = { maxConcurrency: CONCURRENCY, pieceLines: 100 };
+  const begun = await engine.counts();
+  const id = await submitInPieces(where, file, options);
   const kills: number[] = [];
+  let uncommitted = 0;
   for (let kill = 0; kill < KILLS; kill += 1) {
+    const { requests } = await engine.counts();
+    await engine.setConfig({ latency_ms: LATENCY_MS });
+    await until(async () => (await engine.counts()).requests > requests + 2 * CONCURRENCY, {
+      timeoutMs: 60_000,
+      what: 'lines in flight everywhere',
+    });
+    await engine.setConfig({ latency_ms: HELD_MS });
     await untilOneStandsBy(sluice, kill);
-    const pids = workerPids(sluice).filter(isAlive);
-    process.kill(pids[kill % pids.length] ?? 0, 'SIGKILL');
+    const { request_counts: counts } = await untilAnswered(sluice.url, id, 1, 60_000);
+    // The one that is at work for longest.
+    process.kill(workerPids(sluice).find(isAlive) ?? 0, 'SIGKILL');
     kills.push(Date.now());
+    await keepLocks(store);
+    const asked = (await engine.counts()).distinct_bodies - begun.distinct_bodies;
+    uncommitted += asked - (counts?.completed ?? 0);
     await untilWorking(sluice, 3 + kill);
-    // Until it has lines in flight again.
-    await untilAnswered(sluice.url, id, (kill + 1) * 1_000, 60_000);
   }
+  await engine.setConfig({ latency_ms: 1 });
   const batch = await untilFinal(sluice.url, id, 120_000);
   const log = await engine.requests();
-  const takeovers = kills.map((at) => takeoverOf(at, log)).toSorted((a, b) => a.first - b.first);
+  const takeovers = kills.map((at, n) => takeoverOf(at, kills[n + 1] ?? Infinity, log));
   const shown = takeovers.map(({ first, last }) => `${first} to ${last}`).join(', ');
   say(`first and last line in flight asked again after a kill, ms: ${shown}`);
   expect(batch.status).toBe('completed');
   await expectExact(sluice.url, batch, input);
   const { distinct_bodies: distinct, repeated } = await engine.counts();
-  expect(distinct).toBe(input.customIds.length);
-  // Uncommitted were what it had in flight and the answers of an open segment, which is two seconds at most.
-  expect(repeated).toBeLessThanOrEqual(KILLS * (CONCURRENCY + (2_500 / LATENCY_MS) * CONCURRENCY));
+  expect(distinct - begun.distinct_bodies).toBe(lines);
+  // What was committed is not asked again.
+  expect(repeated - begun.repeated).toBeLessThanOrEqual(uncommitted);
   expect(logged(sluice, 'work of an ended process handed back')).toHaveLength(KILLS);
-  // A lock takes six seconds to run out. How fast it is on a quiet machine the bench `recovery` tells.
-  expect(takeovers[Math.floor(KILLS / 2)]?.first).toBeLessThan(3_000);
-  expect(takeovers.at(-1)?.first).toBeLessThan(6_000);
 });
 
 test('of a killed server no worker process is left, and another server goes on', async () => {
-  await using redis = await startRedis();
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await engine.setConfig({ latency_ms: LATENCY_MS });
-  await using folder = await makeFolder();
-  const options = {
-    dataDir: folder.path,
-    redisUrl: redis.url,
-    engines: [engine.url],
-    env: { WORKER_PROCESSES: '2', SHUTDOWN_GRACE: '1s' },
-  };
-  await using first = await startSluice(options);
-  const input = makeInput(2_000);
+  const { engine } = world;
+  await engine.setConfig({ latency_ms: LATENCY_MS, log: 'counts' });
+  const first = await serverOf(2);
+  const input = makeInput(2_000, { name: 'orphan' });
+  const { repeated } = await engine.counts();
   const id = await submit(first.url, input, { maxConcurrency: CONCURRENCY });
-  await untilAnswered(first.url, id, 500);
-  const pids = workerPids(first);
+  await untilAnswered(first.url, id, 1, 60_000);
+  const pids = workerPids(first).filter(isAlive);
   const begun = performance.now();
+  servers.delete(2);
   await first.kill();
-  await until(() => !pids.some(isAlive), { timeoutMs: 6_000, what: 'the end of the workers' });
+  await until(() => !pids.some(isAlive), { timeoutMs: 30_000, what: 'the end of the workers' });
   say(`worker processes end ${Math.round(performance.now() - begun)} ms after their server`);
   expect(logged(first, 'worker process stops')).toMatchObject([
     { why: 'the supervisor is gone' },
     { why: 'the supervisor is gone' },
   ]);
   // They gave back what they had: nothing is asked twice.
-  await using second = await startSluice(options);
+  const second = await serverOf(1);
   const batch = await untilFinal(second.url, id, 60_000);
   expect(batch.status).toBe('completed');
   await expectExact(second.url, batch, input);
-  expect((await engine.counts()).repeated).toBe(0);
+  expect((await engine.counts()).repeated).toBe(repeated);
 });
 
 test('a worker process that dies at its start is started ever later, and in the end works', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using redis = await startRedis();
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    redisUrl: redis.url,
-    engines: [engine.url],
-    env: { WORKER_PROCESSES: '1' },
-  });
+  const { dataDir } = world;
+  const sluice = await serverOf(1);
   // Another folder's storage: whoever starts from now on refuses it.
-  const path = join(folder.path, 'storage/identity');
+  const path = join(dataDir, 'storage/identity');
   const identity = await readFile(path, 'utf8');
   await writeFile(path, `${'0'.repeat(32)}\n`);
   const deaths = () => logged(sluice, 'worker process ended', 'worker process does not stay up');
   await until(
     () => {
-      const last = workerPids(sluice).at(-1) ?? 0;
-      // The one that stood by had seen the right one.
-      if (logged(sluice, 'worker process is up').length > deaths().length) {
-        if (isAlive(last)) process.kill(last, 'SIGKILL');
-      }
+      const last = logged(sluice, 'worker process started').at(-1);
+      const pid = Number(last?.['childPid']);
+      const isUp = logged(sluice, 'worker process is up').length > deaths().length;
+      // The one that stood by had seen the right one; any other may need long to see it.
+      const isSlow = Date.now() - Date.parse(last?.time ?? '') > SOON_MS;
+      if ((isUp || isSlow) && isAlive(pid)) process.kill(pid, 'SIGKILL');
       return deaths().some(({ msg }) => msg === 'worker process does not stay up');
     },
-    { timeoutMs: 40_000, everyMs: 100, what: 'a complaint' },
+    { timeoutMs: 90_000, everyMs: 50, what: 'a complaint' },
   );
-  const [failure] = logged(sluice, 'worker process failed');
-  expect(failure?.['reason']).toContain('point DATA_DIR to the old one');
   const waits = deaths().map((line) => Number(line['restartInMs']));
   expect(waits.slice(-5), 'ms until it is started again').toEqual([250, 500, 1_000, 2_000, 5_000]);
+  const failure = await sluice.untilLogged('worker process failed', 60_000);
+  expect(failure['reason']).toContain('point DATA_DIR to the old one');
   expect((await fetch(`${sluice.url}/ready`)).status).toBe(503);
 
   await writeFile(path, identity);
-  const id = await submit(sluice.url, makeInput(20));
-  expect((await untilFinal(sluice.url, id)).status).toBe('completed');
+  const id = await submit(sluice.url, makeInput(20, { name: 'restored' }));
+  expect((await untilFinal(sluice.url, id, 60_000)).status).toBe('completed');
   expect((await fetch(`${sluice.url}/ready`)).status).toBe(200);
-  expect((await sluice.stop()).code).toBe(0);
 });
 
 test('a worker process that hangs is killed when the server stops', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    engines: [engine.url],
-    env: { WORKER_PROCESSES: '2', SHUTDOWN_GRACE: '0ms' },
-  });
-  const pids = workerPids(sluice);
-  process.kill(pids[0] ?? 0, 'SIGSTOP');
-  const end = await sluice.stop();
-  expect(end.code).toBe(0);
-  expect(pids.filter(isAlive)).toEqual([]);
-  expect(end.ms).toBeLessThan(9_500);
+  const sluice = await serverOf(1);
+  const pid = workerPids(sluice).find(isAlive) ?? 0;
+  process.kill(pid, 'SIGSTOP');
+  servers.delete(1);
+  const { code, ms } = await sluice.stop();
+  say(`a server with a worker process that hangs stops within ${Math.round(ms)} ms`);
+  expect(code).toBe(0);
+  expect(workerPids(sluice).filter(isAlive)).toEqual([]);
 });

@@ -1,6 +1,14 @@
 import { afterAll, expect, test } from 'vitest';
-import { makeInput, submit, untilFinal } from '../support/batch.ts';
-import { callsScript, cleanOutput, expectUnharmed, LONG, openRedis } from '../support/chaos.ts';
+import { makeInput, untilFinal, upload } from '../support/batch.ts';
+import {
+  callsScript,
+  cleanOutput,
+  endLocks,
+  expectUnharmed,
+  LONG,
+  openRedis,
+  submitInPieces,
+} from '../support/chaos.ts';
 import { startRedis } from '../support/redis.ts';
 import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
 import { startTapProxy } from '../support/tap-proxy.ts';
@@ -8,7 +16,8 @@ import { startVllmProcess } from '../support/vllm-process.ts';
 
 afterAll(requireNothingLeft);
 
-const LINES = 2_000;
+const LINES = 600;
+const PIECE = 100;
 /** Of job and provisions, those that schedule work. */
 const STATES = LONG
   ? ['starting', 'submitting', 'serving', 'in_progress', 'finalizing', 'releasing']
@@ -31,6 +40,7 @@ test('between transition and enqueue: the worker is killed at each move of job a
   const input = makeInput(LINES);
   let worker = await startWorker();
   try {
+    const file = await upload(api.url, input.text);
     const clean = await cleanOutput(api.url, engine, input);
     await engine.setConfig({ latency_ms: 50 });
     const isMove = callsScript('move');
@@ -45,14 +55,18 @@ test('between transition and enqueue: the worker is killed at each move of job a
         arrives: false,
         act: () => process.kill(worker.pid, 'SIGKILL'),
       });
-      if (id === '') id = await submit(api.url, input, { maxConcurrency: 64 });
+      if (id === '') {
+        const where = { url: api.url, redis: store.client, workers: [worker.pid] };
+        id = await submitInPieces(where, file, { maxConcurrency: 64, pieceLines: PIECE });
+      }
       await fired;
       const killedAt = performance.now();
       await worker.exited;
+      if (!LONG) await endLocks(store.client, worker.pid);
       worker = await startWorker();
       takeovers.push(performance.now() - killedAt);
     }
-    const batch = await untilFinal(api.url, id, 60_000);
+    const batch = await untilFinal(api.url, id, 120_000);
     const askedTwice = (await engine.counts()).requests - before.requests - LINES;
     await expectUnharmed(
       { url: api.url, batch, input, dataDir: folder.path, redis: store.client, clean },

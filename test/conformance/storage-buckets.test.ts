@@ -81,10 +81,10 @@ describe.skipIf(IS_LIVE)('a server of TOS', () => {
     await server[Symbol.asyncDispose]();
   });
 
-  async function settings() {
+  async function settings(port = proxy.port) {
     const bucket = await server.createBucket();
     buckets.push(bucket);
-    const endpoint = `http://tos-s3-cn-test.localhost:${proxy.port}`;
+    const endpoint = `http://tos-s3-cn-test.localhost:${port}`;
     const region = 'cn-test';
     const common = { bucket, prefix: 'sluice/test/', endpoint, region };
     return { ...common, credentials: ANY_KEYS };
@@ -92,6 +92,10 @@ describe.skipIf(IS_LIVE)('a server of TOS', () => {
 
   describeStorage('TOS', {
     create: async () => openStorage({ type: 'TOS', ...(await settings()) }),
+    createDirect: async () => {
+      const port = Number(new URL(server.url).port);
+      return openStorage({ type: 'TOS', ...(await settings(port)) });
+    },
     destroy: () => Promise.resolve(),
     flags: { nestedKeys: true, listsUploads: false },
   });

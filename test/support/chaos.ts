@@ -5,12 +5,20 @@ import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import type OpenAI from 'openai';
 import { expect } from 'vitest';
-import { jobKey } from '../../src/store/keys.ts';
+import { jobKey, recordKey } from '../../src/store/keys.ts';
 import { SCRIPTS } from '../../src/store/scripts.ts';
 import type { ScriptName } from '../../src/store/scripts.ts';
 import { seededRandom } from '../simulators/vllm/digest.ts';
-import { download, expectExact, parseLines, say, submit, untilFinal } from './batch.ts';
-import type { Input } from './batch.ts';
+import {
+  createBatch,
+  download,
+  expectExact,
+  parseLines,
+  say,
+  submit,
+  untilFinal,
+} from './batch.ts';
+import type { BatchOptions, Input } from './batch.ts';
 import type { VllmProcess } from './vllm-process.ts';
 
 /** `npm run test:chaos -- --long`: kills for minutes instead of seconds. */
@@ -29,6 +37,47 @@ export function callsScript(script: ScriptName): (chunk: Buffer) => boolean {
   const sha = createHash('sha1').update(text).digest('hex');
   const end = text.slice(-80);
   return (chunk) => chunk.includes(sha) || chunk.includes(end);
+}
+
+/** Ends the locks that a dead process left, as if their seconds had run out. */
+export async function endLocks(redis: Redis, pid: number): Promise<void> {
+  for (const lock of await locksOf(redis)) {
+    // A process's name has its id in it.
+    const holder = await redis.hget(lock.replace(/:lock$/, ''), 'pb');
+    if (holder?.includes(`-${pid}-`)) await redis.del(lock);
+  }
+}
+
+/** Lets the locks of the dead never run out; the living renew theirs, which end as ever. */
+export async function keepLocks(redis: Redis): Promise<void> {
+  for (const lock of await locksOf(redis)) await redis.persist(lock);
+}
+
+/** BullMQ's, of all deliveries that somebody has in hand, or had when it died. */
+function locksOf(redis: Redis): Promise<string[]> {
+  return redis.keys('{sluice:*}:*:lock');
+}
+
+/**
+ * Cuts a job's input into shards of so many lines, so that a few lines are many shards. Once it is planned, the cut is
+ * fixed: nobody may plan before this is done.
+ */
+async function cutInto(redis: Redis, batchId: string, lines: number): Promise<void> {
+  const cut = JSON.stringify({ lines, bytes: 8 * 2 ** 20 });
+  await redis.hset(recordKey(batchId.replace('batch_', 'job_')), 'cut', cut);
+}
+
+/** Starts a batch that is cut into shards of so many lines, while these workers stand still. */
+export async function submitInPieces(
+  { url, redis, workers }: { url: string; redis: Redis; workers: readonly number[] },
+  fileId: string,
+  { pieceLines, ...options }: BatchOptions & { pieceLines: number },
+): Promise<string> {
+  for (const pid of workers) process.kill(pid, 'SIGSTOP');
+  const { id } = await createBatch(url, fileId, options);
+  await cutInto(redis, id, pieceLines);
+  for (const pid of workers) process.kill(pid, 'SIGCONT');
+  return id;
 }
 
 /** A client that ends with the test. */
@@ -69,7 +118,7 @@ function withoutJobId(text: string, batchId: string): string {
 export async function cleanOutput(url: string, engine: VllmProcess, input: Input): Promise<string> {
   await engine.setConfig({ latency_ms: 0 });
   const id = await submit(url, input);
-  const batch = await untilFinal(url, id, 60_000);
+  const batch = await untilFinal(url, id, 120_000);
   expect(batch.status).toBe('completed');
   return withoutJobId(await download(url, batch.output_file_id), id);
 }

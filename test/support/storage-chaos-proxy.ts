@@ -43,7 +43,6 @@ const ERRORS = [
 const LATE_MS = 300;
 const DROPS = 16;
 const DROP_MS = 20;
-const OLD_MS = 8 * 3_600_000;
 
 export interface ChaosOptions {
   /** In [0, 1). */
@@ -61,7 +60,8 @@ export interface ChaosRequest {
 export interface OpenUpload {
   key: string;
   uploadId: string;
-  begunAt: Date;
+  /** Ms since 1970. */
+  begunAt: number;
 }
 
 /** Stands before an S3 server, and spoils requests. */
@@ -73,6 +73,8 @@ export interface StorageChaosProxy extends AsyncDisposable {
   troubles: Readonly<Record<Trouble, number>>;
   /** The share of requests that are spoilt from now on, at first none. */
   setShare(share: number): void;
+  /** From now on uploads are listed as so much older than they are: the store's own clock tells their age. */
+  setUploadAge(ms: number): void;
   /** Uploads that the server was heard to begin, and neither to complete nor to give up. */
   openUploads(): readonly OpenUpload[];
   /** Resolves when such a request is there, whose first half was read and which will never be answered. */
@@ -91,6 +93,7 @@ interface World {
   readonly troubles: Record<Trouble, number>;
   readonly uploads: Map<string, OpenUpload>;
   share: number;
+  olderMs: number;
   holding: Holding | null;
 }
 
@@ -117,6 +120,7 @@ export async function startStorageChaosProxy(
     troubles: Object.fromEntries(none) as Record<Trouble, number>, // of all of them, just above
     uploads: new Map(),
     share: 0,
+    olderMs: 0,
     holding: null,
   };
   const server = createServer((request, response) => {
@@ -131,6 +135,9 @@ export async function startStorageChaosProxy(
     troubles: world.troubles,
     setShare(share) {
       world.share = share;
+    },
+    setUploadAge(ms) {
+      world.olderMs = ms;
     },
     openUploads: () => [...world.uploads.values()],
     holdNext: (isIt) => new Promise((resolve) => (world.holding = { isIt, held: resolve })),
@@ -214,8 +221,8 @@ async function hang(request: IncomingMessage, { hangMs }: ChaosOptions): Promise
 }
 
 function refuse(response: ServerResponse, trouble: 'error' | 'slow_down', world: World): void {
-  const any = ERRORS[Math.floor(world.options.random() * ERRORS.length)] ?? ERRORS[0];
-  const [status, code] = trouble === 'slow_down' ? ([503, 'SlowDown'] as const) : any;
+  const drawn = ERRORS[Math.floor(world.options.random() * ERRORS.length)] ?? ERRORS[0];
+  const [status, code] = trouble === 'slow_down' ? ([503, 'SlowDown'] as const) : drawn;
   response.writeHead(status, { 'content-type': 'application/xml' });
   response.end(
     `<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>${code}</Code><Message>Bad weather.</Message></Error>`,
@@ -237,19 +244,19 @@ function keepAccount({ operation, key, request }: Exchange, answer: Answer, { up
   const query = new URL(request.url ?? '', 'http://host').searchParams;
   if (operation === 'CreateMultipartUpload') {
     const [, uploadId = ''] = /<UploadId>(.*?)<\/UploadId>/.exec(answer.bytes.toString()) ?? [];
-    uploads.set(uploadId, { key, uploadId, begunAt: new Date(Date.now() - OLD_MS) });
+    uploads.set(uploadId, { key, uploadId, begunAt: Date.now() });
   } else if (/^(Complete|Abort)MultipartUpload$/.test(operation)) {
     uploads.delete(query.get('uploadId') ?? '');
   }
 }
 
-/** By our own account, not every test server can say it; all are old, since age is told by the store's own clock. */
-function listUploads(request: IncomingMessage, { uploads }: World): Answer {
+/** By our own account: not every test server can say it. */
+function listUploads(request: IncomingMessage, { uploads, olderMs }: World): Answer {
   const prefix = new URL(request.url ?? '', 'http://host').searchParams.get('prefix') ?? '';
   const found = [...uploads.values()].filter(({ key }) => key.startsWith(prefix));
   const items = found.map(
     ({ key, uploadId, begunAt }) =>
-      `<Upload><Key>${key}</Key><UploadId>${uploadId}</UploadId><Initiated>${begunAt.toISOString()}</Initiated></Upload>`,
+      `<Upload><Key>${key}</Key><UploadId>${uploadId}</UploadId><Initiated>${new Date(begunAt - olderMs).toISOString()}</Initiated></Upload>`,
   );
   const text = `<?xml version="1.0" encoding="UTF-8"?>\n<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>${items.join('')}</ListMultipartUploadsResult>`;
   return { status: 200, headers: { 'content-type': 'application/xml' }, bytes: Buffer.from(text) };

@@ -30,7 +30,7 @@ export function workerPids(sluice: Pick<Sluice, 'logs'>): number[] {
 export async function untilOneStandsBy(sluice: Sluice, replaced: number): Promise<void> {
   const count = workerPids(sluice).length + 1;
   await until(() => logged(sluice, 'worker process is ready').length >= count, {
-    timeoutMs: 20_000,
+    timeoutMs: 60_000,
     what: `a process that stands by, after ${replaced} replacements`,
   });
 }
@@ -38,7 +38,7 @@ export async function untilOneStandsBy(sluice: Sluice, replaced: number): Promis
 /** Waits until so many starts of worker processes have come to work. */
 export async function untilWorking(sluice: Sluice, count: number): Promise<void> {
   await until(() => logged(sluice, 'worker process is up').length >= count, {
-    timeoutMs: 20_000,
+    timeoutMs: 60_000,
     what: `start ${count} of a worker process`,
   });
 }
