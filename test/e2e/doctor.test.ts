@@ -66,11 +66,10 @@ async function findings(env: Environment): Promise<{ code: number | null; found:
 /** What is wrong with the storage in the words of the doctor, and of a server that is started: a line each. */
 async function troubles(more: Environment): Promise<string[]> {
   const env = environment(more);
-  const { code, found } = await findings(env);
+  const [{ code, found }, started] = await Promise.all([findings(env), runCli(['start'], env)]);
   expect(code).toBe(1);
   const failed = found.filter(({ state }) => state === 'fail');
   expect(failed.map(({ check }) => check)).toEqual(['storage']);
-  const started = await runCli(['start'], env);
   expect(started.code).toBe(1);
   const lines = started.stderr.split('\n').filter((line) => line !== '' && !line.startsWith('{'));
   expect(lines).toEqual([expect.stringMatching(/^sluice: The storage cannot be used\. /)]);

@@ -67,14 +67,15 @@ test.runIf(canMount)(
     await disk.fill();
 
     await expect(upload(sluice.url, makeInput(10_000).text)).rejects.toThrow(/503 .*no room left/);
-    const warning = await sluice.untilLogged('answers cannot be stored, trying again');
+    const warning = await sluice.untilLogged('answers cannot be stored, trying again', 60_000);
     expect(warning['reason']).toMatch(/no room left in .* free/);
     const { error_message: reason } = await readJob(sluice.url, id);
     expect(reason).toMatch(/^Answers cannot be stored: no room left/);
 
     await disk.makeRoom();
+    await engine.setConfig({ latency_ms: 0 });
     await upload(sluice.url, makeInput(10).text);
-    const batch = await untilFinal(sluice.url, id);
+    const batch = await untilFinal(sluice.url, id, 60_000);
     expect(batch.status).toBe('completed');
     await expectExact(sluice.url, batch, input);
     expect((await engine.counts()).repeated).toBe(0);
@@ -93,9 +94,10 @@ test.runIf(canMount)(
     const id = await submit(sluice.url, input, { maxConcurrency: 40 });
     await untilAnswered(sluice.url, id, 1);
     await disk.fill();
-    await sluice.untilLogged('answers cannot be stored, trying again');
+    await sluice.untilLogged('answers cannot be stored, trying again', 60_000);
     await disk.makeRoom();
-    const batch = await untilFinal(sluice.url, id);
+    await engine.setConfig({ latency_ms: 0 });
+    const batch = await untilFinal(sluice.url, id, 60_000);
     expect(batch.status).toBe('completed');
     await expectExact(sluice.url, batch, input);
     // Disposing of the disk below must find nobody on it.

@@ -8,6 +8,7 @@ import {
   untilAnswered,
   untilFinal,
 } from '../support/batch.ts';
+import { LONG } from '../support/chaos.ts';
 import { openEvents } from '../support/event-stream.ts';
 import type { EventStream } from '../support/event-stream.ts';
 import { restartRedis } from '../support/redis-again.ts';
@@ -18,7 +19,8 @@ import { startVllmProcess } from '../support/vllm-process.ts';
 
 afterAll(requireNothingLeft);
 
-const WATCHERS = 200;
+/** `CHAOS_LONG=1` asks for more of them. */
+const WATCHERS = LONG ? 200 : 80;
 
 function idsOf(stream: EventStream): (string | null)[] {
   return stream.of('state').map(({ id }) => id);
@@ -86,14 +88,14 @@ test('a batch is followed by many over two API processes, cut connections and a 
   await using again = restartRedis(redis);
   expect(again).toBeDefined();
   const begun = await until(async () => (await readOutput(one.url, id)).lines.length, {
-    timeoutMs: 20_000,
+    timeoutMs: 60_000,
     what: 'Redis again',
   }).catch(String);
   expect(begun).toBeGreaterThan(0);
   expect([resumed, ...many].filter(({ over }) => over !== null)).toEqual([]);
   await engine.setConfig({ latency_ms: 0 });
 
-  const batch = await untilFinal(one.url, id);
+  const batch = await untilFinal(one.url, id, 60_000);
   const over = performance.now();
   await Promise.all([resumed, ...many].map((stream) => stream.untilOver()));
   say(`${WATCHERS} streams ended ${Math.round(performance.now() - over)} ms after the batch`);
@@ -140,7 +142,7 @@ test('LIVE_STREAMS bounds open streams, and SIGTERM is not put off by them', asy
   const end = await api.stop();
   say(`stopped ${Math.round(end.ms)} ms after SIGTERM, with 50 open streams`);
   expect(end.code).toBe(0);
-  expect(end.ms).toBeLessThan(3_000);
+  expect(end.ms).toBeLessThan(15_000);
   for (const { over, comments } of streams) {
     expect([over, comments]).toEqual(['end', ['this server is stopping']]);
   }

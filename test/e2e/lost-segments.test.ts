@@ -10,13 +10,10 @@ import {
   untilAnswered,
   untilFinal,
 } from '../support/batch.ts';
-import { startRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { requireNothingLeft } from '../support/server.ts';
 import type { TestFolder } from '../support/server.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
-import type { VllmProcess } from '../support/vllm-process.ts';
-
-afterAll(requireNothingLeft);
+import { openSite } from '../support/site.ts';
+import type { Site } from '../support/site.ts';
 
 const LINES = 1_500;
 
@@ -40,8 +37,8 @@ async function find(folder: string, piece: string): Promise<string[]> {
   return all.filter((path) => path.includes(piece)).map((path) => join(folder, path));
 }
 
-async function firstSegment(folder: TestFolder): Promise<string> {
-  const [path] = await find(folder.path, '/segments/');
+async function firstSegment(folder: TestFolder, id: string): Promise<string> {
+  const [path] = await find(folder.path, `${id.replace('batch_', 'job_')}/segments/`);
   if (path === undefined) throw new Error('there are answers and no segment');
   return path;
 }
@@ -54,38 +51,32 @@ async function historyOf(url: string, id: string) {
 }
 
 describe('a segment that proves wrong when the files are written', () => {
-  let engine: VllmProcess;
+  let site: Site;
   beforeAll(async () => {
-    engine = await startVllmProcess({ flags: ['--profile', 'zero', '--set', 'latency_ms=100'] });
+    site = await openSite();
   });
-  afterAll(() => engine[Symbol.asyncDispose]());
+  afterAll(async () => {
+    await site[Symbol.asyncDispose]();
+    requireNothingLeft();
+  });
 
-  /** A job that has its first answers in storage. */
+  /** A job that has its first answers in storage; `hasten` lets the rest come at once. */
   async function running(name: string) {
+    const { url, engine, folder, sluice } = site;
+    await engine.setConfig({ latency_ms: 100 });
     const before = await engine.counts();
-    const redis = await startRedis();
-    const folder = await makeFolder();
-    const sluice = await startSluice({
-      dataDir: folder.path,
-      redisUrl: redis.url,
-      engines: [engine.url],
-    });
     const input = makeInput(LINES, { name });
-    const id = await submit(sluice.url, input, { maxConcurrency: 50 });
-    await untilAnswered(sluice.url, id, 1);
+    const id = await submit(url, input, { maxConcurrency: 50 });
+    await untilAnswered(url, id, 1);
     return {
-      url: sluice.url,
+      url,
       sluice,
       folder,
       input,
       id,
+      hasten: () => engine.setConfig({ latency_ms: 0 }),
       /** Lines of this job that the engine was asked twice. */
       repeated: async () => (await engine.counts()).repeated - before.repeated,
-      async [Symbol.asyncDispose]() {
-        await sluice[Symbol.asyncDispose]();
-        await redis[Symbol.asyncDispose]();
-        await folder[Symbol.asyncDispose]();
-      },
     };
   }
 
@@ -96,8 +87,9 @@ describe('a segment that proves wrong when the files are written', () => {
   ] as const)(
     'when it %s, its lines are asked again, and only those',
     async (name, damage, reason) => {
-      await using job = await running(name);
-      await damage(await firstSegment(job.folder));
+      const job = await running(name);
+      await damage(await firstSegment(job.folder, job.id));
+      await job.hasten();
       const batch = await untilFinal(job.url, job.id);
       expect(batch.status).toBe('completed');
       const { error } = await expectExact(job.url, batch, job.input);
@@ -116,9 +108,9 @@ describe('a segment that proves wrong when the files are written', () => {
   );
 
   test('of a cancelled batch its lines count as never answered, and nothing is asked', async () => {
-    await using job = await running('cancelled');
+    const job = await running('cancelled');
     const { request_counts: counts } = await untilAnswered(job.url, job.id, 1);
-    await rm(await firstSegment(job.folder));
+    await rm(await firstSegment(job.folder, job.id));
     await openaiClient(job.url).batches.cancel(job.id);
     const batch = await untilFinal(job.url, job.id);
     expect(batch.status).toBe('cancelled');
@@ -130,9 +122,10 @@ describe('a segment that proves wrong when the files are written', () => {
   });
 
   test('storage that has not even the input is waited for, and nothing is asked again', async () => {
-    await using job = await running('away');
-    const [input = ''] = await find(job.folder.path, 'files/');
-    const paths = [input, await firstSegment(job.folder)];
+    const job = await running('away');
+    const { input_file_id: name } = await openaiClient(job.url).batches.retrieve(job.id);
+    const [input = ''] = await find(job.folder.path, `files/${name}`);
+    const paths = [input, await firstSegment(job.folder, job.id)];
     const { request_counts: counts } = await untilAnswered(job.url, job.id, 1);
     for (const path of paths) await rename(path, `${path}-away`);
     await openaiClient(job.url).batches.cancel(job.id);

@@ -1,3 +1,5 @@
+import { Redis } from 'ioredis';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import {
   createBatch,
@@ -12,12 +14,17 @@ import {
   upload,
 } from '../support/batch.ts';
 import type { Input } from '../support/batch.ts';
+import { recordKey } from '../../src/store/keys.ts';
+import { startRedis } from '../support/redis.ts';
+import type { TestRedis } from '../support/redis.ts';
 import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
 import type { Sluice, TestFolder } from '../support/server.ts';
+import { until } from '../support/until.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
 import type { VllmProcess } from '../support/vllm-process.ts';
 
 let folder: TestFolder;
+let redis: TestRedis;
 let engines: VllmProcess[];
 let sluice: Sluice;
 
@@ -27,13 +34,16 @@ beforeAll(async () => {
   engines = await Promise.all(['a', 'b'].map((model) => startVllmProcess({ flags: flags(model) })));
   await Promise.all(engines.map((engine) => engine.setConfig({ log: 'full' })));
   folder = await makeFolder();
-  sluice = await startSluice({ dataDir: folder.path, engines: engines.map(({ url }) => url) });
+  redis = await startRedis();
+  const urls = engines.map(({ url }) => url);
+  sluice = await startSluice({ dataDir: folder.path, redisUrl: redis.url, engines: urls });
 });
 
 afterAll(async () => {
   await sluice.stop();
   await Promise.all(engines.map((engine) => engine.close()));
   await folder[Symbol.asyncDispose]();
+  await redis.stop();
   requireNothingLeft();
 });
 
@@ -94,11 +104,35 @@ test('lenient: a model that only a duplicate names is not waited for', async () 
   ]);
 });
 
-/** Half a minute is waited for a model that no engine serves: these wait together. */
+/**
+ * Half a minute is waited for a model that no engine serves. Lets a job wait for three seconds of it, which it must
+ * outlast, and then makes its records say that the half minute is over.
+ */
+async function outwait(batchId: string): Promise<void> {
+  const job = batchId.replace('batch_', 'job_');
+  const read = async () => (await readJob(sluice.url, batchId)).error_message;
+  await until(async () => (await read()) !== '', { what: 'the reason', timeoutMs: 30_000 });
+  await sleep(3_000);
+  const { status } = await openaiClient(sluice.url).batches.retrieve(batchId);
+  expect(status).toMatch(/^(?:validating|in_progress)$/);
+  const client = new Redis(redis.url);
+  try {
+    const answer = await fetch(`${sluice.url}/api/v1/provisions?job_id=${job}`);
+    const { provisions } = (await answer.json()) as { provisions: { id: string }[] };
+    for (const { id } of provisions) {
+      const at = await client.hget(recordKey(id), 'reason_at');
+      if (at !== null) await client.hset(recordKey(id), 'reason_at', Number(at) - 30_000);
+    }
+  } finally {
+    client.disconnect();
+  }
+}
+
 describe.concurrent('a model that no engine serves', () => {
   test('ends a strict batch after half a minute, with the answers of the others', async () => {
     const input = mixed('three', 50, ['a', 'c', 'b']);
     const { id } = await createBatch(sluice.url, await upload(sluice.url, input.text));
+    await outwait(id);
     const batch = await untilFinal(sluice.url, id, 55_000);
     expect(batch).toMatchObject({
       status: 'failed',
@@ -126,6 +160,7 @@ describe.concurrent('a model that no engine serves', () => {
       aibrix: { validation: 'lenient', client: { max_concurrency: 32 } },
     } as const;
     const { id } = await openaiClient(sluice.url).batches.create(wish);
+    await outwait(id);
     const batch = await untilFinal(sluice.url, id, 55_000);
     expect(batch).toMatchObject({
       status: 'completed',
@@ -153,6 +188,7 @@ describe.concurrent('a model that no engine serves', () => {
       aibrix: { runtime: { target: 'External', options: { base_url: wrong.url } } },
     } as const;
     const { id } = await openaiClient(sluice.url).batches.create(wish);
+    await outwait(id);
     const batch = await untilFinal(sluice.url, id, 55_000);
     await wrong.close();
     expect(batch).toMatchObject({

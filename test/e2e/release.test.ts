@@ -1,4 +1,4 @@
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
 import {
   expectExact,
   makeInput,
@@ -7,11 +7,19 @@ import {
   untilAnswered,
   untilFinal,
 } from '../support/batch.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { requireNothingLeft } from '../support/server.ts';
+import { openSite } from '../support/site.ts';
+import type { Site } from '../support/site.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
 
-afterAll(requireNothingLeft);
+let site: Site;
+beforeAll(async () => {
+  site = await openSite({ flags: ['--profile', 'small'] });
+});
+afterAll(async () => {
+  await site[Symbol.asyncDispose]();
+  requireNothingLeft();
+});
 
 interface Provision {
   id: string;
@@ -32,12 +40,10 @@ async function release(url: string, id: string, job: string): Promise<number> {
 }
 
 test('a job whose provision is released three times gets a new one each time, and loses no line', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'small'] });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
-  const input = makeInput(300);
+  const { engine, sluice } = site;
+  const input = makeInput(200);
   // Each provision answers so many and then hangs, so that the job cannot end before it is released.
-  const SHARE = 60;
+  const SHARE = 40;
   await engine.setFaults([{ kind: 'hang_headers', after: SHARE }]);
   const id = await submit(sluice.url, input, { maxConcurrency: 8 });
 
@@ -53,7 +59,7 @@ test('a job whose provision is released three times gets a new one each time, an
         const [newest] = await provisionsOf(sluice.url, id);
         return newest?.id !== live?.id && served.test(newest?.status ?? '');
       },
-      { timeoutMs: 20_000, what: 'another provision that serves' },
+      { timeoutMs: 60_000, what: 'another provision that serves' },
     );
   }
   const batch = await untilFinal(sluice.url, id, 60_000);
@@ -63,17 +69,18 @@ test('a job whose provision is released three times gets a new one each time, an
   expect(error).toEqual([]);
   const { events } = await readJob(sluice.url, id);
   expect(events.filter(({ status }) => status === 'resource_preparing')).toHaveLength(1 + 3);
-  await until(async () => {
-    const all = await provisionsOf(sluice.url, id);
-    return all.length === 4 && all.every(({ status }) => status === 'released');
-  });
+  await until(
+    async () => {
+      const all = await provisionsOf(sluice.url, id);
+      return all.length === 4 && all.every(({ status }) => status === 'released');
+    },
+    { timeoutMs: 60_000, what: 'the release of all' },
+  );
 }, 90_000);
 
 test("released with 'end' the job is cancelled, and its answers are kept", async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'small'] });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
-  const input = makeInput(600);
+  const { sluice } = site;
+  const input = makeInput(600, { name: 'ended' });
   const id = await submit(sluice.url, input, { maxConcurrency: 8 });
   await untilAnswered(sluice.url, id, 10);
   const [live] = await provisionsOf(sluice.url, id);
@@ -84,7 +91,8 @@ test("released with 'end' the job is cancelled, and its answers are kept", async
   const { output, error } = await expectExact(sluice.url, batch, input);
   expect(output.length).toBeGreaterThanOrEqual(10);
   expect(new Set(error.map((line) => line.error?.code))).toEqual(new Set(['batch_cancelled']));
-  await until(async () =>
-    (await provisionsOf(sluice.url, id)).every(({ status }) => status === 'released'),
+  await until(
+    async () => (await provisionsOf(sluice.url, id)).every(({ status }) => status === 'released'),
+    { timeoutMs: 60_000, what: 'the release' },
   );
 }, 60_000);

@@ -1,4 +1,4 @@
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import {
   download,
   expectExact,
@@ -12,11 +12,23 @@ import {
   upload,
 } from '../support/batch.ts';
 import type { Input } from '../support/batch.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { requireNothingLeft, startSluice } from '../support/server.ts';
+import { openSite } from '../support/site.ts';
+import type { Site } from '../support/site.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
 
-afterAll(requireNothingLeft);
+let site: Site;
+beforeAll(async () => {
+  site = await openSite();
+});
+beforeEach(async () => {
+  await site.engine.setFaults([]);
+  await site.engine.setConfig({ latency_ms: 0 });
+});
+afterAll(async () => {
+  await site[Symbol.asyncDispose]();
+  requireNothingLeft();
+});
 
 interface Job {
   id: string;
@@ -44,15 +56,13 @@ function partOf(input: Input, places: readonly number[]): Input {
 }
 
 test('retry asks the failed lines again, byte by byte and in input order', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
-  const input = makeInput(3_000);
+  const { engine, sluice } = site;
+  const input = makeInput(1_500);
   await engine.setFaults([{ kind: 'status', status: 400, match: '7 of line' }]);
   const id = await submit(sluice.url, input);
   const batch = await untilFinal(sluice.url, id);
   const { error } = await expectExact(sluice.url, batch, input);
-  expect(error).toHaveLength(300);
+  expect(error).toHaveLength(150);
 
   await engine.setFaults([]);
   const job = await retry(sluice.url, id);
@@ -69,15 +79,19 @@ test('retry asks the failed lines again, byte by byte and in input order', async
 });
 
 test('retry of a cancelled job asks what was not reached, and both together are whole', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await engine.setConfig({ latency_ms: 20 });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const { engine, sluice } = site;
+  const { by_outcome: earlier } = await engine.counts();
+  await engine.setConfig({ latency_ms: 50 });
   const input = makeInput(2_500);
   const id = await submit(sluice.url, input, { maxConcurrency: 20 });
-  await until(async () => ((await engine.counts()).by_outcome['answered'] ?? 0) > 200, {
-    what: 'some answers',
-  });
+  await until(
+    async () =>
+      ((await engine.counts()).by_outcome['answered'] ?? 0) - (earlier['answered'] ?? 0) > 200,
+    {
+      what: 'some answers',
+      timeoutMs: 60_000,
+    },
+  );
   await openaiClient(sluice.url).batches.cancel(id);
   const first = await untilFinal(sluice.url, id);
   await engine.setConfig({ latency_ms: 0 });
@@ -95,62 +109,8 @@ test('retry of a cancelled job asks what was not reached, and both together are 
   expectExactLines({ output: whole, error: [] }, input);
 });
 
-test('retry leaves out lines that are bad or too long, says so, and ends where none is left', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using folder = await makeFolder();
-  const options = { dataDir: folder.path, engines: [engine.url] };
-  let first: string;
-  const input = makeInput(20);
-  const lines = input.text.split('\n').slice(0, 20);
-  {
-    await using sluice = await startSluice(options);
-    // A second line of an id that was answered: alone it would be asked.
-    const [copied = '', failing = '', long = ''] = [lines[0], lines[7], lines[17]];
-    const longer = long.replace('Question', 'x'.repeat(5_000));
-    const text = [...lines.slice(0, 17), longer, copied, 'nope', copied].join('\n');
-    await engine.setFaults([
-      { kind: 'status', status: 400, match: 'Question 7 of line' },
-      { kind: 'status', status: 400, match: '17 of line' },
-    ]);
-    const answer = await fetch(`${sluice.url}/api/v1/jobs`, {
-      method: 'POST',
-      body: JSON.stringify({
-        input_dataset: await upload(sluice.url, text),
-        endpoint: '/v1/chat/completions',
-        validation: 'lenient',
-      }),
-    });
-    const { batch_id: id } = (await answer.json()) as Job;
-    const batch = await untilFinal(sluice.url, id);
-    expect(batch.request_counts).toEqual({ total: 21, completed: 16, failed: 5 });
-    first = id;
-
-    const job = await retry(sluice.url, id);
-    await untilFinal(sluice.url, job.batch_id);
-    expect(await download(sluice.url, job.input_dataset)).toBe(`${failing}\n${longer}\n`);
-    const { events } = await readJob(sluice.url, job.batch_id);
-    expect(JSON.stringify(events)).toContain('Of the 5 failed requests');
-    expect(JSON.stringify(events)).toContain('3 were left out');
-
-    await engine.setFaults([{ kind: 'status', status: 400, match: '17 of line' }]);
-    first = (await retry(sluice.url, id)).batch_id;
-    const again = await untilFinal(sluice.url, first);
-    expect(again.request_counts).toEqual({ total: 2, completed: 1, failed: 1 });
-    await sluice.stop();
-  }
-  await using sluice = await startSluice({ ...options, env: { MAX_LINE_BYTES: '2KiB' } });
-  const job = await retry(sluice.url, first);
-  const batch = await untilFinal(sluice.url, job.batch_id);
-  expect(batch).toMatchObject({
-    status: 'failed',
-    errors: { data: [{ code: 'nothing_to_retry' }] },
-  });
-});
-
 test('client.retry_policy says how often a line is asked again', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
+  const { engine, sluice } = site;
   await engine.setFaults([{ kind: 'status', status: 500, match: 'of line' }]);
   for (const [retries, asked] of [
     [0, 3],
@@ -173,4 +133,54 @@ test('client.retry_policy says how often a line is asked again', async () => {
     });
     expect(((await engine.faults())[0]?.hits ?? 0) - before).toBe(asked);
   }
+});
+
+test('retry leaves out lines that are bad or too long, says so, and ends where none is left', async () => {
+  const { engine, sluice, folder, redis } = site;
+  const input = makeInput(20);
+  const lines = input.text.split('\n').slice(0, 20);
+  // A second line of an id that was answered: alone it would be asked.
+  const [copied = '', failing = '', long = ''] = [lines[0], lines[7], lines[17]];
+  const longer = long.replace('Question', 'x'.repeat(5_000));
+  const text = [...lines.slice(0, 17), longer, copied, 'nope', copied].join('\n');
+  await engine.setFaults([
+    { kind: 'status', status: 400, match: 'Question 7 of line' },
+    { kind: 'status', status: 400, match: '17 of line' },
+  ]);
+  const answer = await fetch(`${sluice.url}/api/v1/jobs`, {
+    method: 'POST',
+    body: JSON.stringify({
+      input_dataset: await upload(sluice.url, text),
+      endpoint: '/v1/chat/completions',
+      validation: 'lenient',
+    }),
+  });
+  const { batch_id: id } = (await answer.json()) as Job;
+  const batch = await untilFinal(sluice.url, id);
+  expect(batch.request_counts).toEqual({ total: 21, completed: 16, failed: 5 });
+
+  const job = await retry(sluice.url, id);
+  await untilFinal(sluice.url, job.batch_id);
+  expect(await download(sluice.url, job.input_dataset)).toBe(`${failing}\n${longer}\n`);
+  const { events } = await readJob(sluice.url, job.batch_id);
+  expect(JSON.stringify(events)).toContain('Of the 5 failed requests');
+  expect(JSON.stringify(events)).toContain('3 were left out');
+
+  await engine.setFaults([{ kind: 'status', status: 400, match: '17 of line' }]);
+  const { batch_id: first } = await retry(sluice.url, id);
+  const again = await untilFinal(sluice.url, first);
+  expect(again.request_counts).toEqual({ total: 2, completed: 1, failed: 1 });
+  await sluice.stop();
+  // The last test: the server makes room for one of other settings.
+  await using strict = await startSluice({
+    dataDir: folder.path,
+    redisUrl: redis.url,
+    engines: [engine.url],
+    env: { MAX_LINE_BYTES: '2KiB' },
+  });
+  const last = await retry(strict.url, first);
+  expect(await untilFinal(strict.url, last.batch_id)).toMatchObject({
+    status: 'failed',
+    errors: { data: [{ code: 'nothing_to_retry' }] },
+  });
 });

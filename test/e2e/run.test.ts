@@ -1,7 +1,7 @@
 import { readFile, readlink, symlink, writeFile } from 'node:fs/promises';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import { EXIT_BUSY } from '../../src/main/commands.ts';
 import { expectExactLines, makeInput, parseLines } from '../support/batch.ts';
 import type { Input } from '../support/batch.ts';
@@ -11,7 +11,33 @@ import { until } from '../support/until.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
 import type { VllmProcess } from '../support/vllm-process.ts';
 
-afterAll(requireNothingLeft);
+let engine: VllmProcess;
+beforeAll(async () => {
+  engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+});
+beforeEach(async () => {
+  await engine.setFaults([]);
+  await engine.setConfig({ latency_ms: 0 });
+});
+afterAll(async () => {
+  await engine.close();
+  requireNothingLeft();
+});
+
+/** What the engine has counted since this was called. */
+async function countFromNow() {
+  const before = await engine.counts();
+  return async () => {
+    const now = await engine.counts();
+    return {
+      requests: now.requests - before.requests,
+      repeated: now.repeated - before.repeated,
+      distinct: now.distinct_bodies - before.distinct_bodies,
+    };
+  };
+}
+
+const LINES = 2_000;
 
 interface Place {
   args: string[];
@@ -59,9 +85,8 @@ async function expectOutput({ output }: Place, input: Input): Promise<void> {
 }
 
 test('a whole run: summary, exit code, answers, and nothing left behind', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await using folder = await makeFolder();
-  const input = makeInput(500);
+  const input = makeInput(500, { name: 'whole' });
   const place = await prepare(folder, engine, input.text);
 
   const result = await runCli(place.args, place.env);
@@ -74,11 +99,10 @@ test('a whole run: summary, exit code, answers, and nothing left behind', async 
   await expectOutput(place, input);
   expect(existsSync(`${place.output}.errors.jsonl`)).toBe(false);
   expect(existsSync(place.runs)).toBe(false);
-  await folder.untilUnused(2_000);
+  await folder.untilUnused();
 });
 
 test('lines that the engine refuses go to the errors file; the run itself is a success', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await using folder = await makeFolder();
   const input = makeInput(20);
   await engine.setFaults([{ kind: 'status', status: 400, match: 'Question 7 ' }]);
@@ -94,7 +118,6 @@ test('lines that the engine refuses go to the errors file; the run itself is a s
 });
 
 test('input that is wrong is exit code 1 with the line, and writes nothing', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await using folder = await makeFolder();
   const place = await prepare(folder, engine, `${makeInput(2).text}{"half":\n`);
   const result = await runCli(place.args, place.env);
@@ -102,39 +125,40 @@ test('input that is wrong is exit code 1 with the line, and writes nothing', asy
   expect(result.stderr).toMatch(/line 3/);
   expect(existsSync(place.output)).toBe(false);
 
-  const missing = await runCli(['run', '-i', '/no/such', '-o', place.output, '-e', engine.url]);
+  const [missing, nowhere] = await Promise.all([
+    runCli(['run', '-i', '/no/such', '-o', place.output, '-e', engine.url]),
+    runCli(['run', '-i', place.input, '-o', place.output]),
+  ]);
   expect(missing.code).toBe(1);
   expect(missing.stderr).toContain('/no/such');
-  const nowhere = await runCli(['run', '-i', place.input, '-o', place.output]);
   expect(nowhere.code).toBe(1);
   expect(nowhere.stderr).toContain('--engine');
 });
 
 test('Ctrl-C and the same command again: it goes on, and no answered line is asked twice', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await engine.setConfig({ latency_ms: 300 });
+  const counts = await countFromNow();
   await using folder = await makeFolder();
-  const input = makeInput(2_500);
+  const input = makeInput(LINES, { name: 'again' });
   const place = await prepare(folder, engine, input.text);
   const args = [...place.args, '-c', '100'];
 
   await using first = spawnCli(args, { ...place.env, SHUTDOWN_GRACE: '3s' });
-  await until(async () => (await engine.counts()).requests > 700, { what: '700 requests' });
+  await until(async () => (await counts()).requests > 300, {
+    what: '300 requests',
+    timeoutMs: 60_000,
+  });
   const busy = await runCli(args, place.env);
   expect(busy.code).toBe(EXIT_BUSY);
   expect(busy.stderr).toMatch(/Another run is writing/);
   // Whoever is not on a terminal reads plain lines, no bar that is drawn over and over.
   await until(
-    () => /^\d+\/2500, \d+\/s, \d+ in flight, 0 failed, ETA \d+s$/m.test(first.stderr()),
-    {
-      what: 'a line of progress',
-    },
+    () => /^\d+\/2000, \d+\/s, \d+ in flight, 0 failed, ETA \d+s$/m.test(first.stderr()),
+    { what: 'a line of progress', timeoutMs: 60_000 },
   );
   expect(first.stderr()).not.toContain('\r');
   first.child.kill('SIGINT');
-  const stoppedAt = performance.now();
   expect(await first.exited).toMatchObject({ code: 130 });
-  expect(performance.now() - stoppedAt).toBeLessThan(5_000);
   expect(first.stderr()).toMatch(/same command goes on/);
   expect(existsSync(place.output)).toBe(false);
 
@@ -142,20 +166,22 @@ test('Ctrl-C and the same command again: it goes on, and no answered line is ask
   const second = await runCli(args, place.env);
   expectSuccess(second);
   expect(second.stderr).toMatch(/Going on/);
-  expect(summaryOf(second)).toMatchObject({ lines: 2_500, completed: 2_500 });
+  expect(summaryOf(second)).toMatchObject({ lines: LINES, completed: LINES });
   await expectOutput(place, input);
-  const { repeated, distinct_bodies: distinct } = await engine.counts();
-  expect({ repeated, distinct }).toEqual({ repeated: 0, distinct: 2_500 });
+  expect(await counts()).toMatchObject({ repeated: 0, distinct: LINES });
   expect(existsSync(place.runs)).toBe(false);
 });
 
 test('another input under the same output starts afresh', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await engine.setConfig({ latency_ms: 500 });
+  const counts = await countFromNow();
   await using folder = await makeFolder();
   const place = await prepare(folder, engine, makeInput(1_000, { name: 'old' }).text);
   await using first = spawnCli([...place.args, '-c', '50'], place.env);
-  await until(async () => (await engine.counts()).requests > 60, { what: '60 requests' });
+  await until(async () => (await counts()).requests > 60, {
+    what: '60 requests',
+    timeoutMs: 60_000,
+  });
   await first.kill('SIGINT');
 
   const input = makeInput(30, { name: 'new' });
@@ -168,19 +194,21 @@ test('another input under the same output starts afresh', async () => {
 });
 
 test('what is no file is refused as output, and left as it is', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await using folder = await makeFolder();
   const place = await prepare(folder, engine, makeInput(1).text);
   const device = join(folder.path, 'device');
   await symlink('/dev/null', device);
-  for (const output of ['-', device, folder.path, join(folder.path, 'none', 'out.jsonl')]) {
-    const args = place.args.map((arg) => (arg === place.output ? output : arg));
-    const { code, stderr } = await runCli(args, place.env);
-    expect({ code, stderr }).toEqual({
-      code: 1,
-      stderr: expect.stringContaining(`--output ${output}`),
-    });
-  }
+  const outputs = ['-', device, folder.path, join(folder.path, 'none', 'out.jsonl')];
+  await Promise.all(
+    outputs.map(async (output) => {
+      const args = place.args.map((arg) => (arg === place.output ? output : arg));
+      const { code, stderr } = await runCli(args, place.env);
+      expect({ code, stderr }).toEqual({
+        code: 1,
+        stderr: expect.stringContaining(`--output ${output}`),
+      });
+    }),
+  );
   expect(await readlink(device)).toBe('/dev/null');
 });
 
@@ -195,7 +223,6 @@ test('--wait gives up on an engine that never comes, and the next run goes on', 
   expect(tired.code).toBe(1);
   expect(tired.stderr).toContain('No engine was healthy');
   expect(summaryOf(tired)).toMatchObject({ status: 'interrupted', lines: 10, completed: 0 });
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   const args = place.args.map((arg) => (arg.startsWith('http://') ? engine.url : arg));
   const again = await runCli(args, place.env);
   expectSuccess(again);

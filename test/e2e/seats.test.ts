@@ -21,7 +21,10 @@ test('a job at a silent engine hoards no shards and keeps no other job from its 
     redisUrl: redis.url,
   });
   const stuck = await submit(sluice.url, makeInput(5_000), { maxConcurrency: 4 });
-  await until(async () => (await silent.faults())[0]?.hits === 4, { what: 'four silent requests' });
+  await until(async () => (await silent.faults())[0]?.hits === 4, {
+    what: 'four silent requests',
+    timeoutMs: 60_000,
+  });
 
   const input = makeInput(20, { name: 'other' });
   const own = { runtime: { target: 'External', options: { base_url: idle.url } } };
@@ -43,7 +46,7 @@ test('a job at a silent engine hoards no shards and keeps no other job from its 
         const found = await client.batches.retrieve(id);
         return found.status === 'completed' ? found : undefined;
       },
-      { timeoutMs: 8_000, what: 'the end of the job with an engine of its own' },
+      { timeoutMs: 60_000, what: 'the end of the job with an engine of its own' },
     );
     await expectExact(sluice.url, batch, input);
   } finally {

@@ -10,18 +10,28 @@ import {
 } from '../support/batch.ts';
 import type { Input } from '../support/batch.ts';
 import { startRedis } from '../support/redis.ts';
+import type { TestRedis } from '../support/redis.ts';
 import { startS3Proxy } from '../support/s3-proxy.ts';
 import { ANY_KEYS, startS3Server } from '../support/s3-server.ts';
 import type { S3Server } from '../support/s3-server.ts';
 import { makeFolder, requireNothingLeft, runCli, startSluice } from '../support/server.ts';
 import type { Environment } from '../support/server.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
+import type { VllmProcess } from '../support/vllm-process.ts';
 
 let server: S3Server;
+let engine: VllmProcess;
+let redis: TestRedis;
+let bucket: string;
 beforeAll(async () => {
   server = await startS3Server();
+  engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
+  redis = await startRedis();
+  bucket = await server.createBucket();
 });
 afterAll(async () => {
+  await redis.stop();
+  await engine.close();
   await server[Symbol.asyncDispose]();
   requireNothingLeft();
 });
@@ -59,13 +69,10 @@ async function listBucket(bucket: string): Promise<string[]> {
 }
 
 test('STORAGE_TYPE=S3: processes with folders of their own share a bucket, and write what a folder would hold', async () => {
-  await using redis = await startRedis();
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await using proxy = await startS3Proxy(server.url);
   await using one = await makeFolder();
   await using two = await makeFolder();
   await using three = await makeFolder();
-  const bucket = await server.createBucket();
   const env = keysIn({
     STORAGE_TYPE: 'S3',
     S3_BUCKET: bucket,
@@ -73,12 +80,12 @@ test('STORAGE_TYPE=S3: processes with folders of their own share a bucket, and w
     S3_PREFIX: 'sluice/test',
     S3_PART_SIZE: '5MiB',
   });
-  const shared = { redisUrl: redis.url, engines: [engine.url], env };
+  const shared = { redisUrl: redis.url, engines: [engine.url], env, timeoutMs: 60_000 };
   await using api = await startSluice({ ...shared, dataDir: one.path, roles: ['api'] });
   const roles = ['worker', 'sweeper'];
   await using worker = await startSluice({ ...shared, dataDir: two.path, roles });
 
-  const input = makeInput(2_000, { padding: 6_000 });
+  const input = makeInput(500, { padding: 22_000 });
   const inBucket = await run(api.url, input);
   // the input alone is longer than two parts
   const parts = proxy.seen.filter(({ operation }) => operation === 'UploadPart');
@@ -95,7 +102,11 @@ test('STORAGE_TYPE=S3: processes with folders of their own share a bucket, and w
   const part = await client.files.content(file.id, range);
   expect(await part.text()).toBe(input.text.slice(100, 200));
 
-  await using local = await startSluice({ dataDir: three.path, engines: [engine.url] });
+  await using local = await startSluice({
+    dataDir: three.path,
+    engines: [engine.url],
+    timeoutMs: 60_000,
+  });
   const inFolder = await run(local.url, input);
   expect(comparable(inBucket.output)).toBe(comparable(inFolder.output));
   expect(comparable(inBucket.error)).toBe(comparable(inFolder.error));
@@ -103,35 +114,33 @@ test('STORAGE_TYPE=S3: processes with folders of their own share a bucket, and w
 });
 
 test('another bucket or prefix than the one that Redis knows is refused', async () => {
-  await using redis = await startRedis();
   await using folder = await makeFolder();
-  const bucket = await server.createBucket();
-  const env = {
-    ...keysIn({ S3_BUCKET: bucket, S3_ENDPOINT: server.url, S3_PREFIX: 'one' }),
-    DATA_DIR: folder.path,
-    REDIS_URL: redis.url,
-    HTTP_ADDR: '127.0.0.1:0',
-  };
-  {
-    const { path: dataDir } = folder;
-    await using first = await startSluice({ dataDir, redisUrl: redis.url, env });
-    expect(await first.stop()).toMatchObject({ code: 0 });
-  }
-  const { code, stderr } = await runCli(['start'], { ...env, S3_PREFIX: 'two' });
-  expect(code).toBe(1);
-  expect(stderr).toContain('This Redis belongs to the storage');
+  const known = { S3_BUCKET: bucket, S3_ENDPOINT: server.url, S3_PREFIX: 'sluice/test' };
+  const others = [{ S3_PREFIX: 'two' }, { S3_BUCKET: await server.createBucket() }];
+  await Promise.all(
+    others.map(async (other) => {
+      const { code, stderr } = await runCli(['start'], {
+        ...keysIn({ ...known, ...other }),
+        DATA_DIR: folder.path,
+        REDIS_URL: redis.url,
+        HTTP_ADDR: '127.0.0.1:0',
+      });
+      expect(code).toBe(1);
+      expect(stderr).toContain('This Redis belongs to the storage');
+    }),
+  );
 });
 
 test('TOS_BUCKET: a batch runs in a bucket that is named by the host', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
   await using folder = await makeFolder();
-  const bucket = await server.createBucket();
+  const below = await server.createBucket();
   const { port } = new URL(server.url);
   await using sluice = await startSluice({
     dataDir: folder.path,
     engines: [engine.url],
+    timeoutMs: 60_000,
     env: {
-      TOS_BUCKET: bucket,
+      TOS_BUCKET: below,
       TOS_ENDPOINT: `http://tos-s3-cn-test.localhost:${port}`,
       TOS_REGION: 'cn-test',
       TOS_PREFIX: 'below',
@@ -141,7 +150,7 @@ test('TOS_BUCKET: a batch runs in a bucket that is named by the host', async () 
     },
   });
   await run(sluice.url, makeInput(200));
-  const keys = await listBucket(bucket);
+  const keys = await listBucket(below);
   expect(keys.length).toBeGreaterThan(2);
   expect(keys.filter((key) => !key.startsWith('below/'))).toEqual([]);
   expect(await sluice.stop()).toMatchObject({ code: 0 });

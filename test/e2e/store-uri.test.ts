@@ -43,6 +43,7 @@ test('STORE_URI: records are in one Redis, queues in the other, and a killed ser
   const id = await submit(first.url, input, { maxConcurrency: 40 });
   const { request_counts: counts } = await untilAnswered(first.url, id, 200);
   await first.kill();
+  await engine.setConfig({ latency_ms: 0 });
   const { requests } = await engine.counts();
 
   const jobId = id.replace('batch_', 'job_');
@@ -60,7 +61,7 @@ test('STORE_URI: records are in one Redis, queues in the other, and a killed ser
   ).toEqual([]);
 
   await using second = await startSluice(options);
-  const batch = await untilFinal(second.url, id);
+  const batch = await untilFinal(second.url, id, 60_000);
   expect(batch.status).toBe('completed');
   await expectExact(second.url, batch, input);
   expect((await keysOf(records.url)).filter(isQueueKey)).toEqual([]);

@@ -1,14 +1,26 @@
 import { createHash } from 'node:crypto';
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { Redis } from 'ioredis';
 import { toFile } from 'openai';
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { recordKey } from '../../src/store/keys.ts';
 import { makeInput, openaiClient, untilFinal } from '../support/batch.ts';
+import { onNewFile } from '../support/chaos.ts';
+import { startRedis } from '../support/redis.ts';
 import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { openSite } from '../support/site.ts';
+import type { Site } from '../support/site.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
 
-afterAll(requireNothingLeft);
+let site: Site;
+beforeAll(async () => {
+  site = await openSite({ env: { MAX_UPLOAD_BYTES: '1GiB', MAX_BATCH_FILE_BYTES: '1GiB' } });
+});
+afterAll(async () => {
+  await site[Symbol.asyncDispose]();
+  requireNothingLeft();
+});
 
 const WISH = { filename: 'in.jsonl', purpose: 'batch', mime_type: 'application/jsonl' } as const;
 
@@ -26,10 +38,8 @@ function filesIn(dataDir: string, folder: string): string[] {
 }
 
 test('the SDK sends an input in parts, runs a batch over it, and its output expires', async () => {
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
-  const openai = openaiClient(sluice.url);
+  const { url, folder } = site;
+  const openai = openaiClient(url);
   const bytes = Buffer.from(makeInput(20).text);
 
   const upload = await openai.uploads.create({ ...WISH, bytes: bytes.length });
@@ -49,7 +59,7 @@ test('the SDK sends an input in parts, runs a batch over it, and its output expi
     completion_window: '24h',
     output_expires_after: { anchor: 'created_at', seconds: 3_600 },
   });
-  const batch = await untilFinal(sluice.url, id);
+  const batch = await untilFinal(url, id);
   expect(batch).toMatchObject({
     status: 'completed',
     request_counts: { total: 20, completed: 20 },
@@ -57,15 +67,16 @@ test('the SDK sends an input in parts, runs a batch over it, and its output expi
   const output = await openai.files.retrieve(batch.output_file_id ?? '');
   expect(output.expires_at).toBe(output.created_at + 3_600);
   await until(() => filesIn(folder.path, 'uploads').length === 0, {
-    timeoutMs: 10_000,
+    timeoutMs: 60_000,
     what: 'the end of the parts',
   });
 });
 
 test('a server killed while it joins the parts leaves no file, and the next one makes it', async () => {
+  await using redis = await startRedis();
   await using folder = await makeFolder();
-  const part = Buffer.alloc(32 * 1024 ** 2, '{"custom_id":"a"}\n');
-  const options = { dataDir: folder.path, roles: ['api', 'sweeper'] };
+  const part = Buffer.alloc(12 * 1024 ** 2, '{"custom_id":"a"}\n');
+  const options = { dataDir: folder.path, redisUrl: redis.url, roles: ['api', 'sweeper'] };
   let uploadId: string;
   const part_ids: string[] = [];
   {
@@ -77,12 +88,19 @@ test('a server killed while it joins the parts leaves no file, and the next one 
       const data = await toFile(part, 'part');
       part_ids.push((await openai.uploads.parts.create(uploadId, { data })).id);
     }
+    // As soon as the joined file is begun.
+    const begun = onNewFile(join(folder.path, 'storage', '.tmp'), /./, () => void sluice.kill());
     const complete = openai.uploads.complete(uploadId, { part_ids });
     complete.catch(() => undefined); // its server dies
-    await until(() => filesIn(folder.path, '.tmp').length > 0);
-    await sluice.kill();
+    await begun;
+    await sluice.exited;
     expect(filesIn(folder.path, 'files')).toStrictEqual([]);
   }
+  // What the dead had begun is its own for 15 seconds: as if they were over.
+  const client = new Redis(redis.url);
+  expect(Number(await client.hget(recordKey(uploadId), 'busy_until'))).toBeGreaterThan(0);
+  await client.hset(recordKey(uploadId), 'busy_until', 0);
+  client.disconnect();
   await using sluice = await startSluice(options);
   const openai = openaiClient(sluice.url);
   expect((await openai.files.list()).data).toStrictEqual([]);
@@ -92,13 +110,7 @@ test('a server killed while it joins the parts leaves no file, and the next one 
 });
 
 test('MAX_UPLOAD_BYTES is the largest upload, and lifts what a batch may have', async () => {
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    roles: ['api'],
-    env: { MAX_UPLOAD_BYTES: '1GiB', MAX_BATCH_FILE_BYTES: '1GiB' },
-  });
-  const openai = openaiClient(sluice.url);
+  const openai = openaiClient(site.url);
   const most = await openai.uploads.create({ ...WISH, bytes: 1024 ** 3 });
   expect(most.status).toBe('pending');
   await expect(openai.uploads.create({ ...WISH, bytes: 1024 ** 3 + 1 })).rejects.toMatchObject({

@@ -12,7 +12,7 @@ import { wildRequest } from '../support/wild-requests.ts';
 afterAll(requireNothingLeft);
 
 /** `FUZZ_LONG=1` asks for two minutes instead of seconds. */
-const SECONDS = process.env['FUZZ_LONG'] === '1' ? 120 : 10;
+const SECONDS = process.env['FUZZ_LONG'] === '1' ? 120 : 4;
 const ANSWER_MS = 5_000;
 const AT_ONCE = 32;
 /** What a warm process may take more than before: its heap moves, a leak of a request's bytes would show far above. */

@@ -12,7 +12,8 @@ import { seededRandom } from '../support/fuzz/random.ts';
 import type { Random } from '../support/fuzz/random.ts';
 import { Killed, mortalRedis, mortalStorage } from '../support/mortal.ts';
 
-const HISTORIES = 12;
+/** `FUZZ_LONG=1` asks for more of them. */
+const HISTORIES = process.env['FUZZ_LONG'] === '1' ? 60 : 6;
 const STEPS = 45;
 const OUTCOMES = ['completed', 'failed', 'cancelled', 'expired'] as const;
 
