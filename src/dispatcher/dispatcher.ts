@@ -20,6 +20,7 @@ import { SegmentWriter } from './segment-writer.ts';
 import type { Holder, SegmentDeps } from './segment-writer.ts';
 import { runShard } from './shard-run.ts';
 import { createSolitude } from './solitude.ts';
+import type { Isolation } from './quarantine.ts';
 import { createSuspects } from './suspects.ts';
 import type { Timeouts } from './timeouts.ts';
 import { createTurns } from './turns.ts';
@@ -46,6 +47,7 @@ export interface DispatcherDeps
   limits: Pick<LimiterDeps, 'engineLimits' | 'keyLimits' | 'draw'>;
   /** How the processes that send to an engine keep to one window. */
   share: ShareEngine;
+  isolation: Isolation;
   /** Something is wrong with a job as a whole: it should not go on like that. */
   onTrouble(jobId: string, trouble: Trouble): void;
   /** An engine gives nothing but broken connections: somebody should look at it. */
@@ -99,7 +101,7 @@ export class Dispatcher {
     this.#looks = createLooks(deps.clock);
     this.#budget = createBudget(deps.memoryBudget, () => this.#closeSegments());
     this.#turns = createTurns(deps.clock);
-    this.#suspects = createSuspects({ room: this.#room, clock: deps.clock });
+    this.#suspects = createSuspects({ ...deps, room: this.#room });
     this.#solitude = createSolitude(this.#room, deps.clock, () => this.load.inFlight);
     this.#limiter = createLimiter({
       ...deps.limits,

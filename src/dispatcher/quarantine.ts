@@ -6,8 +6,18 @@ import type { Pass, Room, Wish } from './room.ts';
 /** Suspects come back one after the other as their shards are read again. */
 const GATHER_MS = 100;
 const LOOK_MS = 20;
-/** Two processes that both isolate at one engine shall not send at the same moments. */
-const MOST_JITTER_MS = 1_000;
+/** A turn is good for some seconds. */
+const RENEW_MS = 2_000;
+
+/**
+ * Whose turn it is to isolate at an engine, of all processes that send there: lines that are each alone for their own
+ * process are not alone there, and an innocent one would be blamed for the other.
+ */
+export interface Isolation {
+  /** Takes the turn, or keeps it; false while another process has it, or nobody can tell. Never rejects. */
+  take(address: string): Promise<boolean>;
+  giveBack(address: string): void;
+}
 
 /** Lines that were let in together; the engine is theirs until the last has left. */
 export interface Batch extends Pass {
@@ -32,17 +42,21 @@ interface Waiter extends Entrant {
   resolve(batch: Batch | null): void;
 }
 
-/** Lets suspects in by batches, one at a time in this process. */
+/** Lets suspects in by batches, one at a time in this process, and of all processes one at a time at an engine. */
 export interface Quarantine {
   /** Waits to be let in; null when the signal is aborted first. Whoever is in has to leave. */
   enter(who: Entrant, stop: AbortSignal): Promise<Batch | null>;
   leave(batch: Batch, wish: Wish): void;
 }
 
-export function createQuarantine(room: Room, clock: Clock, closed: AbortSignal): Quarantine {
+export function createQuarantine(
+  room: Room,
+  clock: Clock,
+  isolation: Isolation,
+  closed: AbortSignal,
+): Quarantine {
   const waiting = new Set<Waiter>();
-  let batches = 0;
-  let isRunning = false;
+  let [batches, isRunning] = [0, false];
 
   async function run(): Promise<void> {
     if (isRunning) return;
@@ -50,7 +64,7 @@ export function createQuarantine(room: Room, clock: Clock, closed: AbortSignal):
     while (waiting.size > 0 && !closed.aborted) {
       await clock.sleep(GATHER_MS, closed);
       const engine = engineFor(waiting);
-      if (engine !== null) await serve(engine);
+      if (engine !== null) await inTurn(engine, isolation, clock, serve);
     }
     isRunning = false;
   }
@@ -61,7 +75,6 @@ export function createQuarantine(room: Room, clock: Clock, closed: AbortSignal):
     room.keep(engine, batch);
     try {
       while (engine.inFlight > 0 && canGoOn(engine)) await clock.sleep(LOOK_MS, closed);
-      if (engine.window.processes > 1) await clock.sleep(clock.random() * MOST_JITTER_MS, closed);
       if (!canGoOn(engine)) return;
       letIn(batch, waiting);
       while (batch.members.size > 0 && !closed.aborted) {
@@ -99,6 +112,28 @@ export function createQuarantine(room: Room, clock: Clock, closed: AbortSignal):
       if (members.size === 0) empty.abort();
     },
   };
+}
+
+/** Serves an engine if it is this process's turn there. */
+async function inTurn(
+  engine: Engine,
+  isolation: Isolation,
+  clock: Clock,
+  serve: (engine: Engine) => Promise<void>,
+): Promise<void> {
+  const { address } = engine;
+  if (!(await isolation.take(address))) return;
+  let forget = clock.after(RENEW_MS, renew);
+  function renew(): void {
+    void isolation.take(address);
+    forget = clock.after(RENEW_MS, renew);
+  }
+  try {
+    await serve(engine);
+  } finally {
+    forget();
+    isolation.giveBack(address);
+  }
 }
 
 function createBatch(id: number, engine: Engine): Batch {

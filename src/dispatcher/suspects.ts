@@ -4,7 +4,7 @@ import type { Charge, Charges, Deaths } from './charges.ts';
 import type { Clock } from './clock.ts';
 import type { Engine } from './engine.ts';
 import { createQuarantine } from './quarantine.ts';
-import type { Batch, Quarantine } from './quarantine.ts';
+import type { Batch, Isolation, Quarantine } from './quarantine.ts';
 import type { Room, Wish } from './room.ts';
 
 /** One line on its way to an answer. */
@@ -36,11 +36,22 @@ export interface Suspects {
   close(): void;
 }
 
-export function createSuspects({ room, clock }: { room: Room; clock: Clock }): Suspects {
+interface SuspectsDeps {
+  room: Room;
+  clock: Clock;
+  isolation: Isolation;
+}
+
+export function createSuspects({ room, clock, isolation }: SuspectsDeps): Suspects {
   const closed = new AbortController();
   const charges = createCharges(clock);
   const deaths = createDeaths(clock);
-  const parts = { room, charges, deaths, quarantine: createQuarantine(room, clock, closed.signal) };
+  const parts = {
+    room,
+    charges,
+    deaths,
+    quarantine: createQuarantine(room, clock, isolation, closed.signal),
+  };
   return {
     of: (jobId, line, wish, alone) => new SuspectLine(parts, jobId, line, wish, alone),
     died: (engine) => deaths.died(engine),

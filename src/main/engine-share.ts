@@ -1,5 +1,7 @@
 import * as v from 'valibot';
 import type { ShareEngine } from '../dispatcher/engine-window.ts';
+import type { Isolation } from '../dispatcher/quarantine.ts';
+import type { Logger } from '../observability/log.ts';
 import type { Store } from '../store/store.ts';
 
 const count = v.pipe(v.number(), v.minValue(0));
@@ -14,6 +16,34 @@ const tallySchema = v.object({
   inFlight: count,
   wasFull: v.boolean(),
 });
+
+/** Longer than it takes to renew it, and shorter than the work of a dead process is missed. */
+const ISOLATION_MS = 6_000;
+
+/** Whose turn it is to isolate is said in Redis; where that is away, it is nobody's. */
+export function createIsolation(
+  id: string,
+  engines: Store['engines'],
+  log: Pick<Logger, 'warn'>,
+): Isolation {
+  function quietly(address: string, err: unknown): false {
+    log.warn({ address, err }, 'whose turn it is at an engine is not known');
+    return false;
+  }
+  return {
+    take: (address) =>
+      engines
+        .isolation(address)
+        .lease(id, ISOLATION_MS)
+        .catch((err: unknown) => quietly(address, err)),
+    giveBack(address) {
+      engines
+        .isolation(address)
+        .yield(id)
+        .catch((err: unknown) => quietly(address, err));
+    },
+  };
+}
 
 /** Tells the other processes through Redis what this one sees at its engines; each word of theirs counts once. */
 export function createShareEngine(id: string, engines: Store['engines']): ShareEngine {

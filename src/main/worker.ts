@@ -32,7 +32,7 @@ import type { Runtime } from '../runtimes/contract.ts';
 import { createEndpointRuntime } from '../runtimes/index.ts';
 import type { JobChange } from '../store/jobs.ts';
 import { clock } from './clock.ts';
-import { createShareEngine } from './engine-share.ts';
+import { createIsolation, createShareEngine } from './engine-share.ts';
 import { planInput } from './plan-input.ts';
 import { soon } from './soon.ts';
 import { version } from './version.ts';
@@ -204,6 +204,7 @@ function createDispatcher(
     weightOf: (address) => settings.engineWeights[settings.engineUrls.indexOf(address)] ?? 1,
     processes,
     share: createShareEngine(system.name, store.engines),
+    isolation: createIsolation(system.name, store.engines, log),
     limits: {
       engineLimits: {
         requestsPerSecond: settings.engineRequestsPerSecond ?? null,

@@ -1,5 +1,8 @@
 import { createHash } from 'node:crypto';
 import * as v from 'valibot';
+import { ENGINE_PARTS } from './keys.ts';
+import { createLease } from './lease.ts';
+import type { Lease } from './lease.ts';
 import type { Context } from './records.ts';
 
 /** A process that has not beaten for this long sends nothing there any more. */
@@ -27,18 +30,24 @@ export interface Engines {
     address: string,
     beat: { id: string; number: number; tally: object; limit: number | null },
   ): Promise<EngineStanding<unknown>>;
+  /** Sending lines there of which it may die, and nothing else. */
+  isolation(address: string): Lease;
 }
 
-export function createEngines({ scripts, keys }: Context): Engines {
+export function createEngines(context: Context): Engines {
+  const { scripts, keys } = context;
+  function keyOf(address: string): string {
+    const name = createHash('sha256').update(address).digest('hex').slice(0, 32);
+    return `${keys.engine}${name}`;
+  }
   return {
+    isolation: (address) => createLease(context, `${keyOf(address)}${ENGINE_PARTS.ISOLATION}`),
     async beat(address, { id, number, tally, limit }) {
-      const name = createHash('sha256').update(address).digest('hex').slice(0, 32);
-      const key = `${keys.engine}${name}`;
       const text = JSON.stringify(tally);
       const window = limit === null ? '' : String(limit);
       const [rank = '', decided = '', ...entries] = v.parse(
         v.array(v.string()),
-        await scripts.run('engine-beat', key, id, number, text, window, BEAT_MAX_AGE_MS),
+        await scripts.run('engine-beat', keyOf(address), id, number, text, window, BEAT_MAX_AGE_MS),
       );
       const others: { id: string; beat: number; tally: unknown }[] = [];
       for (let at = 0; at < entries.length; at += 2) {

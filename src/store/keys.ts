@@ -77,6 +77,9 @@ export const WEBHOOK_PARTS = {
 /** What follows the key of a token bucket, `{<ns>:limit:<name>}` (hash level at hungry): replies to draws, by op. */
 export const LIMIT_PARTS = { LIMIT_REPLY: ':o:' } as const;
 
+/** What follows the key of an engine, `<ns>:engine:<digest>`: who sends lines there of which it may die; a lease. */
+export const ENGINE_PARTS = { ISOLATION: ':isolation' } as const;
+
 /** Key of the record of a job, a provision or a file. */
 export function recordKey(id: string): string {
   return `{${id}}`;

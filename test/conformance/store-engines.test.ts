@@ -65,4 +65,14 @@ describe.each(BACK_ENDS)('what processes tell each other of an engine on %s', (k
     expect(alone).toMatchObject({ rank: 0, limit: 77 });
     expect(await beat('a')).toMatchObject({ processes: 2, rank: 1, limit: 77 });
   });
+
+  test('one process at a time isolates at an engine, until it gives the turn back or is silent', async () => {
+    const isolation = store.engines.isolation(ENGINE);
+    expect(await isolation.lease('a', 60_000)).toBe(true);
+    expect(await isolation.lease('b', 60_000)).toBe(false);
+    expect(await store.engines.isolation('http://other').lease('b', 60_000)).toBe(true);
+    await isolation.yield('a');
+    expect(await isolation.lease('b', 40)).toBe(true);
+    await until(() => isolation.lease('a', 60_000), { what: 'the end of the turn' });
+  });
 });

@@ -17,6 +17,7 @@ import { DEFAULT_RETRY } from '../../src/domain/retry.ts';
 import type { RetryPolicy } from '../../src/domain/retry.ts';
 import { createEndpointRuntime } from '../../src/runtimes/endpoint.ts';
 import { clock } from '../../src/main/clock.ts';
+import { UNDISTURBED } from './fake-engine.ts';
 
 /** A shard as an in-memory ledger keeps it. */
 export interface LedgerShard {
@@ -276,6 +277,7 @@ export async function openDispatchWorld(options: DispatchWorldOptions): Promise<
     connect: (address) => runtime.connect(address),
     weightOf: () => 1,
     processes: () => 1,
+    isolation: UNDISTURBED,
     share: async (_address, _tally, limit) =>
       Promise.resolve({ processes: 1, rank: 0, limit, others: [] }),
     openInput: async (_key, { start, end }) => Readable.from([input.subarray(start, end)]),

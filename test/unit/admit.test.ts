@@ -7,37 +7,11 @@ import { createRoom } from '../../src/dispatcher/room.ts';
 import type { Tenant } from '../../src/dispatcher/room.ts';
 import { draw, freshBucket, NO_LIMITS } from '../../src/domain/rate-limit.ts';
 import type { Bucket, RateLimits } from '../../src/domain/rate-limit.ts';
+import { fakeEngine, fakeTenant, wishOf } from '../support/fake-engine.ts';
 import { createVirtualClock } from '../support/virtual-clock.ts';
 
 const NEVER = new AbortController().signal;
 const RARELY = { requestsPerSecond: 0.01, tokensPerMinute: null };
-
-function fakeEngine(address: string): Engine {
-  const engine: Engine = {
-    address,
-    isOpen: false,
-    inFlight: 0,
-    get load() {
-      return engine.inFlight;
-    },
-    seed: 1,
-    key: null,
-    window: {
-      limit: 1_000,
-      processes: 1,
-      part: (count) => count,
-      answered() {},
-      rejected() {},
-      timedOut() {},
-      wasFull() {},
-      close() {},
-    },
-    send: async () => Promise.reject(new Error('nobody sends here')),
-    async doubt() {},
-    async close() {},
-  };
-  return engine;
-}
 
 /** A room with `places` for each job at each engine, and limits over buckets in memory. */
 function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS, places = 1) {
@@ -61,16 +35,10 @@ function createWorld(engines: Engine[], engineLimits: RateLimits = NO_LIMITS, pl
   });
   function openJob(id: string, limits: RateLimits = NO_LIMITS) {
     const tenant: Tenant = {
-      rank: 1,
-      cap: () => places,
+      ...fakeTenant(() => engines, places),
       mayAsk: ({ address }, hasPermit) => limiter.isOpen(id, address, hasPermit),
-      isAdaptive: false,
-      engines: () => engines,
-      inHand: 0,
-      allInFlight: 0,
-      inFlight: new Map(),
     };
-    const wish = { tenant, model: null, affinity: null };
+    const wish = wishOf(tenant);
     const job = { id, limits };
     let rests = 0;
     const suspect = {

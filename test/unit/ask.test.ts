@@ -5,10 +5,11 @@ import { createBudget } from '../../src/dispatcher/budget.ts';
 import type { Engine } from '../../src/dispatcher/engine.ts';
 import { createLimiter } from '../../src/dispatcher/limiter.ts';
 import { createRoom } from '../../src/dispatcher/room.ts';
-import type { Tenant, Wish } from '../../src/dispatcher/room.ts';
+import type { Wish } from '../../src/dispatcher/room.ts';
 import { createSuspects } from '../../src/dispatcher/suspects.ts';
 import { NO_LIMITS } from '../../src/domain/rate-limit.ts';
 import { DEFAULT_RETRY } from '../../src/domain/retry.ts';
+import { fakeEngine, fakeTenant, UNDISTURBED } from '../support/fake-engine.ts';
 import { createVirtualClock } from '../support/virtual-clock.ts';
 
 const NEVER = new AbortController().signal;
@@ -16,28 +17,11 @@ const LIMITS = { requestsPerSecond: 0.001, tokensPerMinute: null };
 const SCOPE = { jobId: 'job_a', engine: 'http://a', key: null, limits: LIMITS };
 
 const engine: Engine = {
-  address: 'http://a',
-  isOpen: false,
-  inFlight: 0,
-  load: 0,
-  seed: 1,
-  key: null,
-  window: {
-    limit: 1_000,
-    processes: 1,
-    part: (count) => count,
-    answered() {},
-    rejected() {},
-    timedOut() {},
-    wasFull() {},
-    close() {},
-  },
+  ...fakeEngine('http://a'),
   async send(_path, _body, signal) {
     signal.throwIfAborted();
     throw new Error('nobody answers here');
   },
-  async doubt() {},
-  async close() {},
 };
 
 test('a line that is cut before it is sent gives its permit back', async () => {
@@ -62,16 +46,7 @@ test('a line that is cut before it is sent gives its permit back', async () => {
   // Its unit is in hand from here on.
   (await first)?.settle(null);
 
-  const tenant: Tenant = {
-    rank: 1,
-    cap: () => 1,
-    mayAsk: () => true,
-    isAdaptive: false,
-    engines: () => [engine],
-    inHand: 0,
-    allInFlight: 0,
-    inFlight: new Map(),
-  };
+  const tenant = fakeTenant(() => [engine], 1);
   const wish: Wish = { tenant, model: null, affinity: null };
   const deps: AskDeps = {
     room,
@@ -90,7 +65,7 @@ test('a line that is cut before it is sent gives its permit back', async () => {
       retry: DEFAULT_RETRY,
       job: { id: 'job_a', limits: LIMITS, answerTimeoutMs: null, upstreamStream: 'never' },
       wish,
-      suspect: createSuspects({ room, clock }).of('job_a', 0, wish, null),
+      suspect: createSuspects({ room, clock, isolation: UNDISTURBED }).of('job_a', 0, wish, null),
       guard: null,
       hedging: null,
       stop: NEVER,

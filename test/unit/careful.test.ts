@@ -2,9 +2,10 @@ import { afterEach, expect, test } from 'vitest';
 import { createCareful } from '../../src/dispatcher/careful.ts';
 import type { Engine } from '../../src/dispatcher/engine.ts';
 import { createRoom } from '../../src/dispatcher/room.ts';
-import type { Pass, Tenant, Wish } from '../../src/dispatcher/room.ts';
+import type { Pass } from '../../src/dispatcher/room.ts';
 import { createSolitude } from '../../src/dispatcher/solitude.ts';
 import { createSuspects } from '../../src/dispatcher/suspects.ts';
+import { fakeEngine, fakeTenant, UNDISTURBED, wishOf } from '../support/fake-engine.ts';
 import { createVirtualClock } from '../support/virtual-clock.ts';
 
 const NEVER = new AbortController().signal;
@@ -14,61 +15,13 @@ afterEach(() => {
   for (const close of closing.splice(0)) close();
 });
 
-interface FakeEngine extends Engine {
-  isOpen: boolean;
-}
-
-function engine(address: string, processes = 1): FakeEngine {
-  const fake: FakeEngine = {
-    address,
-    isOpen: false,
-    inFlight: 0,
-    get load() {
-      return fake.inFlight;
-    },
-    seed: 1,
-    key: null,
-    window: {
-      limit: 1_000,
-      processes,
-      part: (count) => count,
-      answered() {},
-      rejected() {},
-      timedOut() {},
-      wasFull() {},
-      close() {},
-    },
-    send: async () => Promise.reject(new Error('nobody sends here')),
-    async doubt() {},
-    async close() {},
-  };
-  return fake;
-}
-
-function tenant(engines: readonly Engine[]): Tenant {
-  return {
-    rank: 1,
-    cap: () => 1_000,
-    mayAsk: () => true,
-    isAdaptive: false,
-    engines: () => engines,
-    inHand: 0,
-    allInFlight: 0,
-    inFlight: new Map(),
-  };
-}
-
-function wishOf(owner: Tenant): Wish {
-  return { tenant: owner, model: null, affinity: null };
-}
-
 /** A process with a shard of which lines are sent alone, and other jobs. */
 function openWorld(engines: readonly Engine[]) {
   const clock = createVirtualClock();
   const room = createRoom();
   const inFlight = () => engines.reduce((sum, each) => sum + each.inFlight, 0);
   const solitude = createSolitude(room, clock, inFlight);
-  const suspects = createSuspects({ room, clock });
+  const suspects = createSuspects({ room, clock, isolation: UNDISTURBED });
   closing.push(() => suspects.close());
   const marks: number[] = [];
   let isOurs = true;
@@ -98,9 +51,9 @@ function watch<T>(promise: Promise<T>): { got: T | undefined } {
 }
 
 test('a line is alone while it is asked, and others go while it waits to be asked again', async () => {
-  const only = engine('a');
+  const only = fakeEngine('a');
   const { clock, room, suspects, careful, marks } = openWorld([only]);
-  const [owner, other] = [tenant([only]), tenant([only])];
+  const [owner, other] = [fakeTenant(() => [only]), fakeTenant(() => [only])];
   expect(await careful.before(0, NEVER)).toBe('send');
   const suspect = suspects.of('job', 0, wishOf(owner), careful.alone);
   expect(await suspect.take(NEVER)).toBe(only);
@@ -126,9 +79,9 @@ test('a line is alone while it is asked, and others go while it waits to be aske
 });
 
 test('a line that is to be alone at an engine that is down keeps nobody from others', async () => {
-  const [down, well] = [engine('a'), engine('b')];
+  const [down, well] = [fakeEngine('a'), fakeEngine('b')];
   const { clock, room, suspects, careful } = openWorld([down, well]);
-  const [owner, other] = [tenant([down]), tenant([well])];
+  const [owner, other] = [fakeTenant(() => [down]), fakeTenant(() => [well])];
   down.isOpen = true;
   await careful.before(0, NEVER);
   const suspect = suspects.of('job', 0, wishOf(owner), careful.alone);
@@ -145,7 +98,7 @@ test('a line that is to be alone at an engine that is down keeps nobody from oth
 });
 
 test('who waits to be alone behind another one is stopped at once, and the next is not forgotten', async () => {
-  const only = engine('a');
+  const only = fakeEngine('a');
   const { clock, solitude } = openWorld([only]);
   const first = await solitude.enter(NEVER);
   const stop = new AbortController();
@@ -162,9 +115,9 @@ test('who waits to be alone behind another one is stopped at once, and the next 
 });
 
 test('a line that is sent alone passes a quarantine whose lines wait until the room is open', async () => {
-  const only = engine('a');
+  const only = fakeEngine('a');
   const { clock, room, solitude } = openWorld([only]);
-  const owner = tenant([only]);
+  const owner = fakeTenant(() => [only]);
   const batch: Pass = { id: 1, engine: only };
   room.keep(only, batch);
   const pass = await solitude.enter(NEVER);
@@ -179,9 +132,9 @@ test('a line that is sent alone passes a quarantine whose lines wait until the r
 });
 
 test('a shard that is not ours any more sends no further line, and keeps nothing closed', async () => {
-  const only = engine('a');
+  const only = fakeEngine('a');
   const { clock, room, suspects, careful, lose } = openWorld([only]);
-  const owner = tenant([only]);
+  const owner = fakeTenant(() => [only]);
   lose();
   await careful.before(0, NEVER);
   const suspect = suspects.of('job', 0, wishOf(owner), careful.alone);
@@ -193,9 +146,9 @@ test('a shard that is not ours any more sends no further line, and keeps nothing
 });
 
 test('a line that kills engines while it is alone is blamed as one in quarantine is', async () => {
-  const only = engine('a');
+  const only = fakeEngine('a');
   const { room, suspects, careful } = openWorld([only]);
-  const owner = tenant([only]);
+  const owner = fakeTenant(() => [only]);
   await careful.before(0, NEVER);
   const suspect = suspects.of('job', 0, wishOf(owner), careful.alone);
   let deaths = 0;

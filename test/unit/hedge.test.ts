@@ -3,38 +3,12 @@ import type { Admission } from '../../src/dispatcher/admit.ts';
 import { createHedging, createLooks, withHedge } from '../../src/dispatcher/hedge.ts';
 import type { Engine } from '../../src/dispatcher/engine.ts';
 import { createRoom } from '../../src/dispatcher/room.ts';
-import type { Tenant, Wish } from '../../src/dispatcher/room.ts';
+import type { Wish } from '../../src/dispatcher/room.ts';
+import { fakeEngine, fakeTenant } from '../support/fake-engine.ts';
 import { createVirtualClock } from '../support/virtual-clock.ts';
 
 const NEVER = new AbortController().signal;
 const USUAL_MS = 500;
-
-function fakeEngine(address: string): Engine {
-  const engine: Engine = {
-    address,
-    isOpen: false,
-    inFlight: 0,
-    get load() {
-      return engine.inFlight;
-    },
-    seed: 1,
-    key: null,
-    window: {
-      limit: 1_000,
-      processes: 1,
-      part: (count) => count,
-      answered() {},
-      rejected() {},
-      timedOut() {},
-      wasFull() {},
-      close() {},
-    },
-    send: async () => Promise.reject(new Error('nobody sends here')),
-    async doubt() {},
-    async close() {},
-  };
-  return engine;
-}
 
 /** Two engines, answers of the test's choice, and a job whose lines are all sent. */
 function createWorld({ places = 10_000, hasLeave = (): boolean => true } = {}) {
@@ -43,16 +17,7 @@ function createWorld({ places = 10_000, hasLeave = (): boolean => true } = {}) {
   const [slow, spare] = [fakeEngine('http://slow'), fakeEngine('http://spare')];
   const hedging = createHedging(() => true, createLooks(clock));
   hedging.answered(USUAL_MS);
-  const tenant: Tenant = {
-    rank: 1,
-    cap: () => places,
-    mayAsk: () => true,
-    isAdaptive: false,
-    engines: () => [slow, spare],
-    inHand: 0,
-    allInFlight: 0,
-    inFlight: new Map(),
-  };
+  const tenant = fakeTenant(() => [slow, spare], places);
   const wish: Wish = { tenant, model: null, affinity: null };
   const asked: { engine: Engine; abort: AbortSignal; answer: (text: string) => void }[] = [];
   const ask = (abort: AbortSignal = NEVER) =>

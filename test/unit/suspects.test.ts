@@ -1,10 +1,12 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { expect, test } from 'vitest';
-import type { Engine } from '../../src/dispatcher/engine.ts';
+import type { Isolation } from '../../src/dispatcher/quarantine.ts';
 import { createRoom } from '../../src/dispatcher/room.ts';
 import type { Tenant, Wish } from '../../src/dispatcher/room.ts';
 import { createSuspects } from '../../src/dispatcher/suspects.ts';
 import { clock } from '../../src/main/clock.ts';
+import { fakeEngine, fakeTenant, UNDISTURBED, wishOf } from '../support/fake-engine.ts';
+import type { FakeEngine } from '../support/fake-engine.ts';
 
 const NEVER = new AbortController().signal;
 /** The quarantine's pauses, a tenth of what they are. */
@@ -15,60 +17,58 @@ const quick = {
 };
 const ANSWER_MS = 10;
 
-interface Mortal extends Engine {
-  isOpen: boolean;
-  window: Engine['window'];
+/** What stands between processes: one of them at a time has the turn. */
+function shareTurn(): (process: number) => Isolation {
+  let holder: number | null = null;
+  return (process) => ({
+    async take() {
+      holder ??= process;
+      return holder === process;
+    },
+    giveBack() {
+      if (holder === process) holder = null;
+    },
+  });
 }
 
-/** An engine that lines are sent to; it dies of poison, with all that is in flight, and is back a moment later. */
-function createWorld({ poison, processes = 1 }: { poison: number | null; processes?: number }) {
-  const room = createRoom();
-  const suspects = createSuspects({ room, clock: quick });
+interface WorldOptions {
+  poison: number | null;
+  processes?: number;
+  isolationOf?: (process: number) => Isolation;
+}
+
+/**
+ * An engine that processes send their lines to, one after the other in turn; it dies of poison, with all that is in
+ * flight, and is back a moment later.
+ */
+function createWorld({ poison, processes = 1, isolationOf = () => UNDISTURBED }: WorldOptions) {
+  const members = Array.from({ length: processes }, (_, process) => {
+    const room = createRoom();
+    const suspects = createSuspects({ room, clock: quick, isolation: isolationOf(process) });
+    const engine = fakeEngine('http://engine', { processes });
+    return { room, suspects, engine, tenant: fakeTenant(() => [engine]) };
+  });
+  const [first] = members;
+  if (first === undefined) throw new Error('a world has a process');
   /** How many lines were in flight at each death. */
   const deaths: number[] = [];
   const flying = new Map<number, () => void>();
-  const engine: Mortal = {
-    address: 'http://engine',
-    isOpen: false,
-    inFlight: 0,
-    load: 0,
-    seed: 1,
-    key: null,
-    window: {
-      limit: 1_000,
-      processes,
-      part: (count) => count,
-      answered() {},
-      rejected() {},
-      timedOut() {},
-      wasFull() {},
-      close() {},
-    },
-    send: async () => Promise.reject(new Error('nobody sends here')),
-    async doubt() {},
-    async close() {},
-  };
-  const tenant: Tenant = {
-    rank: 1,
-    cap: () => 1_000,
-    mayAsk: () => true,
-    isAdaptive: false,
-    engines: () => [engine],
-    inHand: 0,
-    allInFlight: 0,
-    inFlight: new Map(),
-  };
 
+  const world = first;
   function die(): void {
     deaths.push(flying.size);
-    engine.isOpen = true;
-    suspects.died(engine);
+    for (const { engine, suspects } of members) {
+      engine.isOpen = true;
+      suspects.died(engine);
+    }
     const cut = [...flying.values()];
     flying.clear();
     for (const fall of cut) fall();
     setTimeout(() => {
-      engine.isOpen = false;
-      room.kick();
+      for (const { engine, room } of members) {
+        engine.isOpen = false;
+        room.kick();
+      }
     }, ANSWER_MS);
   }
 
@@ -84,8 +84,8 @@ function createWorld({ poison, processes = 1 }: { poison: number | null; process
   }
 
   async function run(line: number): Promise<'answered' | 'blamed'> {
-    const wish: Wish = { tenant, model: null, affinity: null };
-    const suspect = suspects.of('job', line, wish, null);
+    const { suspects, room, tenant } = members[line % processes] ?? world;
+    const suspect = suspects.of('job', line, wishOf(tenant), null);
     let isAnswered = false;
     for (;;) {
       const place = await suspect.take(NEVER);
@@ -98,7 +98,7 @@ function createWorld({ poison, processes = 1 }: { poison: number | null; process
     suspect.left(isAnswered);
     return isAnswered ? 'answered' : 'blamed';
   }
-  return { room, suspects, engine, tenant, deaths, run, die, flying };
+  return { ...first, deaths, run, die, flying };
 }
 
 test('the line that kills is found by halving, and nobody else is blamed', async () => {
@@ -113,9 +113,15 @@ test('the line that kills is found by halving, and nobody else is blamed', async
 });
 
 test('beside other processes a line has to be alone at three deaths', async () => {
-  const world = createWorld({ poison: 0, processes: 2 });
-  expect(await Promise.all([0, 1].map((line) => world.run(line)))).toEqual(['blamed', 'answered']);
+  const world = createWorld({ poison: 0, processes: 2, isolationOf: shareTurn() });
+  expect(await Promise.all([0, 2].map((line) => world.run(line)))).toEqual(['blamed', 'answered']);
   expect(world.deaths).toEqual([2, 2, 1, 1, 1]);
+});
+
+test('a line that is alone for its process is not blamed for one that is alone for another', async () => {
+  const world = createWorld({ poison: 0, processes: 2, isolationOf: shareTurn() });
+  expect(await Promise.all([0, 1].map((line) => world.run(line)))).toEqual(['blamed', 'answered']);
+  expect(world.deaths, 'never both at once').toEqual([2, 2, 1, 1, 1]);
 });
 
 test('an engine that dies by itself, even twice, costs no line its answer', async () => {
@@ -165,9 +171,9 @@ test('a suspect that is stopped leaves its place in the line, and is one still',
 /** Engines that nothing is sent to, and lines that may have killed the first of them. */
 async function suspectedWorld(lines: number, addresses: string[]) {
   const room = createRoom();
-  const suspects = createSuspects({ room, clock: quick });
-  const engines = addresses.map((address) => idle(address));
-  let serving: Mortal[] = engines;
+  const suspects = createSuspects({ room, clock: quick, isolation: UNDISTURBED });
+  const engines = addresses.map((address) => fakeEngine(address));
+  let serving: FakeEngine[] = engines;
   const tenant: Tenant = {
     rank: 1,
     cap: () => 1_000,
@@ -193,43 +199,16 @@ async function suspectedWorld(lines: number, addresses: string[]) {
     tenant,
     suspected,
     engines,
-    serve(...now: Mortal[]): void {
+    serve(...now: FakeEngine[]): void {
       serving = now;
       room.kick();
     },
   };
 }
 
-function idle(address: string): Mortal {
-  const engine: Mortal = {
-    address,
-    isOpen: false,
-    inFlight: 0,
-    get load() {
-      return engine.inFlight;
-    },
-    seed: 1,
-    key: null,
-    window: {
-      limit: 1_000,
-      processes: 1,
-      part: (count) => count,
-      answered() {},
-      rejected() {},
-      timedOut() {},
-      wasFull() {},
-      close() {},
-    },
-    send: async () => Promise.reject(new Error('nobody sends here')),
-    async doubt() {},
-    async close() {},
-  };
-  return engine;
-}
-
 test('lines in quarantine at an engine that is replaced go on at another, and so does the next batch', async () => {
   const world = await suspectedWorld(8, ['a', 'b']);
-  const [a, b] = world.engines as [Mortal, Mortal]; // two addresses, two engines
+  const [a, b] = world.engines as [FakeEngine, FakeEngine]; // two addresses, two engines
   world.serve(a);
   a.window = { ...a.window, limit: 1 };
   const got: [number, string][] = [];
@@ -259,14 +238,14 @@ test('lines in quarantine at an engine that is replaced go on at another, and so
 
 test('nobody is let in where others have all places', async () => {
   const world = await suspectedWorld(1, ['a', 'b']);
-  const [a, b] = world.engines as [Mortal, Mortal]; // two addresses, two engines
+  const [a, b] = world.engines as [FakeEngine, FakeEngine]; // two addresses, two engines
   a.window = { ...a.window, limit: 0 };
   expect(await world.suspected[0]?.take(NEVER)).toBe(b);
 });
 
 test('the last of several that were let in together was not alone', async () => {
   const world = await suspectedWorld(4, ['a']);
-  const [a] = world.engines as [Mortal]; // one address, one engine
+  const [a] = world.engines as [FakeEngine]; // one address, one engine
   const [one, two] = world.suspected;
   expect(await Promise.all([one?.take(NEVER), two?.take(NEVER)])).toEqual([a, a]);
   one?.left(true);
@@ -280,7 +259,7 @@ test('the last of several that were let in together was not alone', async () => 
 
 test('a line that waits before it is asked again keeps no engine for itself', async () => {
   const world = await suspectedWorld(1, ['a']);
-  const [a] = world.engines as [Mortal]; // one address, one engine
+  const [a] = world.engines as [FakeEngine]; // one address, one engine
   const [suspect] = world.suspected;
   expect(await suspect?.take(NEVER)).toBe(a);
   const other: Wish = { tenant: world.tenant, model: null, affinity: null };
