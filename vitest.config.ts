@@ -8,7 +8,7 @@ function project(name: string, options: object = {}) {
   };
 }
 
-const patient = { testTimeout: 30_000, hookTimeout: 30_000 };
+const patient = { testTimeout: 60_000, hookTimeout: 120_000 };
 const withRedis = { ...patient, globalSetup: ['test/support/global-setup.ts'] };
 
 export default defineConfig({
@@ -21,8 +21,8 @@ export default defineConfig({
       project('unit'),
       project('integration', withRedis),
       project('conformance', withRedis),
-      project('e2e', { ...patient, testTimeout: 90_000 }),
-      project('chaos', { ...patient, testTimeout: 180_000 }),
+      project('e2e', { ...patient, testTimeout: 180_000 }),
+      project('chaos', { ...patient, testTimeout: 300_000 }),
     ],
     coverage: { provider: 'v8', include: ['src/**', 'queues/**', 'processors/**', 'config/**'] },
   },

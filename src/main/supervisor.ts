@@ -155,7 +155,8 @@ async function keepUp(
       return;
     }
     const ranMs = Math.round(performance.now() - begun);
-    quickDeaths = ranMs < QUICK_DEATH_MS ? quickDeaths + 1 : 0;
+    // On a busy machine one may take long to load before it dies at its start.
+    quickDeaths = ranMs < QUICK_DEATH_MS || !child.wasUp ? quickDeaths + 1 : 0;
     const restartInMs = BACKOFF_MS[quickDeaths] ?? LONGEST_BACKOFF_MS;
     const who = { worker: number, name, childPid: child.pid };
     reportDeath({ ...who, ...end, ranMs, quickDeaths, restartInMs }, system);

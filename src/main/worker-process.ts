@@ -31,6 +31,8 @@ export interface WorkerProcess {
   readonly isOver: boolean;
   /** Lets it work; once. */
   go(go: Go): void;
+  /** Whether it has ever worked. */
+  readonly wasUp: boolean;
   /** Resolves when it works, or has ended before. */
   up: Promise<unknown>;
   ended: Promise<WorkerEnd>;
@@ -81,6 +83,7 @@ function stillborn(name: string, ended: Promise<WorkerEnd>): WorkerProcess {
     name,
     pid: undefined,
     isOver: true,
+    wasUp: false,
     go: () => undefined,
     up: ended,
     ended,
@@ -92,7 +95,7 @@ function stillborn(name: string, ended: Promise<WorkerEnd>): WorkerProcess {
 }
 
 function follow(child: ChildProcess, order: WorkOrder): WorkerProcess {
-  let [works, isOver] = [false, false];
+  let [works, wasUp, isOver] = [false, false, false];
   const ended = untilEnded(child).finally(() => (isOver = true));
   const up = Promise.withResolvers<void>();
   let load = NO_LOAD;
@@ -100,8 +103,10 @@ function follow(child: ChildProcess, order: WorkOrder): WorkerProcess {
   let reported = Promise.withResolvers<void>();
   child.on('message', (message) => {
     const told = message as WorkerMessage; // our own program's, of the same commit
-    if (told.type === 'up') up.resolve();
-    else if (told.type === 'load') ({ load } = told);
+    if (told.type === 'up') {
+      wasUp = true;
+      up.resolve();
+    } else if (told.type === 'load') ({ load } = told);
     else {
       ({ metrics } = told);
       reported.resolve();
@@ -115,6 +120,9 @@ function follow(child: ChildProcess, order: WorkOrder): WorkerProcess {
     pid: child.pid,
     get isOver() {
       return isOver;
+    },
+    get wasUp() {
+      return wasUp;
     },
     go(go) {
       works = true;

@@ -106,7 +106,7 @@ export async function untilBatch(
   url: string,
   id: string,
   condition: (batch: OpenAI.Batch) => boolean,
-  { timeoutMs = 30_000, what = 'the condition' } = {},
+  { timeoutMs = 60_000, what = 'the condition' } = {},
 ): Promise<OpenAI.Batch> {
   let last: OpenAI.Batch | null = null;
   try {
@@ -123,7 +123,7 @@ export async function untilBatch(
 }
 
 /** Polls a batch until it is over. */
-export function untilFinal(url: string, id: string, timeoutMs = 30_000): Promise<OpenAI.Batch> {
+export function untilFinal(url: string, id: string, timeoutMs = 60_000): Promise<OpenAI.Batch> {
   return untilBatch(url, id, ({ status }) => FINAL.has(status), { timeoutMs, what: 'the end' });
 }
 
@@ -132,7 +132,7 @@ export function untilAnswered(
   url: string,
   id: string,
   count: number,
-  timeoutMs = 30_000,
+  timeoutMs = 60_000,
 ): Promise<OpenAI.Batch> {
   return untilBatch(url, id, ({ request_counts: counts }) => (counts?.completed ?? 0) >= count, {
     timeoutMs,

@@ -166,7 +166,7 @@ export async function startSluice(options: SluiceOptions): Promise<Sluice> {
   }
   let ended = false;
   void cli.exited.then(() => (ended = true));
-  async function untilLogged(message: string, timeoutMs = 20_000): Promise<LogLine> {
+  async function untilLogged(message: string, timeoutMs = 60_000): Promise<LogLine> {
     const find = () => logs().find(({ msg }) => msg === message);
     try {
       return await until(() => find() ?? (ended ? Promise.reject(new Error('it ended')) : false), {
@@ -228,7 +228,7 @@ export async function makeFolder(): Promise<TestFolder> {
   function processes(): { pid: number; command: string }[] {
     return listProcesses().filter(({ command }) => command.includes(path));
   }
-  async function untilUnused(timeoutMs = 6_000): Promise<void> {
+  async function untilUnused(timeoutMs = 30_000): Promise<void> {
     await until(() => processes().length === 0, { timeoutMs, what: `the end of users of ${path}` });
   }
   return {

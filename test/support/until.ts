@@ -6,7 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
  */
 export async function until<T>(
   probe: () => T | Promise<T>,
-  { timeoutMs = 10_000, everyMs = 20, what = 'the condition' } = {},
+  { timeoutMs = 30_000, everyMs = 20, what = 'the condition' } = {},
 ): Promise<Exclude<T, undefined | false | null>> {
   const deadline = Date.now() + timeoutMs;
   for (;;) {

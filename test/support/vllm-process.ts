@@ -60,7 +60,7 @@ async function listeningUrl(child: ChildProcess, timeoutMs: number): Promise<str
 
 /** Starts the simulator as a child that ends with this process, however this process ends. */
 export async function startVllmProcess(options: VllmProcessOptions = {}): Promise<VllmProcess> {
-  const { flags = [], port = 0, timeoutMs = 15_000 } = options;
+  const { flags = [], port = 0, timeoutMs = 60_000 } = options;
   const args = [ENTRY, '--port', String(port), '--until-stdin-closes', ...flags];
   // A group of its own: Ctrl-C is for whoever uses the engine, which goes with its stdin.
   const child = spawn(process.execPath, args, {
