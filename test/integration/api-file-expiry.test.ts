@@ -4,9 +4,10 @@ import { createExpiry } from '../../processors/expiry.ts';
 import type { ExpiryDeps } from '../../processors/expiry.ts';
 import { DEFAULT_OPTIONS } from '../../src/domain/job.ts';
 import { fileKey, outputFileId } from '../../src/domain/file.ts';
+import { recordKey } from '../../src/store/keys.ts';
 import { rawRequest, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
-import { newJob } from '../support/store-back-ends.ts';
+import { connectTo, newJob } from '../support/store-back-ends.ts';
 
 function start(): Promise<TestApi> {
   return startApi(inject('redisUrl'));
@@ -130,4 +131,18 @@ test('the files of a job that is still writing them are not deleted', async () =
   const refused = await rawRequest(`${api.url}/v1/files/${id}`, { method: 'DELETE' });
   expect(refused.status).toBe(400);
   expect(JSON.parse(refused.text).error).toMatchObject({ code: 'file_in_use', param: 'id' });
+});
+
+test('nor are those that a job may need whose record cannot be read', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const { job } = await api.store.jobs.create(newJob({ input }));
+  const redis = connectTo('redis');
+  await redis.hset(recordKey(job.id), 'lines', 'many');
+  redis.disconnect();
+  const refused = await rawRequest(`${api.url}/v1/files/${input}`, { method: 'DELETE' });
+  expect(refused.status).toBe(400);
+  expect(JSON.parse(refused.text).error).toMatchObject({ code: 'file_in_use', param: 'id' });
+  const other = await uploadInput(api);
+  expect((await api.openai.files.delete(other)).deleted).toBe(true);
 });

@@ -9,7 +9,6 @@ import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
 import type { ApiDeps } from '../../src/api/app.ts';
 import { transient } from '../../src/domain/errors.ts';
-import { recordKey } from '../../src/store/keys.ts';
 import {
   FORM_TYPE,
   formBody,
@@ -19,7 +18,6 @@ import {
   uploadInput,
 } from '../support/api.ts';
 import type { FormPart, TestApi } from '../support/api.ts';
-import { connectTo } from '../support/store-back-ends.ts';
 import { until } from '../support/until.ts';
 
 const KiB = 1024;
@@ -596,24 +594,5 @@ describe('deletion', () => {
     await api.openai.batches.cancel(batch.id);
     expect((await api.openai.files.delete(input)).deleted).toBe(true);
     expect(await api.stored()).toStrictEqual([]);
-  });
-
-  test('is refused, too, while the record of a job that may need the file cannot be read', async () => {
-    await using api = await start();
-    const input = await uploadInput(api);
-    const { id } = await api.openai.batches.create({
-      input_file_id: input,
-      endpoint: '/v1/chat/completions',
-      completion_window: '24h',
-    });
-    const job = recordKey(id.replace('batch_', 'job_'));
-    const redis = connectTo('redis');
-    await redis.hset(job, 'lines', 'many');
-    redis.disconnect();
-    const refused = await rawRequest(`${api.url}/v1/files/${input}`, { method: 'DELETE' });
-    expect(refused.status).toBe(400);
-    expect(errorOf(refused.text)).toMatchObject({ code: 'file_in_use', param: 'id' });
-    const other = await uploadInput(api);
-    expect((await api.openai.files.delete(other)).deleted).toBe(true);
   });
 });
