@@ -55,8 +55,8 @@ export function whyHopeless(
   const code = isPermanent(error) ? error.code : 'storage.unavailable';
   const why = isPermanent(error) ? error.message : shownError(error);
   const message =
-    `The output files cannot be written: ${why.replace(/\.$/, '')}. What is stored of its answers is kept; ` +
-    `POST /api/v1/jobs/${job.id}/clone asks all of its requests again.`;
+    `The output files cannot be written: ${why.replace(/\.$/, '')}. What is stored of its answers is kept: ` +
+    `sluice jobs export ${job.id} writes it to a local folder, POST /api/v1/jobs/${job.id}/clone asks all requests again.`;
   return { code, message, line: null, param: null };
 }
 

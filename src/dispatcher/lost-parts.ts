@@ -26,10 +26,14 @@ export async function* findLost(source: Source): AsyncGenerator<LostParts> {
 
 async function checkAll(source: Source, shards: readonly AcceptedShard[]): Promise<LostParts[]> {
   const checked = await Promise.all(shards.map((shard) => checkShard(source, shard)));
-  return checked.filter((found) => found !== null);
+  return checked.filter(({ lost }) => lost.length > 0);
 }
 
-async function checkShard(source: Source, shard: AcceptedShard): Promise<LostParts | null> {
+/** What is lost of one shard, which may be nothing, and the lines that are there. Rejects as `findLost` ends. */
+export async function checkShard(
+  source: Pick<Source, 'openPart'>,
+  shard: AcceptedShard,
+): Promise<LostParts> {
   const lost: PartRange[] = [];
   const rest = Buffer.alloc(shard.done.length);
   let reason = '';
@@ -45,12 +49,12 @@ async function checkShard(source: Source, shard: AcceptedShard): Promise<LostPar
     // Of lines that were answered twice some parts have more than was accepted of them.
     for (const line of found.lines) if (isSet(shard.done, line)) setBit(rest, line);
   }
-  return lost.length === 0 ? null : { n: shard.plan.n, lost, rest, reason };
+  return { n: shard.plan.n, lost, rest, reason };
 }
 
 /** The lines that a part has, or what is wrong with it. */
 async function readPart(
-  source: Source,
+  source: Pick<Source, 'openPart'>,
   { plan }: AcceptedShard,
   part: PartRange,
 ): Promise<{ lines: number[] } | { wrong: string }> {

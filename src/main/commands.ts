@@ -6,6 +6,8 @@ import { gc } from './gc.ts';
 import type { GcOptions } from './gc.ts';
 import { doctor } from './doctor.ts';
 import type { DoctorOptions } from './doctor.ts';
+import { exportJob } from './export.ts';
+import type { ExportOptions } from './export.ts';
 import { run } from './run.ts';
 import type { RunOptions } from './run.ts';
 import { serve } from './serve.ts';
@@ -63,6 +65,22 @@ function addRun(program: Command): void {
     });
 }
 
+function addJobs(program: Command): void {
+  const jobs = program.command('jobs').description('look after single jobs');
+  jobs
+    .command('export')
+    .description(
+      'write the answers that are stored of a job to a local folder, and leave the job as it is',
+    )
+    .argument('<batch>', 'id of the batch or job: batch_… or job_…')
+    .option('-t, --to <dir>', 'folder for the files', '.')
+    .option('-f, --force', 'write over files that are there')
+    .option('--json', 'print what was written as one JSON object')
+    .action(async (batch: string, options: ExportOptions) => {
+      process.exitCode = await exportJob(batch, options, loadSettings());
+    });
+}
+
 /** What looks after a server and what it wrote. */
 function addCare(program: Command): void {
   program
@@ -104,6 +122,7 @@ export async function main(argv: readonly string[]): Promise<void> {
     .description('start the server; settings come from the environment, see .env.example')
     .action(async () => serve(loadSettings()));
   addRun(program);
+  addJobs(program);
   addCare(program);
   try {
     await program.parseAsync(argv);

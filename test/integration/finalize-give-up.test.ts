@@ -84,7 +84,7 @@ test('a job whose lost answers cannot be told from its others is failed, and say
     {
       code: 'store.damaged_record',
       message: expect.stringMatching(
-        `field parts cannot be read. What is stored of its answers is kept; POST /api/v1/jobs/${id}/clone asks`,
+        `field parts cannot be read. What is stored of its answers is kept: sluice jobs export ${id} writes`,
       ),
       line: null,
       param: null,
