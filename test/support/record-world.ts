@@ -70,9 +70,9 @@ export function openRecordWorld(): RecordWorld {
   };
   world.deps.now = () => Date.now() + world.ahead;
   world.deps.assemble = async (_source, sinks, { jobId }) => {
-    sinks.output.end();
-    sinks.error.end();
     const { lines, completed, failed } = await world.job(jobId);
+    sinks.output.end(completed > 0 ? 'answers' : '');
+    sinks.error.end(lines > completed ? 'errors' : '');
     return { output: completed, error: failed, undone: lines - completed - failed };
   };
   return world;
