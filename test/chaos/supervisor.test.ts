@@ -75,12 +75,15 @@ async function serverOf(processes: 1 | 2): Promise<Sluice> {
   return server;
 }
 
-/** Lines that were cut by a kill, between it and the next one: how many ms later the first and the last of them were asked again. */
+/**
+ * Lines that were cut by a kill, between it and the next one: how many ms later the first and the last of them were
+ * asked again. Null where none were: the other process had them all.
+ */
 function takeoverOf(
   killedAt: number,
   nextAt: number,
   log: readonly LogEntry[],
-): { first: number; last: number } {
+): { first: number; last: number } | null {
   const cut = log.filter(
     ({ outcome, finished_at: end }) =>
       outcome === 'aborted' && end !== null && end >= killedAt && end < nextAt,
@@ -90,7 +93,7 @@ function takeoverOf(
   for (const { sha256, at } of log) {
     if (at > killedAt && bodies.has(sha256) && !again.has(sha256)) again.set(sha256, at - killedAt);
   }
-  expect(again.size, 'lines in flight at the kill').toBeGreaterThan(0);
+  if (bodies.size === 0) return null;
   expect(again.size, 'all of them are asked again').toBe(bodies.size);
   return { first: Math.min(...again.values()), last: Math.max(...again.values()) };
 }
@@ -129,7 +132,10 @@ test('what a killed worker process had in hand is asked again though its locks n
   await engine.setConfig({ latency_ms: 1 });
   const batch = await untilFinal(sluice.url, id, 120_000);
   const log = await engine.requests();
-  const takeovers = kills.map((at, n) => takeoverOf(at, kills[n + 1] ?? Infinity, log));
+  const takeovers = kills
+    .map((at, n) => takeoverOf(at, kills[n + 1] ?? Infinity, log))
+    .filter((takeover) => takeover !== null);
+  expect(takeovers.length, 'kills with lines in flight').toBeGreaterThan(0);
   const shown = takeovers.map(({ first, last }) => `${first} to ${last}`).join(', ');
   say(`first and last line in flight asked again after a kill, ms: ${shown}`);
   expect(batch.status).toBe('completed');

@@ -4,7 +4,7 @@ import { startVllm } from '../simulators/vllm/simulator.ts';
 import { until } from '../support/until.ts';
 
 test('before the first good answer only a few lines are sent; after it all may go', async () => {
-  await using engine = await startVllm({ profile: 'zero', config: { latency_ms: 100 } });
+  await using engine = await startVllm({ profile: 'zero', config: { latency_ms: 1_000 } });
   await using world = await openDispatchWorld({
     engines: [engine.url],
     input: chatLines(400),
