@@ -221,7 +221,8 @@ function createDispatcher(
     putSegment: createSegmentStore(system),
     async commit(jobId, segment, parts) {
       const reply = await store.shards.commit(jobId, segment, parts);
-      early.committed(jobId, segment.bytes);
+      // Who keeps the writing of files to other processes means these, too.
+      if (settings.queues.includes('release')) early.committed(jobId, segment.bytes);
       if (reply.last) await finishOrLeave(jobId, settling);
       return reply.parts;
     },

@@ -144,7 +144,8 @@ test('what a killed worker process had in hand is asked again though its locks n
   expect(distinct - begun.distinct_bodies).toBe(lines);
   // What was committed is not asked again.
   expect(repeated - begun.repeated).toBeLessThanOrEqual(uncommitted);
-  expect(logged(sluice, 'work of an ended process handed back')).toHaveLength(KILLS);
+  const handedBack = logged(sluice, 'work of an ended process handed back');
+  expect(handedBack.length).toBeGreaterThanOrEqual(takeovers.length);
 });
 
 test('of a killed server no worker process is left, and another server goes on', async () => {
