@@ -17,6 +17,8 @@ import { median, round } from './timed-job.ts';
 const LINES = 50_000;
 const ROUNDS = 3;
 const WINDOWS = [64, 256, 1_024] as const;
+/** With more connections undici's pool, which looks through them all, is slower. */
+const POOL_WINDOW = 64;
 const SMALL_RUNS = 15;
 /** Often enough to time a small batch, and not so often that a large one pays for it. */
 const POLL_SMALL_MS = 5;
@@ -55,12 +57,15 @@ export async function benchDispatch({ json }: { json: boolean }): Promise<void> 
       engines: [simulator.url],
     });
     const raw = new Map(WINDOWS.map((window) => [window, [] as Sample[]]));
+    const pool: Sample[] = [];
     const pipeline: Run[] = [];
     for (let round = 0; round < ROUNDS; round += 1) {
       for (const window of WINDOWS) {
         raw.get(window)?.push(await runRaw(simulator, input, window));
         if (!json) console.log(`raw, ${window} in flight: ${show(raw.get(window)?.at(-1))}`);
       }
+      pool.push(await runRaw(simulator, input, POOL_WINDOW, 'pool'));
+      if (!json) console.log(`undici's pool, ${POOL_WINDOW} in flight: ${show(pool.at(-1))}`);
       pipeline.push(await runPipeline(simulator, server, input));
       if (!json) console.log(`pipeline: ${show(pipeline.at(-1))}`);
     }
@@ -81,16 +86,21 @@ export async function benchDispatch({ json }: { json: boolean }): Promise<void> 
       },
       folder,
     );
-    report({ raw, pipeline, latencies, fsyncMs, processes, slow }, json);
+    report({ raw, pool, pipeline, latencies, fsyncMs, processes, slow }, json);
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
 }
 
-async function runRaw(simulator: VllmProcess, input: string, window: number): Promise<Sample> {
+async function runRaw(
+  simulator: VllmProcess,
+  input: string,
+  window: number,
+  kind: 'own' | 'pool' = 'own',
+): Promise<Sample> {
   const before = await cpuOf(simulator);
   const begun = performance.now();
-  const args = [rawClient, simulator.url, input, String(window)];
+  const args = [rawClient, simulator.url, input, String(window), kind];
   const { stdout } = await promisify(execFile)(process.execPath, args);
   const { perSecond } = JSON.parse(stdout) as { perSecond: number }; // raw-client.ts wrote it
   const busy = LINES / perSecond;
@@ -135,6 +145,7 @@ async function submitAndWait(url: string, file: string, everyMs: number): Promis
 function report(
   found: {
     raw: ReadonlyMap<number, Sample[]>;
+    pool: readonly Sample[];
     pipeline: readonly Run[];
     latencies: readonly number[];
     fsyncMs: number;
@@ -148,6 +159,7 @@ function report(
     ...summary(samples),
   }));
   const best = raw.toSorted((a, b) => b.lines_per_second - a.lines_per_second)[0];
+  const pool = summary(found.pool);
   const pipeline = summary(found.pipeline);
   const result = {
     bench: 'dispatch',
@@ -156,7 +168,9 @@ function report(
     pipeline,
     raw,
     raw_best: best?.lines_per_second ?? 0,
+    raw_pool: pool,
     ratio: round(pipeline.lines_per_second / (best?.lines_per_second ?? 1), 3),
+    ratio_to_pool: round(pipeline.lines_per_second / pool.lines_per_second, 3),
     peak_memory_mib: Math.max(...found.pipeline.map(({ peakMiB }) => peakMiB)),
     peak_upload_mib: Math.max(...found.pipeline.map(({ uploadMiB }) => uploadMiB)),
     small_batch_ms: round(median(found.latencies), 1),
@@ -165,6 +179,7 @@ function report(
     processes: found.processes.map((each) => ({
       ...each,
       ratio_sending: round(each.lines_per_second_sending / (best?.lines_per_second ?? 1), 3),
+      ratio_sending_to_pool: round(each.lines_per_second_sending / pool.lines_per_second, 3),
     })),
     slow_engine: found.slow,
   };
@@ -178,7 +193,10 @@ function report(
       `raw, ${String(each.in_flight).padEnd(10)} ${each.lines_per_second} lines/s${note(each)}`,
     );
   }
-  console.log(`ratio           ${result.ratio} of the best raw run`);
+  console.log(`undici's pool   ${pool.lines_per_second} lines/s${note(pool)}`);
+  console.log(
+    `ratio           ${result.ratio} of the best raw run, ${result.ratio_to_pool} of undici's pool`,
+  );
   console.log(
     `memory, peak    ${result.peak_memory_mib} MiB (${result.peak_upload_mib} MiB while it took the uploads)`,
   );
@@ -189,7 +207,7 @@ function report(
   for (const each of result.processes) {
     console.log(
       `${each.processes} worker(s)     ${each.lines_per_second_sending} lines/s while sending ` +
-        `(${each.ratio_sending} of raw), ${each.lines_per_second} in all, ` +
+        `(${each.ratio_sending} of raw, ${each.ratio_sending_to_pool} of undici's pool), ${each.lines_per_second} in all, ` +
         `${each.worker_cpu_us_per_line} µs CPU and ${each.redis_commands_per_line} Redis commands a line`,
     );
   }
