@@ -1,44 +1,15 @@
 import { seededRandom } from '../vllm/digest.ts';
-import { createControl } from '../cloud/control.ts';
-import type { CloudControl, RequestEntry } from '../cloud/control.ts';
-import { createFaultPlan } from '../cloud/faults.ts';
 import type { ErrorName, Operation } from '../cloud/faults.ts';
 import { createFleet } from '../cloud/fleet.ts';
 import type { FleetOptions } from '../cloud/fleet.ts';
 import { merge } from '../cloud/knobs.ts';
-import { startCloudServer } from '../cloud/server.ts';
 import type { Call, CloudApi, Reply } from '../cloud/server.ts';
-import { openYard, whyNoNamespaces } from '../machines/yard.ts';
+import { openGround, serveCloud } from '../cloud/start.ts';
+import type { CloudOptions, CloudSimulator } from '../cloud/start.ts';
 import { answer, askedByOf } from './api.ts';
 import { instanceSpec } from './instances.ts';
 import { errorReply, parseLambdaKnobs, Refusal } from './state.ts';
 import type { ErrorKey, InstanceExtra, LambdaState } from './state.ts';
-
-/** How to start one; the flags of ../lambda.ts say the same. */
-export interface LambdaOptions {
-  /** 0, the default, takes a free one. */
-  port?: number;
-  host?: string;
-  /** Default `lambda-key`. */
-  apiKeys?: readonly string[];
-  /** Of faults, boot times, refusals and flicker. */
-  seed?: number;
-  /** `none`: instances are entries of the ledger, and nothing runs in them. Default `real`. */
-  machines?: 'real' | 'none';
-  /** What differs from the defaults of state.ts and ../cloud/knobs.ts. */
-  knobs?: Record<string, unknown>;
-  /** Public keys of the account; the first is called `default`, others `default-2` and so on. */
-  sshKeys?: readonly string[];
-}
-
-export interface LambdaSimulator extends AsyncDisposable {
-  /** Append `/api/v1`. */
-  url: string;
-  port: number;
-  control: CloudControl;
-  /** Ends every machine and stops. */
-  stop(): Promise<void>;
-}
 
 const KEYS: Record<ErrorName, ErrorKey> = {
   no_capacity: 'capacity',
@@ -123,13 +94,10 @@ function createApi(state: LambdaState): CloudApi {
 }
 
 /** Starts a simulated Lambda Cloud in this process; throws where `real` machines cannot run here, with the mend. */
-export async function startLambda(options: LambdaOptions = {}): Promise<LambdaSimulator> {
-  const seed = options.seed ?? 1;
+export async function startLambda(options: CloudOptions = {}): Promise<CloudSimulator> {
+  const { seed = 1 } = options;
   let knobs = parseLambdaKnobs(merge({}, options.knobs ?? {}));
-  const real = (options.machines ?? 'real') === 'real';
-  const problemHere = real ? await whyNoNamespaces() : undefined;
-  if (problemHere !== undefined) throw new Error(problemHere);
-  const yard = real ? await openYard() : undefined;
+  const yard = await openGround(options);
   const random = seededRandom(seed + 1);
   const draw = (): string =>
     Array.from({ length: 32 }, () => Math.floor(random() * 16).toString(16)).join('');
@@ -156,38 +124,13 @@ export async function startLambda(options: LambdaOptions = {}): Promise<LambdaSi
     const id = draw();
     state.sshKeys.set(id, { id, name, public_key: publicKey });
   }
-  const faults = createFaultPlan(seed);
-  const requests: RequestEntry[] = [];
-  const control = createControl<InstanceExtra>({
+  return serveCloud(options, {
     fleet: state.fleet,
-    faults,
-    requests,
+    yard,
+    api: createApi(state),
     knobs: () => ({ ...knobs }),
     setKnobs(next) {
       knobs = parseLambdaKnobs(next);
     },
   });
-  const { port = 0, host = '127.0.0.1' } = options;
-  const server = await startCloudServer({
-    port,
-    host,
-    api: createApi(state),
-    control,
-    faults,
-    requests,
-  });
-  let stopped: Promise<void> | undefined;
-
-  async function stopAll(): Promise<void> {
-    await server.close();
-    await state.fleet.close();
-    await yard?.close();
-  }
-
-  async function stop(): Promise<void> {
-    stopped ??= stopAll();
-    await stopped;
-  }
-
-  return { url: server.url, port: server.port, control, stop, [Symbol.asyncDispose]: stop };
 }

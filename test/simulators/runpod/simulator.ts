@@ -1,14 +1,11 @@
 import { seededRandom } from '../vllm/digest.ts';
-import { createControl } from '../cloud/control.ts';
-import type { CloudControl, RequestEntry } from '../cloud/control.ts';
-import { createFaultPlan } from '../cloud/faults.ts';
 import type { ErrorName, Operation } from '../cloud/faults.ts';
 import { createFleet } from '../cloud/fleet.ts';
 import type { FleetOptions } from '../cloud/fleet.ts';
 import { merge } from '../cloud/knobs.ts';
-import { startCloudServer } from '../cloud/server.ts';
 import type { Call, CloudApi, Reply } from '../cloud/server.ts';
-import { openYard, whyNoNamespaces } from '../machines/yard.ts';
+import { openGround, serveCloud } from '../cloud/start.ts';
+import type { CloudOptions, CloudSimulator } from '../cloud/start.ts';
 import { podSpec } from './container.ts';
 import { proxied, proxyRequest } from './proxy.ts';
 import {
@@ -22,32 +19,6 @@ import {
 import type { PodExtra, RunPodState } from './state.ts';
 import { answerV1 } from './v1.ts';
 import { answerV2, askedByOf } from './v2.ts';
-
-/** How to start one; the flags of ../runpod.ts say the same. */
-export interface RunPodOptions {
-  /** 0, the default, takes a free one. */
-  port?: number;
-  host?: string;
-  /** Default `runpod-key`. */
-  apiKeys?: readonly string[];
-  /** Of faults, boot times, refusals and flicker. */
-  seed?: number;
-  /** `none`: pods are entries of the ledger, and nothing runs in them. Default `real`. */
-  machines?: 'real' | 'none';
-  /** What differs from the defaults of state.ts and ../cloud/knobs.ts. */
-  knobs?: Record<string, unknown>;
-  /** Public keys of the account, for `startSsh` and v1. */
-  sshKeys?: readonly string[];
-}
-
-export interface RunPodSimulator extends AsyncDisposable {
-  /** Append `/v2` or `/v1`. */
-  url: string;
-  port: number;
-  control: CloudControl;
-  /** Ends every machine and stops. */
-  stop(): Promise<void>;
-}
 
 const MAX_BODY = 102_400;
 
@@ -141,13 +112,10 @@ function createApi(state: RunPodState): CloudApi {
 }
 
 /** Starts a simulated RunPod in this process; throws where `real` machines cannot run here, with the mend. */
-export async function startRunPod(options: RunPodOptions = {}): Promise<RunPodSimulator> {
-  const seed = options.seed ?? 1;
+export async function startRunPod(options: CloudOptions = {}): Promise<CloudSimulator> {
+  const { seed = 1 } = options;
   let knobs = parseRunPodKnobs(merge({}, options.knobs ?? {}));
-  const real = (options.machines ?? 'real') === 'real';
-  const problemHere = real ? await whyNoNamespaces() : undefined;
-  if (problemHere !== undefined) throw new Error(problemHere);
-  const yard = real ? await openYard() : undefined;
+  const yard = await openGround(options);
   const random = seededRandom(seed + 1);
   const fleetOptions: FleetOptions<PodExtra> = {
     yard,
@@ -167,38 +135,13 @@ export async function startRunPod(options: RunPodOptions = {}): Promise<RunPodSi
     knobs: () => knobs,
     draw: (length) => Array.from({ length }, () => Math.floor(random() * 36).toString(36)).join(''),
   };
-  const faults = createFaultPlan(seed);
-  const requests: RequestEntry[] = [];
-  const control = createControl<PodExtra>({
+  return serveCloud(options, {
     fleet: state.fleet,
-    faults,
-    requests,
+    yard,
+    api: createApi(state),
     knobs: () => ({ ...knobs }),
     setKnobs(next) {
       knobs = parseRunPodKnobs(next);
     },
   });
-  const { port = 0, host = '127.0.0.1' } = options;
-  const server = await startCloudServer({
-    port,
-    host,
-    api: createApi(state),
-    control,
-    faults,
-    requests,
-  });
-  let stopped: Promise<void> | undefined;
-
-  async function stopAll(): Promise<void> {
-    await server.close();
-    await state.fleet.close();
-    await yard?.close();
-  }
-
-  async function stop(): Promise<void> {
-    stopped ??= stopAll();
-    await stopped;
-  }
-
-  return { url: server.url, port: server.port, control, stop, [Symbol.asyncDispose]: stop };
 }
