@@ -37,18 +37,19 @@ export interface Part {
 const FIRST_ROOM = 64 * 1024;
 
 /**
- * Cuts a source into parts. Whoever pushes the memory of a part that was sent to `free` sees it used again, so that a
+ * Cuts a source, of which `expected` bytes are known to come, into parts. Whoever pushes the memory of a part that was sent to `free` sees it used again, so that a
  * long upload makes no garbage.
  */
 export async function* gatherParts(
   source: AsyncIterable<Uint8Array>,
   sizes: PartSizes,
   free: Buffer[],
+  expected = FIRST_ROOM,
 ): AsyncGenerator<Part> {
   let n = 1;
   let size = partBytes(n, sizes);
-  // Most objects are small: room grows with them.
-  let room: Buffer = Buffer.allocUnsafeSlow(Math.min(FIRST_ROOM, size));
+  // Most objects are small: where nobody knows, room grows with them.
+  let room: Buffer = Buffer.allocUnsafeSlow(Math.min(expected, size));
   let used = 0;
   for await (const chunk of source) {
     for (let at = 0; at < chunk.length;) {

@@ -111,7 +111,8 @@ async function send(put: Sending, source: ByteSource, spare: Spare): Promise<Upl
   let made: Upload | null = null;
   const sizes = sizesOf(put.bucket);
   try {
-    for await (const part of gatherParts(abortable(source, stop.signal), sizes, free)) {
+    const chunks = abortable(source, stop.signal);
+    for await (const part of gatherParts(chunks, sizes, free, lengthOf(source))) {
       digest.update(part.bytes);
       bytes += part.bytes.length;
       stop.signal.throwIfAborted();
@@ -134,6 +135,12 @@ async function send(put: Sending, source: ByteSource, spare: Spare): Promise<Upl
     if (made !== null) await abandonQuietly(put, made);
     throw error;
   }
+}
+
+/** Of a source that is all there, as a segment is; undefined for any other. */
+function lengthOf(source: ByteSource): number | undefined {
+  if (!Array.isArray(source)) return undefined;
+  return source.reduce((sum: number, { length }: Uint8Array) => sum + length, 0);
 }
 
 function sizesOf({ options }: S3Bucket): PartSizes {

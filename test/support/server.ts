@@ -53,6 +53,7 @@ export function spawnCli(args: readonly string[], env: Environment = {}): Cli {
         PATH: process.env['PATH'] ?? '',
         TMPDIR: tmpdir(),
         MALLOC_ARENA_MAX: '1',
+        MALLOC_MMAP_THRESHOLD_: '2097152',
         // Dozens of starts share the cost of stripping types.
         NODE_COMPILE_CACHE: join(import.meta.dirname, '../../node_modules/.cache/test-cli'),
         ...env,
