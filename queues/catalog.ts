@@ -12,6 +12,8 @@ export type Payload = v.InferOutput<typeof payload>;
 export interface QueueSpec {
   /** Deliveries worked on at once in one process. */
   concurrency: number;
+  /** How long what is due may go unseen, seconds. */
+  longestBlindSeconds: number;
   /** Priority of a delivery; 0, where it is not said, goes before any other. */
   priority?: (delivery: Pick<Delivery, 'entity' | 'jobClass'>) => number;
 }
@@ -28,11 +30,11 @@ function byClass({ jobClass = 'normal' }: Pick<Delivery, 'jobClass'>): number {
 
 /** The five queues. `dispatch` holds shards only; its concurrency follows the room at the engines. */
 export const QUEUES: Readonly<Record<QueueName, QueueSpec>> = {
-  planning: { concurrency: 10 },
-  provisioning: { concurrency: 50 },
-  submission: { concurrency: 50 },
-  dispatch: { concurrency: 1, priority: byClass },
-  release: { concurrency: 10, priority: provisionsFirst },
+  planning: { concurrency: 10, longestBlindSeconds: 1 },
+  provisioning: { concurrency: 50, longestBlindSeconds: 1 },
+  submission: { concurrency: 50, longestBlindSeconds: 1 },
+  dispatch: { concurrency: 1, longestBlindSeconds: 0.25, priority: byClass },
+  release: { concurrency: 10, longestBlindSeconds: 1, priority: provisionsFirst },
 };
 
 /**

@@ -56,6 +56,17 @@ interface WorkerOptions<Deps> {
 }
 
 const NEVER = new AbortController().signal;
+
+/**
+ * BullMQ's worker forgets now and then when the next delayed delivery is due: who hears of that last (the end of one
+ * delivery, a look at the queue, another process) may know nothing of it, and the marker that told it is gone. Then it
+ * would look again after 5 s, or 10; this one does so sooner.
+ */
+class PromptWorker extends Worker<Payload> {
+  override get maximumBlockTimeout(): number {
+    return this.opts.drainDelay ?? super.maximumBlockTimeout;
+  }
+}
 const FIRST_RETRY_MS = 250;
 const LONGEST_RETRY_MS = 30_000;
 
@@ -67,7 +78,7 @@ function backoff(attemptsMade: number): number {
 export function startWorker<Deps>(options: WorkerOptions<Deps>): QueueWorker {
   const { queue, connection, namespace, name, onError } = options;
   // Three parameters and no default: BullMQ makes an abort signal only for a function of that length.
-  const worker = new Worker<Payload>(
+  const worker = new PromptWorker(
     queue,
     async (job, token, signal) => work(options, job, token, signal),
     {
@@ -75,6 +86,7 @@ export function startWorker<Deps>(options: WorkerOptions<Deps>): QueueWorker {
       ...(name === undefined ? {} : { name }),
       prefix: queuePrefix(namespace, queue),
       concurrency: QUEUES[queue].concurrency,
+      drainDelay: QUEUES[queue].longestBlindSeconds,
       lockDuration: LOCK.durationMs,
       lockRenewTime: LOCK.renewMs,
       stalledInterval: LOCK.stalledCheckMs,

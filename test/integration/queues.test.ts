@@ -284,6 +284,21 @@ describe('a lock', () => {
 });
 
 describe('a worker', () => {
+  test('finds what is due within moments, also where nothing has told it', async () => {
+    work(async () => 'done', 'dispatch');
+    const shard = { queue: 'dispatch', entity: 'job_1-0', wake: 1 } as const;
+    const queue = queueOf('dispatch');
+    const id = deliveryId(shard);
+    await queue.add('dispatch', { id: shard.entity, wake: 1 }, { jobId: id, delay: 3_600_000 });
+    // It has taken the marker, and knows of nothing before that hour is over.
+    const { marker, delayed } = queue.keys;
+    await until(async () => (await redis.exists(marker ?? '')) === 0, { what: 'the marker taken' });
+    await redis.zadd(delayed ?? '', 0, id);
+    const begun = performance.now();
+    await until(() => attempts.length > 0);
+    expect(performance.now() - begun).toBeLessThan(4_000);
+  });
+
   test('takes more at once when its concurrency is raised, while another delivery is in hand', async () => {
     const taken: string[] = [];
     const end = Promise.withResolvers<Verdict>();
