@@ -42,8 +42,11 @@ interface Hands {
   worker: QueueWorker;
 }
 
-/** A process of that name, which begins whatever it gets, takes shards, and unless told so ends nothing. */
-function begin(name: string, queue: QueueName, { ends = false } = {}): Hands {
+/**
+ * A process of that name, which begins whatever it gets, takes shards, and unless told so ends nothing. One that hangs
+ * does not even hear that it has lost its lock, and takes nothing after that.
+ */
+function begin(name: string, queue: QueueName, { ends = false, hangs = false } = {}): Hands {
   const begun: Hands['begun'] = [];
   async function processor({ id, wake, first = false, signal }: Task): Promise<'done'> {
     const shard = parseShardEntity(id);
@@ -51,7 +54,8 @@ function begin(name: string, queue: QueueName, { ends = false } = {}): Hands {
       await store.shards.take(shard.jobId, { n: shard.n, wake }, `${name}-${id}`, 0);
     }
     begun.push({ id, wake, first });
-    if (!ends && !signal.aborted) await once(signal, 'abort');
+    const end = hangs ? over.signal : signal;
+    if (!ends && !end.aborted) await once(end, 'abort');
     return 'done';
   }
   const worker = startWorker({
@@ -128,14 +132,14 @@ test('so do jobs and provisions that it worked on', async () => {
 test('what another process took over from one that hung stays there when that one dies', async () => {
   const { id } = await jobInProgress(store, { shards: 1 });
   await store.shards.open(id, 1);
-  const hung = begin('hung', 'dispatch');
+  const hung = begin('hung', 'dispatch', { hangs: true });
   await addShard(id, 0, 1);
   await until(() => hung.begun.length === 1);
   // As when its time runs out while it is stopped.
   const lock = `${queuePrefix(namespace, 'dispatch')}:dispatch:${shardEntity(id, 0)}.dispatch.1:lock`;
   expect(await redis.del(lock)).toBe(1);
   const taker = begin('taker', 'dispatch');
-  await until(() => taker.begun.length === 1, { timeoutMs: 15_000, what: 'the takeover' });
+  await until(() => taker.begun.length === 1, { what: 'the takeover' });
 
   expect(await handBack('hung', { store, queues })).toBe(0);
   expect(await store.shards.pending(id)).toMatchObject([{ n: 0, wake: 1, held: true }]);
