@@ -2,16 +2,10 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { loadSettings } from '../../config/load.ts';
 import { engineBaseUrl } from '../domain/engine-url.ts';
 import { describeError, SluiceError } from '../domain/errors.ts';
-import { gc } from './gc.ts';
 import type { GcOptions } from './gc.ts';
-import { doctor } from './doctor.ts';
 import type { DoctorOptions } from './doctor.ts';
-import { exportJob } from './export.ts';
 import type { ExportOptions } from './export.ts';
-import { run } from './run.ts';
 import type { RunOptions } from './run.ts';
-import { serve } from './serve.ts';
-import { verify } from './verify.ts';
 import type { VerifyOptions } from './verify.ts';
 import { version } from './version.ts';
 
@@ -61,6 +55,7 @@ function addRun(program: Command): void {
     .option('--json', 'print the summary as one JSON object, the last line of stdout')
     .addOption(new Option('--note <text>', 'shown beside the engine').hideHelp())
     .action(async (options: RunOptions) => {
+      const { run } = await import('./run.ts');
       process.exitCode = await run(options, loadSettings());
     });
 }
@@ -77,6 +72,7 @@ function addJobs(program: Command): void {
     .option('-f, --force', 'write over files that are there')
     .option('--json', 'print what was written as one JSON object')
     .action(async (batch: string, options: ExportOptions) => {
+      const { exportJob } = await import('./export.ts');
       process.exitCode = await exportJob(batch, options, loadSettings());
     });
 }
@@ -91,6 +87,7 @@ function addCare(program: Command): void {
     .option('-d, --dir <dir>', 'check the manifest and files in this folder, without a server')
     .option('--json', 'print the checks as one JSON object')
     .action(async (batch: string | undefined, options: VerifyOptions) => {
+      const { verify } = await import('./verify.ts');
       process.exitCode = await verify(batch, options, loadSettings());
     });
   program
@@ -100,6 +97,7 @@ function addCare(program: Command): void {
     .option('--confirm', 'remove orphans even where the records look incomplete')
     .option('--json', 'print the report as one JSON object')
     .action(async (options: GcOptions) => {
+      const { gc } = await import('./gc.ts');
       process.exitCode = await gc(options, loadSettings());
     });
   program
@@ -107,11 +105,15 @@ function addCare(program: Command): void {
     .description('try Redis, storage and engines of the settings, and say what to mend')
     .option('--json', 'print what was found as one JSON object')
     .action(async (options: DoctorOptions) => {
+      const { doctor } = await import('./doctor.ts');
       process.exitCode = await doctor(options, loadSettings());
     });
 }
 
-/** Parses the command line and runs it; every failure ends in one clear message and exit code 1. */
+/**
+ * Parses the command line and runs it; each command loads what it needs, which is most of its start. Every failure ends
+ * in one clear message and exit code 1.
+ */
 export async function main(argv: readonly string[]): Promise<void> {
   const program = new Command('sluice')
     .description('Runs LLM batches: a JSONL file in, a JSONL file of answers out.')
@@ -120,7 +122,10 @@ export async function main(argv: readonly string[]): Promise<void> {
   program
     .command('start')
     .description('start the server; settings come from the environment, see .env.example')
-    .action(async () => serve(loadSettings()));
+    .action(async () => {
+      const { serve } = await import('./serve.ts');
+      await serve(loadSettings());
+    });
   addRun(program);
   addJobs(program);
   addCare(program);
