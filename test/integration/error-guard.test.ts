@@ -30,12 +30,12 @@ test('lines that all fail alike are found out after 50 of them', async () => {
     guarded: true,
   });
   const running = world.runAll();
-  await until(() => world.troubles.length > 0);
+  await until(() => world.troubles.length > 0, { everyMs: 1 });
   world.stop.abort();
   await running;
   expect(world.troubles[0]).toMatch(/^The first 50 answers are the same error: 404 .*other-model/);
-  // What was in flight when the fiftieth came, and nothing after it.
-  expect((await engine.counts()).requests).toBeLessThan(110);
+  // What was in flight when the fiftieth came, and then one after the other until it is stopped.
+  expect((await engine.counts()).requests).toBeLessThan(200);
 });
 
 test('a straggler is asked again at an engine that stands idle; its first answer counts, the other is cut', async () => {
