@@ -383,7 +383,7 @@ test.each<Tie>(['kernel', 'pipe'])('a program tied by the %s ends with its paren
   await kill(parent);
   // The guards name it too.
   await until(async () => (await processesOf(`300.${process.pid}`)).length === 0);
-  expect(performance.now() - startedAt).toBeLessThan(1_000);
+  expect(performance.now() - startedAt).toBeLessThan(5_000);
 });
 
 test('a program whose parent is gone before the tie is made does not start', async () => {

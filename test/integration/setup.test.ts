@@ -30,7 +30,7 @@ test('installs once, is then silent and starts neither npm nor Node', async () =
   await symlink('/bin/false', join(clone.folder, 'node_modules/.bin/node'));
   const startedAt = performance.now();
   expect(await setUp(clone)).toEqual({ ...DONE, stderr: '' });
-  expect(performance.now() - startedAt).toBeLessThan(1_000);
+  expect(performance.now() - startedAt).toBeLessThan(5_000);
 });
 
 test.each(['package-lock.json', 'package.json'])(

@@ -413,7 +413,7 @@ describe('whatever happens between', () => {
     await until(() => receiver.messages.length === 1);
     const begun = performance.now();
     await courier.close();
-    expect(performance.now() - begun, 'ms until a silent target is let go').toBeLessThan(500);
+    expect(performance.now() - begun, 'ms until a silent target is let go').toBeLessThan(5_000);
     await using _next = startCourier(api);
     await until(() => receiver.messages.length === 2);
     expect(receiver.messages[1]?.id).toBe(receiver.messages[0]?.id);
