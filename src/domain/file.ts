@@ -37,6 +37,9 @@ export type OutputKind = 'output' | 'error';
 /** OpenAI's bounds of `expires_after`: an hour to thirty days. */
 export const EXPIRES_AFTER_SECONDS = { min: 3_600, max: 2_592_000 } as const;
 
+/** How long a link to download a file may be good at most: what Amazon's signatures (SigV4) allow in an address. */
+export const MOST_LINK_SECONDS = 7 * 24 * 3_600;
+
 /** Whether a file is gone for its users; its bytes may lie there for a while longer. */
 export function isExpired(file: Pick<FileRecord, 'expiresAt'>, now: number): boolean {
   return file.expiresAt !== undefined && file.expiresAt <= now;

@@ -1,6 +1,8 @@
 import { invalidInput } from './errors.ts';
+import type { JobResources } from './lease.ts';
 import { NO_LIMITS } from './rate-limit.ts';
 import type { JobLimits } from './rate-limit.ts';
+import type { RemoteBatch } from './remote.ts';
 import type { RetryPolicy } from './retry.ts';
 
 /** The five queues, in the order in which a job meets them. */
@@ -262,6 +264,8 @@ export interface JobOptions {
   inputLocation: string | null;
   /** URL of a folder in a bucket of the user's that the job's files are written to; null: into our storage. */
   outputPrefix: string | null;
+  /** The machines that are leased for it; null: none are, it runs on engines that are there. */
+  resources: JobResources | null;
 }
 
 export const DEFAULT_OPTIONS: JobOptions = {
@@ -283,6 +287,7 @@ export const DEFAULT_OPTIONS: JobOptions = {
   expectedRequests: null,
   inputLocation: null,
   outputPrefix: null,
+  resources: null,
 };
 
 /** What the user asked for, and how far it is. Times are Redis time in ms since 1970. */
@@ -304,6 +309,8 @@ export interface JobRecord {
   /** Base URLs of the caller's own engines; empty: the provisioner's. */
   engines: string[];
   options: JobOptions;
+  /** The batch by which a remote metadata service runs it; null: it runs here. Fixed when it is planned. */
+  remote: RemoteBatch | null;
   cut: Cut;
   /** Distinct `body.model` of the input, known after planning. */
   models: string[];
@@ -330,7 +337,14 @@ export interface JobRecord {
 }
 
 /** What happened to a job: it came to another state, or somebody changed what it was asked for. */
-export const JOB_EVENT_KINDS = ['state', 'paused', 'resumed', 'extended', 'given_up'] as const;
+export const JOB_EVENT_KINDS = [
+  'state',
+  'paused',
+  'resumed',
+  'extended',
+  'given_up',
+  'engine',
+] as const;
 export type JobEventKind = (typeof JOB_EVENT_KINDS)[number];
 
 /** An entry of a job's history. */

@@ -1,5 +1,6 @@
 import { wantsEngines } from './job.ts';
 import type { JobState, QueueName } from './job.ts';
+import type { LeaseAttempt, MachineLogin } from './lease.ts';
 
 export const PROVISION_STATES = [
   'intended',
@@ -15,8 +16,9 @@ export type ProvisionState = (typeof PROVISION_STATES)[number];
 /** The provision's state table: one leased machine, or one attempt at leasing one, for a job. */
 export const PROVISION = {
   intended: { queue: 'provisioning', next: ['creating', 'starting', 'releasing'] },
-  creating: { queue: 'provisioning', next: ['booting', 'starting', 'releasing'] },
-  booting: { queue: 'provisioning', next: ['starting', 'releasing'] },
+  // The next attempt of a provision is `creating` again.
+  creating: { queue: 'provisioning', next: ['creating', 'booting', 'starting', 'releasing'] },
+  booting: { queue: 'provisioning', next: ['creating', 'starting', 'releasing'] },
   starting: { queue: 'submission', next: ['serving', 'releasing'] },
   serving: { queue: 'submission', next: ['starting', 'releasing'] },
   releasing: { queue: 'release', next: ['released'] },
@@ -30,8 +32,17 @@ export const PROVISION = {
 export const OWNERS = ['sluice', 'caller'] as const;
 export type Owner = (typeof OWNERS)[number];
 
-export const PROVIDERS = ['static'] as const;
+/** Those that lease machines for jobs. */
+export const LEASE_PROVIDERS = ['runpod', 'lambdaCloud'] as const;
+export type LeaseProvider = (typeof LEASE_PROVIDERS)[number];
+
+export const PROVIDERS = ['static', ...LEASE_PROVIDERS] as const;
 export type Provider = (typeof PROVIDERS)[number];
+
+/** Null for a provider that leases nothing. */
+export function leaseProvider(provider: Provider): LeaseProvider | null {
+  return LEASE_PROVIDERS.find((each) => each === provider) ?? null;
+}
 
 /** One engine of a job. A job has many over time and none is ever overwritten. Times are Redis time in ms. */
 export interface ProvisionRecord {
@@ -44,8 +55,28 @@ export interface ProvisionRecord {
   wake: number;
   provider: Provider;
   owner: Owner;
-  /** Base URL of the engine, without `/v1`. */
+  /** Base URL of the engine, without `/v1`; of one on a leased machine `lease://` and the provision's id. */
   address: string;
+  /** Tries at leasing a machine, by number from 1. Empty where nothing is leased. */
+  attempts: readonly LeaseAttempt[];
+  /** Number of the attempt that it stands on; 0: none yet. */
+  current: number;
+  /** How that one's machine is logged in to; null while that is not known. */
+  login: MachineLogin | null;
+  /** Since when no machine was to be had; null: one is there, or was not asked for yet. */
+  waitingSince: number | null;
+  /** When its engine was started first, on the machine that it has now; null: not yet. */
+  engineAt: number | null;
+  /** How often its engine ended by itself. */
+  crashes: number;
+  /** Up to where its engine's log was read, bytes. */
+  logOffset: number;
+  /** Since when its machine cannot be reached; null: it can, as far as anybody knows. */
+  unreachableSince: number | null;
+  /** The provision of another job that takes the machine over; null: none. */
+  handedTo: string | null;
+  /** Its machine is being given back: nobody may take it over any more. */
+  isDestroying: boolean;
   /** The models of its job that the engine serves; null: all of them, as far as anybody knows. */
   models: readonly string[] | null;
   /** What the last look at the engine said, for people. */
@@ -55,6 +86,20 @@ export interface ProvisionRecord {
   createdAt: number;
   enteredAt: Partial<Record<ProvisionState, number>>;
 }
+
+/** What a provision says that leases nothing, or nothing yet. */
+export const NO_LEASE = {
+  attempts: [],
+  current: 0,
+  login: null,
+  waitingSince: null,
+  engineAt: null,
+  crashes: 0,
+  logOffset: 0,
+  unreachableSince: null,
+  handedTo: null,
+  isDestroying: false,
+} as const satisfies Partial<ProvisionRecord>;
 
 /** An engine that serves a job now. */
 export type ServingEngine = Pick<ProvisionRecord, 'address' | 'models'>;
@@ -89,10 +134,43 @@ export function isReleased(state: ProvisionState): boolean {
   return state === 'releasing' || state === 'released';
 }
 
-/** One engine that a job should have: an address in a slot. */
+/** One engine that a job should have: an address in a slot; null is a machine that is leased for it. */
 export interface Slot {
   slot: number;
-  address: string;
+  address: string | null;
+}
+
+/** Whether a provision is what a slot should have. */
+export function fillsSlot(
+  provision: Pick<ProvisionRecord, 'slot' | 'address'>,
+  { slot, address }: Slot,
+): boolean {
+  if (provision.slot !== slot) return false;
+  return address === null ? isLeased(provision) : provision.address === address;
+}
+
+const LEASED = 'lease://';
+
+/** Where an engine on a machine that is leased for this provision is to be reached, by whoever knows its record. */
+export function leaseAddress(provisionId: string): string {
+  return `${LEASED}${provisionId}`;
+}
+
+/** The provision that an address stands for; null for an address of its own. */
+export function leasedProvision(address: string): string | null {
+  return address.startsWith(LEASED) ? address.slice(LEASED.length) : null;
+}
+
+/** The attempt that a provision stands on; null: it made none yet. */
+export function currentAttempt({
+  attempts,
+  current,
+}: Pick<ProvisionRecord, 'attempts' | 'current'>): LeaseAttempt | null {
+  return attempts.find(({ n }) => n === current) ?? null;
+}
+
+export function isLeased({ address }: Pick<ProvisionRecord, 'address'>): boolean {
+  return leasedProvision(address) !== null;
 }
 
 /**
@@ -104,10 +182,7 @@ export function wanted(
   provision: { slot: number; address: string },
   slots: readonly Slot[],
 ): boolean {
-  return (
-    wantsEngines(job.state) &&
-    slots.some((each) => each.slot === provision.slot && each.address === provision.address)
-  );
+  return wantsEngines(job.state) && slots.some((each) => fillsSlot(provision, each));
 }
 
 /** What becomes of the unfinished job of a provision that somebody releases. */

@@ -35,6 +35,8 @@ export interface Draw {
   back: number;
   /** Somebody waits for what is wanted, or it is drawn ahead, or whoever drew has come to rest. */
   need: 'awaited' | 'ahead' | 'none';
+  /** What a bucket at rest holds, and the most units that are drawn at once; missing: a block. */
+  most?: number;
 }
 
 /** What a draw gives: whole units, and when it is worth coming again for what it did not give. */
@@ -49,17 +51,21 @@ export function blockOf(perSecond: number): number {
 }
 
 /** A bucket that was never used, or not for long. */
-export function freshBucket(perSecond: number, now: number): Bucket {
-  return { level: blockOf(perSecond), at: now, hungryAt: 0 };
+export function freshBucket(perSecond: number, now: number, block = blockOf(perSecond)): Bucket {
+  return { level: block, at: now, hungryAt: 0 };
 }
 
 /**
  * The bucket at a later time. What comes back raises its level beyond what flows into it, for somebody who waits: where
  * nobody does, it is worth a block at most, so that rest is never followed by a burst.
  */
-export function refill({ level, at, hungryAt }: Bucket, perSecond: number, now: number): Bucket {
+export function refill(
+  { level, at, hungryAt }: Bucket,
+  perSecond: number,
+  now: number,
+  block = blockOf(perSecond),
+): Bucket {
   const raised = level + (Math.max(0, now - at) * perSecond) / 1_000;
-  const block = blockOf(perSecond);
   const isHungry = hungryAt > 0 && now - hungryAt <= CATCH_UP_MS;
   const kept = isHungry ? Math.max(level, block + (perSecond * CATCH_UP_MS) / 1_000) : block;
   return { level: Math.min(raised, kept), at: Math.max(at, now), hungryAt };
@@ -69,31 +75,34 @@ export function refill({ level, at, hungryAt }: Bucket, perSecond: number, now: 
 export function draw(
   bucket: Bucket,
   perSecond: number,
-  { want, back, need }: Draw,
+  { want, back, need, most: block = blockOf(perSecond) }: Draw,
   now: number,
 ): Drawn & { bucket: Bucket } {
-  const block = blockOf(perSecond);
-  const { level, at, hungryAt } = refill(bucket, perSecond, now);
+  const { level, at, hungryAt } = refill(bucket, perSecond, now, block);
   const granted = Math.max(0, Math.min(want, block, Math.floor(level + back)));
   const left = level + back - granted;
   const missing = want - granted;
   const isHungry = need === 'awaited' && missing > 0;
   return {
     granted,
-    waitMs: missing <= 0 ? 0 : waitFor(left, missing, perSecond),
+    waitMs: missing <= 0 ? 0 : waitFor(left, missing, perSecond, block),
     bucket: { level: left, at, hungryAt: isHungry ? at : need === 'none' ? 0 : hungryAt },
   };
 }
 
 /** Half a block is worth a journey: whoever came for each unit would come too often, for whole blocks too late. */
-function waitFor(level: number, missing: number, perSecond: number): number {
-  const worth = Math.min(missing, Math.max(1, Math.floor(blockOf(perSecond) / 2)));
+function waitFor(level: number, missing: number, perSecond: number, block: number): number {
+  const worth = Math.min(missing, Math.max(1, Math.floor(block / 2)));
   return Math.max(0, Math.ceil(((worth - level) * 1_000) / perSecond));
 }
 
 /** How long a bucket can be forgotten after: it is full by then, as a fresh one is, and nobody is hungry. */
-export function bucketLifeMs({ level }: Bucket, perSecond: number): number {
-  const fullInMs = ((blockOf(perSecond) - level) * 1_000) / perSecond;
+export function bucketLifeMs(
+  { level }: Bucket,
+  perSecond: number,
+  block = blockOf(perSecond),
+): number {
+  const fullInMs = ((block - level) * 1_000) / perSecond;
   return Math.ceil(Math.max(0, fullInMs)) + MARGIN_MS;
 }
 

@@ -3,7 +3,15 @@ import type { Endpoint } from './job.ts';
 export const TEMPLATE_STATUSES = ['active', 'draft', 'deprecated'] as const;
 export type TemplateStatus = (typeof TEMPLATE_STATUSES)[number];
 
-export const ENGINE_TYPES = ['vllm', 'sglang', 'trtllm', 'lmdeploy', 'vipe', 'mock'] as const;
+export const ENGINE_TYPES = [
+  'vllm',
+  'sglang',
+  'trtllm',
+  'lmdeploy',
+  'vipe',
+  'mock',
+  'custom',
+] as const;
 export const INVOCATIONS = ['http_server'] as const;
 export const MODEL_SOURCES = ['huggingface', 's3', 'tos', 'local', 'hdfs'] as const;
 export const INTERCONNECTS = ['nvlink', 'pcie', 'ib'] as const;
