@@ -1,3 +1,4 @@
+import { leasedSlots } from '../../domain/lease.ts';
 import type { ResourceManager } from '../contract.ts';
 
 /** Engines that run already: the caller's own, where the job names some, else those of `ENGINE_URLS`. */
@@ -5,6 +6,9 @@ export function createStaticManager(settings: { engineUrls: readonly string[] })
   return {
     provider: 'static',
     slots(job) {
+      if (job.options.resources !== null) return leasedSlots(job.options.resources);
+      // The service has the engines; what it is told of them is in the batch.
+      if (job.remote !== null) return [{ slot: 0, address: job.remote.url }];
       const addresses = job.engines.length > 0 ? job.engines : settings.engineUrls;
       return addresses.map((address, slot) => ({ slot, address }));
     },
