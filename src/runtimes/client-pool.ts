@@ -31,7 +31,8 @@ export class ClientPool extends Dispatcher {
       // One request a connection, and none that many could share.
       pipelining: 1,
       allowH2: false,
-      ...(origin.startsWith('http:') && { connect: { ...sharedReads(), port: 0 } }),
+      ...(origin.startsWith('http:') &&
+        options.connect === undefined && { connect: { ...sharedReads(), port: 0 } }),
     };
   }
 

@@ -1,0 +1,164 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import { describeError, SluiceError, transient } from '../domain/errors.ts';
+import { ENGINE_PORT } from '../domain/engines/public-url.ts';
+import { leasedProvision } from '../domain/provision.ts';
+import type { Connection, LeasedSite, Look, Runtime } from './contract.ts';
+import { engineKey } from './engine-key.ts';
+import { createKept } from './kept.ts';
+import { LateDispatcher } from './late-dispatcher.ts';
+import type { Way } from './late-dispatcher.ts';
+import { lookThrough } from './look.ts';
+import { createTunnel } from './ssh/tunnel.ts';
+import type { Tunnel } from './ssh/tunnel.ts';
+
+const IDLE_MS = 30_000;
+const PAUSE_MS = 200;
+/** A machine that moved falls silent, and is looked for anew after four times as long. */
+const KEEPALIVE_MS = 3_000;
+/** Before the look itself gives up, so that the reason is the tunnel's. */
+const LOOK_CONNECT_MS = 4_000;
+const REFUSAL = 'the engine asks for a key of its own: take that out of engine.serve_args';
+
+interface RuntimeOptions {
+  /** Reaches every address that is an engine's own. */
+  endpoint: Runtime;
+  /** Opens leased machines; as text. */
+  privateKey: string;
+  /**
+   * Where the machine of a `lease://…` address is now; asked at each look, and before each attempt to connect to it. What
+   * it rejects with is an attempt that failed: one of our errors that is not `Transient` ends the waiting for a connection.
+   */
+  siteOf(address: string): Promise<LeasedSite>;
+  /** How long a request may wait for its way to an engine, ms. */
+  connectTimeout: number;
+  /** How long the tunnel of a look is kept that nobody uses, ms; 30 s unless given. */
+  idleMs?: number;
+}
+
+/**
+ * Reaches engines wherever they are: those on leased machines through tunnels of this process or as the world does, others
+ * by their address.
+ */
+export function createRuntime(options: RuntimeOptions): Runtime & { close(): Promise<void> } {
+  const { endpoint } = options;
+  const leased = createLeasedLooks(options);
+  return {
+    connect: (address) =>
+      leasedProvision(address) === null
+        ? endpoint.connect(address)
+        : connectLeased(address, options),
+    look: async (address, models, signal) =>
+      leasedProvision(address) === null
+        ? endpoint.look(address, models, signal)
+        : leased.look(address, models, signal),
+    close: leased.close,
+  };
+}
+
+function tunnelTo(address: string, { privateKey, siteOf }: RuntimeOptions, limitMs: number) {
+  return createTunnel({
+    privateKey,
+    keepaliveMs: KEEPALIVE_MS,
+    port: ENGINE_PORT,
+    connectTimeout: limitMs,
+    async target() {
+      const { login, hostKey } = await siteOf(address);
+      return { ...login, hostKeys: [hostKey] };
+    },
+  });
+}
+
+function bearer(privateKey: string, hostKey: string): Record<string, string> {
+  return { authorization: `Bearer ${engineKey(privateKey, hostKey)}` };
+}
+
+/** Looks at engines on leased machines, each through a tunnel that further looks use, too. */
+function createLeasedLooks(options: RuntimeOptions): Pick<Runtime, 'look'> & {
+  close(): Promise<void>;
+} {
+  const { privateKey, siteOf, connectTimeout, idleMs = IDLE_MS } = options;
+  const limitMs = Math.min(connectTimeout, LOOK_CONNECT_MS);
+  const tunnels = createKept<Tunnel>({ idleMs, close: async (tunnel) => tunnel.close() });
+  let isClosed = false;
+
+  async function lookAt(
+    address: string,
+    { publicUrl, hostKey, healthPath }: LeasedSite,
+    models: readonly string[],
+    signal: AbortSignal,
+  ): Promise<Look> {
+    const known = { name: address, refusal: REFUSAL };
+    const wish = { models, healthPath };
+    if (publicUrl !== undefined) {
+      const headers = bearer(privateKey, hostKey);
+      return lookThrough({ ...known, url: publicUrl, headers }, wish, signal);
+    }
+    const open = () => tunnelTo(address, options, limitMs);
+    return tunnels.use(address, open, async (tunnel) => {
+      const { origin: url, headers, dispatcher } = tunnel;
+      const problem = () => tunnel.problem;
+      return lookThrough({ ...known, url, headers, dispatcher, problem }, wish, signal);
+    });
+  }
+  return {
+    async look(address, models, signal) {
+      signal.throwIfAborted();
+      let site: LeasedSite;
+      try {
+        site = await siteOf(address);
+      } catch (error) {
+        return { is: 'down', reason: `nobody knows where ${address} is: ${describeError(error)}` };
+      }
+      if (isClosed) return { is: 'down', reason: `${address}: this process is about to end` };
+      return lookAt(address, site, models, signal);
+    },
+    async close() {
+      isClosed = true;
+      await tunnels.close();
+    },
+  };
+}
+
+/** Where the engine is, is found out when the first line is sent. */
+function connectLeased(address: string, options: RuntimeOptions): Connection {
+  const { privateKey, siteOf, endpoint, connectTimeout } = options;
+  const stop = new AbortController();
+
+  async function find(): Promise<Way> {
+    const ask = async () => siteOf(address);
+    const { publicUrl, hostKey } = await patiently(ask, connectTimeout, stop.signal);
+    if (publicUrl === undefined) return tunnelTo(address, options, connectTimeout);
+    return { ...endpoint.connect(publicUrl), headers: bearer(privateKey, hostKey) };
+  }
+  const late = new LateDispatcher(find);
+  return {
+    dispatcher: late,
+    origin: `http://127.0.0.1:${ENGINE_PORT}`,
+    pathPrefix: '',
+    headers: {},
+    metricsPath: async () => (await siteOf(address)).metricsPath ?? '/metrics',
+    async close() {
+      stop.abort(transient('ssh.cut', 'the connection to the engine was closed'));
+      await late.destroy();
+    },
+  };
+}
+
+/** Tries for a while what may fail in passing, such as a question to a store that is about to be back. */
+async function patiently<T>(
+  attempt: () => Promise<T>,
+  limitMs: number,
+  signal: AbortSignal,
+): Promise<T> {
+  const deadline = performance.now() + limitMs;
+  for (;;) {
+    try {
+      return await attempt();
+    } catch (error) {
+      signal.throwIfAborted();
+      const isPassing = !(error instanceof SluiceError) || error.kind === 'Transient';
+      if (!isPassing || performance.now() > deadline) throw error;
+    }
+    await sleep(PAUSE_MS, undefined, { signal });
+  }
+}
