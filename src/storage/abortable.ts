@@ -57,3 +57,19 @@ export async function* abortable(
     if (!hasEnded) iterator.return(undefined).catch(() => undefined);
   }
 }
+
+/** Runs what can be stopped from within as well as by a signal; once it has ended, the signal is let go. */
+export async function stoppable<T>(
+  signal: AbortSignal | undefined,
+  run: (stop: AbortController) => Promise<T>,
+): Promise<T> {
+  signal?.throwIfAborted();
+  const stop = new AbortController();
+  const onAbort = () => stop.abort(signal?.reason);
+  signal?.addEventListener('abort', onAbort, { once: true });
+  try {
+    return await run(stop);
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+  }
+}

@@ -15,6 +15,40 @@ export interface PutResult {
   address?: string;
 }
 
+/** Looks at all bytes of an object that is being made of others, before anybody can see it. */
+export interface Inspector {
+  /** All bytes, in order; they are not kept. */
+  see(chunk: Uint8Array): void;
+  /** They were all; what it throws is why there will be no such object. */
+  end(): void;
+}
+
+export interface JoinOptions {
+  signal?: AbortSignal;
+  /** Makes one for each time that the bytes are read from their start: again where the store first has to be tried. */
+  inspect?: () => Inspector;
+}
+
+export interface JoinResult extends PutResult {
+  /** Whether the store itself put the bytes together: they were read, and not sent again. */
+  byStore: boolean;
+}
+
+export interface LinkOptions {
+  /** At least 1, at most a week. */
+  expiresInSeconds: number;
+  /** What a browser is to call the file: the value of its `Content-Disposition`. */
+  disposition?: string;
+  /** Media type that the answer is to have. */
+  type?: string;
+}
+
+export interface Link {
+  url: string;
+  /** ms since 1970; earlier than was asked for where the credentials that signed it end before. */
+  expiresAt: number;
+}
+
 /** A write that was begun and neither finished nor given up: its process died, or its store did not hear of the end. */
 export interface AbandonedUpload {
   /** What it was to become. Where only its bytes are known, as in a folder, the name of what holds them. */
@@ -49,9 +83,32 @@ export interface Storage {
    * they are read, they go on as they were, or the stream ends with `storage.changed` (Transient).
    */
   get(key: string, range?: { start?: number; end?: number }): Promise<Readable>;
+  /**
+   * Writes the bytes of one object under another key, with no trip of theirs back to the store where that can copy.
+   * Atomic and durable as `put`, and rejects as it does; besides with `storage.not_found` (NotFound) where there is no
+   * such object, `storage.changed` (Transient) where it was replaced meanwhile, and with what the inspector threw.
+   * What the inspector saw, and the digest is of, is what the object has; its source stays.
+   */
+  copy(from: string, to: string, options?: JoinOptions): Promise<JoinResult>;
+  /**
+   * Writes the bytes of several objects, one after the other, as one. As `copy` in all; of a join that fails nothing is
+   * visible, and of one whose process dies there is what `abandoned` finds.
+   */
+  concat(parts: readonly string[], to: string, options?: JoinOptions): Promise<JoinResult>;
+  /**
+   * An address from which anybody who has it can download the object, until it expires; nothing is asked of the store, so
+   * that one for an absent object is refused when it is used. What is replaced or deleted is so for its link, too.
+   * `storage.no_links` (InvalidInput) where the store is not reached by addresses, `storage.invalid_expiry`
+   * (InvalidInput) for a time out of bounds, and `storage.credentials` (Transient) where there are none to sign with.
+   */
+  presign(key: string, options: LinkOptions): Promise<Link>;
   /** Null when there is no such object. */
   head(key: string): Promise<ObjectInfo | null>;
-  /** Removes an object, at once and for all who read from then on; one that is absent is a success. */
+  /**
+   * Removes an object, at once and for all who read from then on; one that is absent is a success. In a bucket that keeps
+   * versions all of them are removed, where the store lets us: until it resolves, and where it does not, old ones may be
+   * read by their ids. One that was put meanwhile stays.
+   */
   delete(key: string): Promise<void>;
   /** Keys below a prefix that ends in `/`, in no order; objects that come or go meanwhile may or may not be seen. */
   list(prefix: string): AsyncIterable<string>;

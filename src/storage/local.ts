@@ -1,156 +1,29 @@
 import { randomUUID } from 'node:crypto';
-import { constants } from 'node:fs';
-import {
-  link,
-  lstat,
-  mkdir,
-  open,
-  opendir,
-  readdir,
-  readFile,
-  rename,
-  rmdir,
-  unlink,
-} from 'node:fs/promises';
+import { constants, createReadStream } from 'node:fs';
+import { copyFile, link, lstat, open, opendir, readFile, rmdir, unlink } from 'node:fs/promises';
 import type { FileHandle } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { Readable } from 'node:stream';
-import { errorCode, notFound, permanent } from '../domain/errors.ts';
+import { errorCode, invalidInput, notFound, permanent } from '../domain/errors.ts';
 import { abortable, releaseSource } from './abortable.ts';
-import type { AbandonedUpload, ObjectInfo, PutResult, Storage } from './contract.ts';
-import { checkObjectKey, checkRange, invalidKey, withoutSlash } from './keys.ts';
+import type { JoinOptions, JoinResult, ObjectInfo, PutResult, Storage } from './contract.ts';
+import { digestOf, inspected } from './inspected.ts';
+import { checkObjectKey, checkRange, withoutSlash } from './keys.ts';
 import { isAbsent, readError, writeError } from './local-errors.ts';
-import { createSyncedFolders, makeFolder, writeSource } from './local-files.ts';
-import type { SyncedFolders } from './local-files.ts';
+import { writeSource } from './local-files.ts';
+import {
+  abandon,
+  abandoned,
+  moveDurably,
+  openFolder,
+  isTemporary,
+  withTemporary,
+} from './local-folder.ts';
+import type { Folder } from './local-folder.ts';
 
-const TEMPORARY = '.tmp';
 const IDENTITY = 'identity';
-/** A temporary file that was not written to for so long belongs to a process that died. */
-const STALE_MS = 24 * 3_600_000;
 /** Reads of this size take a few lines of JSON to a thousand at once. */
 const READ_BYTES = 256 * 1024;
-/** How often a put makes its folder again when deletes of the last neighbour remove it. */
-const FOLDER_ATTEMPTS = 5;
-
-interface Folder {
-  directory: string;
-  temporary: string;
-  synced: SyncedFolders;
-  /** Resolves when the folder is there and has been swept; tried again after a failure. */
-  ready(): Promise<void>;
-}
-
-/** Temporary files that nobody has written to since. */
-async function* stale(temporary: string, before: number): AsyncGenerator<AbandonedUpload> {
-  for (const name of await readdir(temporary)) {
-    try {
-      const { mtimeMs } = await lstat(join(temporary, name));
-      const startedAt = Math.floor(mtimeMs);
-      if (mtimeMs < before) yield { key: `${TEMPORARY}/${name}`, uploadId: name, startedAt };
-    } catch (error) {
-      // its process was faster
-      if (!isAbsent(error)) throw error;
-    }
-  }
-}
-
-async function removeTemporary(temporary: string, name: string): Promise<void> {
-  if (!/^[\w-]+$/.test(name)) throw invalidKey(name, 'names no temporary file');
-  try {
-    await unlink(join(temporary, name));
-  } catch (error) {
-    // another process was faster
-    if (!isAbsent(error)) throw error;
-  }
-}
-
-/** Removes what killed processes left behind. */
-async function sweep(temporary: string): Promise<void> {
-  for await (const { uploadId } of stale(temporary, Date.now() - STALE_MS)) {
-    await removeTemporary(temporary, uploadId);
-  }
-}
-
-async function* abandoned(folder: Folder, before: number): AsyncGenerator<AbandonedUpload> {
-  try {
-    yield* stale(folder.temporary, before);
-  } catch (error) {
-    // nothing was ever put
-    if (!isAbsent(error)) throw readError(folder.directory, error);
-  }
-}
-
-async function abandon(folder: Folder, name: string): Promise<void> {
-  try {
-    await removeTemporary(folder.temporary, name);
-  } catch (error) {
-    throw await writeError(folder.directory, name, error);
-  }
-}
-
-function openFolder(directory: string): Folder {
-  const temporary = join(directory, TEMPORARY);
-  let preparing: Promise<void> | null = null;
-  async function prepare(): Promise<void> {
-    try {
-      await makeFolder(temporary);
-      await sweep(temporary);
-    } catch (cause) {
-      preparing = null;
-      if (errorCode(cause) !== 'EEXIST' && errorCode(cause) !== 'ENOTDIR') {
-        throw await writeError(directory, TEMPORARY, cause);
-      }
-      throw permanent('storage.not_writable', `${directory} is not a folder`, { cause });
-    }
-  }
-  return {
-    directory,
-    temporary,
-    synced: createSyncedFolders(directory),
-    ready() {
-      preparing ??= prepare();
-      return preparing;
-    },
-  };
-}
-
-/** Runs `use` on a new file in the temporary folder; unless `use` has moved it, it is removed. */
-async function withTemporary<T>(
-  { directory, temporary }: Folder,
-  key: string,
-  use: (file: FileHandle, path: string) => Promise<{ result: T; moved: boolean }>,
-): Promise<T> {
-  const path = join(temporary, `${process.pid}-${randomUUID()}`);
-  let file: FileHandle;
-  try {
-    file = await open(path, 'wx');
-  } catch (cause) {
-    throw await writeError(directory, key, cause);
-  }
-  let moved = false;
-  try {
-    const used = await use(file, path);
-    moved = used.moved;
-    return used.result;
-  } finally {
-    await file.close();
-    // what cannot be removed now is swept a day later, and must not hide the error that led here
-    if (!moved) await unlink(path).catch(() => undefined);
-  }
-}
-
-/** Renames into place; the target's folder is made when it is missing, which a delete may make it again. */
-async function moveInto(from: string, to: string): Promise<void> {
-  for (let attempt = 1; ; attempt += 1) {
-    try {
-      await rename(from, to);
-      return;
-    } catch (error) {
-      if (errorCode(error) !== 'ENOENT' || attempt === FOLDER_ATTEMPTS) throw error;
-      await mkdir(dirname(to), { recursive: true });
-    }
-  }
-}
 
 async function put(
   folder: Folder,
@@ -158,20 +31,62 @@ async function put(
   source: AsyncIterable<Uint8Array>,
   signal: AbortSignal | undefined,
 ): Promise<PutResult> {
-  const target = join(folder.directory, key);
   const failed = (cause: unknown) => writeError(folder.directory, key, cause);
   await folder.ready();
   return withTemporary(folder, key, async (file, path) => {
     const result = await writeSource(file, source, failed);
     signal?.throwIfAborted();
-    try {
-      await moveInto(path, target);
-      await folder.synced.sync(dirname(target));
-    } catch (cause) {
-      throw await failed(cause);
-    }
+    await moveDurably(folder, path, key);
     return { result, moved: true };
   });
+}
+
+/** Copies a file as the kernel does it best, which may share the blocks, and reads what came of it. */
+async function copy(
+  folder: Folder,
+  { from, to }: { from: string; to: string },
+  { signal, inspect }: JoinOptions,
+): Promise<JoinResult> {
+  if ((await head(folder.directory, from)) === null) throw absent(from);
+  await folder.ready();
+  return withTemporary(folder, to, async (file, path) => {
+    try {
+      await copyFile(join(folder.directory, from), path, constants.COPYFILE_FICLONE);
+    } catch (cause) {
+      throw isAbsent(cause) ? absent(from) : await writeError(folder.directory, to, cause);
+    }
+    const bytes = createReadStream(path, { highWaterMark: READ_BYTES });
+    const digest = await digestOf(abortable(inspected(bytes, inspect?.()), signal));
+    signal?.throwIfAborted();
+    await syncFile(folder, to, file);
+    await moveDurably(folder, path, to);
+    return { result: { ...digest, byStore: true }, moved: true };
+  });
+}
+
+async function syncFile({ directory }: Folder, key: string, file: FileHandle): Promise<void> {
+  try {
+    await file.sync();
+  } catch (cause) {
+    throw await writeError(directory, key, cause);
+  }
+}
+
+async function concat(
+  folder: Folder,
+  { parts, to }: { parts: readonly string[]; to: string },
+  { signal, inspect }: JoinOptions,
+): Promise<JoinResult> {
+  async function* all(): AsyncGenerator<Uint8Array> {
+    for (const part of parts)
+      yield* (await get(folder.directory, part, {})) as AsyncIterable<Buffer>;
+  }
+  const source = abortable(inspected(all(), inspect?.()), signal);
+  return { ...(await put(folder, to, source, signal)), byStore: false };
+}
+
+function absent(key: string): Error {
+  return notFound('storage.not_found', `there is no object '${key}'`);
 }
 
 /** Opens an object, or null: a symbolic link is none, so that no key leads out of the folder. */
@@ -199,7 +114,7 @@ async function get(
   const { start = 0, end } = range;
   checkRange(start, end);
   const object = await openObject(directory, key);
-  if (object === null) throw notFound('storage.not_found', `there is no object '${key}'`);
+  if (object === null) throw absent(key);
   const { file, bytes } = object;
   const last = Math.min(end ?? bytes, bytes) - 1;
   if (last < start) {
@@ -253,7 +168,7 @@ async function* list(directory: string, prefix: string): AsyncGenerator<string> 
   }
   for await (const entry of entries) {
     const key = `${prefix}${entry.name}`;
-    if (key === TEMPORARY || key === IDENTITY) continue;
+    if (isTemporary(key) || key === IDENTITY) continue;
     if (entry.isDirectory()) yield* list(directory, `${key}/`);
     else if (entry.isFile()) yield key;
   }
@@ -318,6 +233,20 @@ export function createLocalStorage({ directory: path }: { directory: string }): 
     async get(key, range = {}) {
       checkObjectKey(key);
       return get(directory, key, range);
+    },
+    async copy(from, to, options = {}) {
+      for (const key of [from, to]) checkObjectKey(key);
+      options.signal?.throwIfAborted();
+      return copy(folder, { from, to }, options);
+    },
+    async concat(parts, to, options = {}) {
+      for (const key of [...parts, to]) checkObjectKey(key);
+      options.signal?.throwIfAborted();
+      return concat(folder, { parts, to }, options);
+    },
+    async presign(key) {
+      checkObjectKey(key);
+      throw invalidInput('storage.no_links', 'a folder has no addresses to download from');
     },
     async head(key) {
       checkObjectKey(key);

@@ -1,6 +1,7 @@
 import type { Readable } from 'node:stream';
 import {
   isChangedObject,
+  notFound,
   permanent,
   shownError,
   SluiceError,
@@ -8,14 +9,22 @@ import {
 } from '../domain/errors.ts';
 import { formatLocation, formatPinned, isUrl, isWithin, parseAddress } from '../domain/location.ts';
 import type { Location, Pin } from '../domain/location.ts';
-import type { AbandonedUpload, ObjectInfo, PutResult, Storage } from './contract.ts';
+import type {
+  AbandonedUpload,
+  Link,
+  LinkOptions,
+  ObjectInfo,
+  PutResult,
+  Storage,
+} from './contract.ts';
 import { isSameEtag } from './object-version.ts';
 import type { ObjectVersion } from './object-version.ts';
 import type { S3Options } from './s3-client.ts';
 import { S3_NAMES } from './s3-errors.ts';
 import { s3Options } from './s3-target.ts';
 import type { S3Target } from './s3-target.ts';
-import type { Asking, S3Storage } from './s3.ts';
+import type { Asking } from './s3-head.ts';
+import type { S3Storage } from './s3.ts';
 import { tosOptions } from './tos.ts';
 import type { TosTarget } from './tos.ts';
 
@@ -66,10 +75,10 @@ const LOOK_ATTEMPTS = 2;
 
 /**
  * Makes a storage take addresses of objects (`s3://bucket/key`, and the pinned ones that its `put` returns) wherever it
- * takes keys to read and write; keys are its own as before. What is pinned is read as it was: where the object was
+ * takes a key to read, to write or to link to; keys are its own as before. What is pinned is read as it was: where the object was
  * changed, that is `storage.changed` (Permanent). Addresses outside of the allowed folders are
  * `storage.not_allowed` (Permanent), whoever asks: records may be older than the setting. Outside, nothing is ever
- * listed or deleted.
+ * listed, joined or deleted.
  */
 export function openPlaces(own: Storage, options: PlacesOptions): Opened {
   const { allowed, lookMs = LOOK_MS } = options;
@@ -93,6 +102,11 @@ export function openPlaces(own: Storage, options: PlacesOptions): Opened {
       const address = addressOf(key);
       if (address === null) return own.get(key, range);
       return get(await open(address.location), address, range);
+    },
+    async presign(key, link) {
+      const address = addressOf(key);
+      if (address === null) return own.presign(key, link);
+      return presign(await open(address.location), address, link);
     },
     async head(key) {
       const address = addressOf(key);
@@ -216,6 +230,23 @@ async function head(store: S3Storage, { location, pin }: Address): Promise<Objec
   const found = await orNewest(pin, (of) => store.head(location.key, of));
   if (found === null || isSameEtag(found.etag, pin.etag)) return found;
   throw await changed(store, location, pin, undefined);
+}
+
+/** A link names a version, or none: one that is pinned by its ETag alone is looked at now, and not when it is used. */
+async function presign(
+  store: S3Storage,
+  { location, pin }: Address,
+  link: LinkOptions,
+): Promise<Link> {
+  if (pin === null) return store.presign(location.key, link);
+  return orNewest(pin, async (of) => {
+    const found = await store.head(location.key, of);
+    if (found === null) {
+      throw notFound('storage.not_found', `there is no object '${formatLocation(location)}'`);
+    }
+    if (!isSameEtag(found.etag, pin.etag)) throw await changed(store, location, pin, undefined);
+    return store.presign(location.key, link, of);
+  });
 }
 
 /** What speaks S3 is loaded where it is used first: most deployments have no such places. */

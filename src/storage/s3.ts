@@ -1,18 +1,12 @@
-import {
-  DeleteObjectCommand,
-  HeadBucketCommand,
-  HeadObjectCommand,
-  ListMultipartUploadsCommand,
-  ListObjectsV2Command,
-} from '@aws-sdk/client-s3';
+import { ListMultipartUploadsCommand, ListObjectsV2Command } from '@aws-sdk/client-s3';
 import type {
   ListMultipartUploadsCommandInput,
   ListMultipartUploadsCommandOutput,
 } from '@aws-sdk/client-s3';
 import { Readable } from 'node:stream';
-import { notFound, transient } from '../domain/errors.ts';
+import { notFound } from '../domain/errors.ts';
 import { releaseSource } from './abortable.ts';
-import type { AbandonedUpload, ObjectInfo, Storage } from './contract.ts';
+import type { AbandonedUpload, Link, LinkOptions, Storage } from './contract.ts';
 import {
   checkObjectKey,
   checkRange,
@@ -24,18 +18,20 @@ import {
 import { isVersion } from './object-version.ts';
 import type { ObjectVersion } from './object-version.ts';
 import { openBucket } from './s3-client.ts';
-import type { CallOptions, S3Bucket, S3Options } from './s3-client.ts';
+import type { S3Bucket, S3Options } from './s3-client.ts';
+import { head } from './s3-head.ts';
+import type { Asking, S3ObjectInfo } from './s3-head.ts';
 import { createIdentity } from './s3-identity.ts';
 import type { Candidate } from './s3-identity.ts';
-import { ABSENT, changed, get, obeysIfMatch } from './s3-get.ts';
-import { failureOf } from './s3-retry.ts';
-import { abandonUpload, createSpare, tryUpload, upload } from './s3-upload.ts';
+import { changed, get, obeysIfMatch } from './s3-get.ts';
+import { join } from './s3-join.ts';
+import { markerAfter } from './s3-pages.ts';
+import { presign } from './s3-presign.ts';
+import { erase } from './s3-versions.ts';
+import type { Erased } from './s3-versions.ts';
+import { abandonUpload, tryUpload } from './s3-multipart.ts';
+import { createSpare, upload } from './s3-upload.ts';
 import type { Uploaded } from './s3-upload.ts';
-
-export interface S3ObjectInfo extends ObjectInfo, ObjectVersion {}
-
-/** How long, and how often, whoever waits for the answer lets a store be asked. */
-export type Asking = Pick<CallOptions, 'signal' | 'attempts'>;
 
 /** A bucket as a storage, which knows its objects' versions besides. */
 export interface S3Storage extends Storage {
@@ -48,6 +44,10 @@ export interface S3Storage extends Storage {
   get(key: string, range?: { start?: number; end?: number }, of?: ObjectVersion): Promise<Readable>;
   /** With `of`, that version where the bucket keeps versions. */
   head(key: string, of?: ObjectVersion, asking?: Asking): Promise<S3ObjectInfo | null>;
+  /** As of every storage; with `of`, of that version where the bucket keeps versions. */
+  presign(key: string, link: LinkOptions, of?: ObjectVersion): Promise<Link>;
+  /** As `delete`, and tells whether old versions stay. */
+  erase(key: string): Promise<Erased>;
   /** Rejects unless an object can be written under a key, which none is. */
   tryWriting(key: string, asking: Asking): Promise<void>;
   /** Those below a prefix. */
@@ -69,56 +69,6 @@ async function ask<T>(
     return await bucket.call(run);
   } catch (error) {
     throw bucket.fail(operation, error);
-  }
-}
-
-/** An answer without a body cannot say whether only the object is missing: a bucket that is must not look like that. */
-async function requireBucket(bucket: S3Bucket, asking: Asking): Promise<void> {
-  const input = { Bucket: bucket.options.bucket };
-  try {
-    await bucket.call(
-      (options) => bucket.client.send(new HeadBucketCommand(input), options),
-      asking,
-    );
-  } catch (error) {
-    const isGone = failureOf(error).status === 404;
-    const cause = isGone ? Object.assign(new Error('404'), { name: 'NoSuchBucket' }) : error;
-    throw bucket.fail('HeadBucket', cause);
-  }
-}
-
-async function head(
-  bucket: S3Bucket,
-  key: string,
-  of?: ObjectVersion,
-  asking: Asking = {},
-): Promise<S3ObjectInfo | null> {
-  const version = of === undefined || of.version === null ? {} : { VersionId: of.version };
-  const input = { Bucket: bucket.options.bucket, Key: bucket.full(key), ...version };
-  try {
-    const found = await bucket.call(
-      (options) => bucket.client.send(new HeadObjectCommand(input), options),
-      asking,
-    );
-    return {
-      bytes: found.ContentLength ?? 0,
-      modifiedAt: found.LastModified?.getTime() ?? 0,
-      etag: found.ETag ?? '',
-      version: found.VersionId ?? null,
-    };
-  } catch (error) {
-    if (failureOf(error).status !== 404) throw bucket.fail('HeadObject', error);
-    await requireBucket(bucket, asking);
-    return null;
-  }
-}
-
-async function remove(bucket: S3Bucket, key: string): Promise<void> {
-  const input = { Bucket: bucket.options.bucket, Key: bucket.full(key) };
-  try {
-    await bucket.call((options) => bucket.client.send(new DeleteObjectCommand(input), options));
-  } catch (error) {
-    if (!ABSENT.has(failureOf(error).code)) throw bucket.fail('DeleteObject', error);
   }
 }
 
@@ -144,24 +94,6 @@ async function* objects(
     }
     next = markerAfter(page.IsTruncated, page.NextContinuationToken, next);
   } while (next !== undefined);
-}
-
-/**
- * Where a listing goes on; undefined at its end. One that says that there is more, and not where, or where it was just
- * now, must not pass for a whole one, nor go on for ever.
- */
-function markerAfter(
-  isTruncated: boolean | undefined,
-  marker: string | undefined,
-  last: string | undefined,
-): string | undefined {
-  if (isTruncated !== true) return undefined;
-  if (marker !== undefined && marker !== '' && marker !== last) return marker;
-  const what = marker === last && marker !== undefined ? 'the same place again' : 'no place';
-  throw transient(
-    'storage.unavailable',
-    `the store says that its list has more, and gives ${what} to go on from`,
-  );
 }
 
 async function* abandoned(
@@ -223,6 +155,14 @@ function identityOf(bucket: S3Bucket): () => Promise<string> {
   });
 }
 
+/** HTTP has no empty range. */
+async function getNothing(bucket: S3Bucket, key: string, of?: ObjectVersion): Promise<Readable> {
+  const found = await head(bucket, key, of);
+  if (found === null) throw notFound('storage.not_found', `there is no object '${key}'`);
+  if (of !== undefined && !isVersion(of, found)) throw changed({ key, of }, undefined);
+  return Readable.from([]);
+}
+
 const MOST_KEY_BYTES = 1_024;
 
 function checkAnyKey(key: string): void {
@@ -241,7 +181,7 @@ function checkAnyKey(key: string): void {
  */
 export function createS3Storage(options: S3Options): S3Storage {
   const bucket = openBucket(options);
-  const spare = createSpare();
+  const shared = { spare: createSpare(), copying: { isUnknown: false } };
   const isAny = options.anyKey === true;
   const check = isAny ? checkAnyKey : checkObjectKey;
   const storage: S3Storage = {
@@ -252,7 +192,7 @@ export function createS3Storage(options: S3Options): S3Storage {
     async write(key, source, { signal } = {}) {
       try {
         check(key);
-        return await upload(bucket, key, source, { spare, signal });
+        return await upload(bucket, key, source, { ...shared, signal });
       } catch (error) {
         releaseSource(source, error);
         throw error;
@@ -261,12 +201,7 @@ export function createS3Storage(options: S3Options): S3Storage {
     async get(key, { start = 0, end } = {}, of) {
       check(key);
       checkRange(start, end);
-      if (end !== start) return get(bucket, { key, start, end, of });
-      // HTTP has no empty range
-      const found = await head(bucket, key, of);
-      if (found === null) throw notFound('storage.not_found', `there is no object '${key}'`);
-      if (of !== undefined && !isVersion(of, found)) throw changed({ key, of }, undefined);
-      return Readable.from([]);
+      return end === start ? getNothing(bucket, key, of) : get(bucket, { key, start, end, of });
     },
     obeysIfMatch: (key) => obeysIfMatch(bucket, key),
     async head(key, of, asking) {
@@ -274,9 +209,21 @@ export function createS3Storage(options: S3Options): S3Storage {
       return head(bucket, key, of, asking);
     },
     tryWriting: (key, asking) => tryUpload(bucket, key, asking),
-    async delete(key) {
+    copy: (from, to, joining) => storage.concat([from], to, joining),
+    async concat(parts, to, joining = {}) {
+      for (const key of [...parts, to]) check(key);
+      return join(bucket, parts, to, { ...joining, ...shared });
+    },
+    async presign(key, link, of) {
       check(key);
-      await remove(bucket, key);
+      return presign(bucket, key, link, { of, clockAheadMs: clockAheadMs(bucket) });
+    },
+    async delete(key) {
+      await storage.erase(key);
+    },
+    async erase(key) {
+      check(key);
+      return erase(bucket, key);
     },
     async *list(prefix) {
       if (prefix !== '' && !isAny) checkObjectKey(withoutSlash(prefix));

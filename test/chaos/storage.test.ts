@@ -1,4 +1,5 @@
-import { APIError } from 'openai';
+import { createHash } from 'node:crypto';
+import { APIError, toFile } from 'openai';
 import type OpenAI from 'openai';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import { fileKey, manifestKey } from '../../src/domain/file.ts';
@@ -77,8 +78,7 @@ beforeAll(async () => {
     ORPHAN_AGE: '7h',
     GC_INTERVAL: '1s',
   };
-  const server = { dataDir: folder.path, redisUrl: redis.url, engines: [engine.url] };
-  sluice = await startSluice({ ...server, env: { ...env, WORKER_PROCESSES: '1' } });
+  sluice = await start();
   input = makeInput(LINES, { padding: LINE_PADDING });
   const id = await submit();
   clean = await filesOf(await untilFinal(sluice.url, id, BOUND_MS));
@@ -92,6 +92,11 @@ afterAll(async () => {
   await redis.stop();
   requireNothingLeft();
 });
+
+function start(): Promise<Sluice> {
+  const server = { dataDir: folder.path, redisUrl: redis.url, engines: [engine.url] };
+  return startSluice({ ...server, env: { ...env, WORKER_PROCESSES: '1' } });
+}
 
 /** Uploads the input and starts a batch over it, again where the API says that the store fails. */
 async function submit(): Promise<string> {
@@ -182,4 +187,65 @@ test('workers that are killed in the middle of an upload leave nothing, and no l
   }
   expectSame(await filesOf(await untilFinal(sluice.url, id, BOUND_MS)));
   await expectNothingLeft();
+});
+
+/** An upload of long parts that wants to be completed, and the MD5 of its bytes. */
+async function uploadParts(): Promise<{ id: string; wish: { part_ids: string[]; md5: string } }> {
+  const { uploads } = openaiClient(sluice.url);
+  const pieces = [6, 5, 7, 1].map((size, n) => Buffer.alloc(size * 2 ** 20, `${n}\n`));
+  const bytes = Buffer.concat(pieces);
+  const { id } = await uploads.create({
+    filename: 'in.jsonl',
+    purpose: 'batch',
+    mime_type: 'application/jsonl',
+    bytes: bytes.length,
+  });
+  const part_ids: string[] = [];
+  for (const piece of pieces) {
+    const send = async () => uploads.parts.create(id, { data: await toFile(piece, 'part') });
+    part_ids.push((await untilTaken(send)).id);
+  }
+  return { id, wish: { part_ids, md5: createHash('md5').update(bytes).digest('hex') } };
+}
+
+function untilTaken<T>(send: () => Promise<T>): Promise<T> {
+  return until(() => send().catch(isAway), { timeoutMs: BOUND_MS, what: 'an answer of 200' });
+}
+
+/** Completes an upload, and makes sure that its file has all bytes. */
+async function completeUpload({ id, wish }: Awaited<ReturnType<typeof uploadParts>>) {
+  const complete = () => openaiClient(sluice.url).uploads.complete(id, wish);
+  const { file } = await untilTaken(complete);
+  proxy.setShare(0);
+  const text = await download(sluice.url, file?.id);
+  expect(createHash('md5').update(text).digest('hex')).toBe(wish.md5);
+}
+
+async function expectNoParts(): Promise<void> {
+  const isClear = async () => !(await keysInBucket()).some((key) => key.startsWith('uploads/'));
+  await until(isClear, { timeoutMs: BOUND_MS, what: 'the end of the parts' });
+  await expectNothingLeft();
+}
+
+test('parts are joined by a store of which a third goes wrong, and are what was sent', async () => {
+  for (let round = 0; round < (LONG ? 10 : 2); round += 1) {
+    proxy.setShare(SHARE);
+    await completeUpload(await uploadParts());
+  }
+  expect(proxy.operations['UploadPartCopy']).toBeGreaterThan(0);
+  await expectNoParts();
+});
+
+test('a server that is killed while the store joins parts leaves nothing, and another one makes the file', async () => {
+  const upload = await uploadParts();
+  const held = proxy.holdNext(({ operation }) => operation === 'UploadPartCopy');
+  const lost = openaiClient(sluice.url).uploads.complete(upload.id, upload.wish);
+  lost.catch(() => undefined); // its server dies
+  await held;
+  expect(proxy.openUploads()).toHaveLength(1);
+  await sluice.kill();
+  await sluice[Symbol.asyncDispose]();
+  sluice = await start();
+  await completeUpload(upload);
+  await expectNoParts();
 });

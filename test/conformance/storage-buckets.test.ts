@@ -17,6 +17,15 @@ import type { StorageUnderTest } from '../support/storage-suite.ts';
 
 const IS_LIVE = process.env['STORAGE_LIVE'] !== undefined;
 
+const COPIES = { whole: true, parts: true };
+/** The server of the tests lists no uploads, and believes every signature. */
+const FAUXQS = {
+  nestedKeys: true,
+  listsUploads: false,
+  copies: COPIES,
+  links: 'believed',
+} as const;
+
 async function openStorage(settings: StorageSettings): Promise<StorageUnderTest> {
   return { storage: await createStorage(settings), settings };
 }
@@ -39,8 +48,7 @@ describe.skipIf(IS_LIVE)('a server of S3', () => {
         credentials: ANY_KEYS,
       }),
     destroy: () => Promise.resolve(),
-    // the server of the tests does not list them
-    flags: { nestedKeys: true, listsUploads: false },
+    flags: FAUXQS,
   });
 });
 
@@ -97,7 +105,7 @@ describe.skipIf(IS_LIVE)('a server of TOS', () => {
       return openStorage({ type: 'TOS', ...(await settings(port)) });
     },
     destroy: () => Promise.resolve(),
-    flags: { nestedKeys: true, listsUploads: false },
+    flags: FAUXQS,
   });
 
   test('would notice path style and checksums', async () => {
@@ -133,6 +141,11 @@ describe.runIf(IS_LIVE)('a live bucket', () => {
       for await (const key of all.list('')) await all.delete(key);
       for await (const one of all.abandoned(0)) await all.abandon(one);
     },
-    flags: { nestedKeys: process.env['STORAGE_NESTED_KEYS'] !== 'false', listsUploads: true },
+    flags: {
+      nestedKeys: process.env['STORAGE_NESTED_KEYS'] !== 'false',
+      listsUploads: true,
+      copies: process.env['STORAGE_COPIES'] === 'false' ? { whole: false, parts: false } : COPIES,
+      links: 'checked',
+    },
   });
 });

@@ -36,7 +36,12 @@ async function destroyLocal({ settings }: LocalUnderTest): Promise<void> {
 describeStorage('local', {
   create: createLocal,
   destroy: destroyLocal,
-  flags: { nestedKeys: false, listsUploads: true },
+  flags: {
+    nestedKeys: false,
+    listsUploads: true,
+    copies: { whole: true, parts: false },
+    links: 'none',
+  },
 });
 
 const run = promisify(execFile);

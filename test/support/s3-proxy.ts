@@ -49,16 +49,19 @@ export interface S3Proxy extends AsyncDisposable {
 }
 
 /** The operation of a request, whichever way it names its bucket. */
-export function operationOf(method: string, url: string, host: string): string {
+export function operationOf(method: string, url: string, headers: IncomingHttpHeaders): string {
+  const { host = '', 'x-amz-copy-source': source } = headers;
   const { pathname, searchParams: query } = new URL(url, 'http://host');
   const path = /^[\d.:]+$/.test(host)
     ? pathname.slice(1).replace(/^[^/]*\/?/, '')
     : pathname.slice(1);
   if (path === '') {
     if (method === 'HEAD') return 'HeadBucket';
+    if (query.has('versions')) return 'ListObjectVersions';
     return query.has('uploads') ? 'ListMultipartUploads' : 'ListObjectsV2';
   }
   if (query.has('uploads')) return 'CreateMultipartUpload';
+  if (source !== undefined) return query.has('uploadId') ? 'UploadPartCopy' : 'CopyObject';
   const verbs = query.has('uploadId')
     ? { PUT: 'UploadPart', POST: 'CompleteMultipartUpload', DELETE: 'AbortMultipartUpload' }
     : { PUT: 'PutObject', GET: 'GetObject', HEAD: 'HeadObject', DELETE: 'DeleteObject' };
@@ -117,9 +120,10 @@ async function answer(answered: IncomingMessage, to: ServerResponse, fate: S3Fat
 
 function refuse(to: ServerResponse, fate: Extract<S3Fate, { status: number }>): void {
   const { status, code, headers = {}, more = '' } = fate;
-  const body = `<?xml version="1.0" encoding="UTF-8"?><Error><Code>${code}</Code><Message>said ${code}</Message>${more}</Error>`;
+  const text = `<?xml version="1.0" encoding="UTF-8"?><Error><Code>${code}</Code><Message>said ${code}</Message>${more}</Error>`;
   to.writeHead(status, { 'content-type': 'application/xml', ...headers });
-  to.end(to.req.method === 'HEAD' ? '' : body);
+  // an answer without a code says nothing
+  to.end(to.req.method === 'HEAD' || code === '' ? '' : text);
 }
 
 /** A proxy in front of an S3 server that decides about every request. */
@@ -134,7 +138,7 @@ export async function startS3Proxy(
   async function handle(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const { method = '', url = '', headers } = request;
     const body = await buffer(request);
-    const operation = operationOf(method, url, headers.host ?? '');
+    const operation = operationOf(method, url, headers);
     const n = (counts[operation] ?? 0) + 1;
     counts[operation] = n;
     const one = { operation, method, url, headers, bytes: body.length, n };

@@ -156,7 +156,7 @@ async function handle(
   world: World,
 ): Promise<void> {
   const { method = '', url = '', headers } = request;
-  const operation = operationOf(method, url, headers.host ?? '');
+  const operation = operationOf(method, url, headers);
   const { pathname } = new URL(url, 'http://host');
   const key = decodeURIComponent(pathname.split('/').slice(2).join('/'));
   world.operations[operation] = (world.operations[operation] ?? 0) + 1;

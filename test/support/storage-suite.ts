@@ -10,6 +10,8 @@ import { afterEach, beforeEach, describe, expect, onTestFinished, test } from 'v
 import type { AbandonedUpload, Storage } from '../../src/storage/contract.ts';
 import { createStorage } from '../../src/storage/index.ts';
 import type { StorageSettings } from '../../src/storage/index.ts';
+import { describeJoins } from './storage-join-suite.ts';
+import type { JoinFlags } from './storage-join-suite.ts';
 import { until } from './until.ts';
 
 // Before `gc` is asked for; tests that are started by others have no flags of their own.
@@ -33,7 +35,7 @@ export interface StorageSuite<T extends StorageUnderTest> {
     nestedKeys: boolean;
     /** Tells which writes were begun and never ended. */
     listsUploads: boolean;
-  };
+  } & JoinFlags;
 }
 
 export async function bytesOf(stream: Readable): Promise<Buffer> {
@@ -197,6 +199,11 @@ export function describeStorage<T extends StorageUnderTest>(
       await expect(storage.get(key)).rejects.toMatchObject(refused);
       await expect(storage.head(key)).rejects.toMatchObject(refused);
       await expect(storage.delete(key)).rejects.toMatchObject(refused);
+      await expect(storage.copy(key, 'to')).rejects.toMatchObject(refused);
+      await expect(storage.copy('from', key)).rejects.toMatchObject(refused);
+      await expect(storage.concat(['from', key], 'to')).rejects.toMatchObject(refused);
+      await expect(storage.concat(['from'], key)).rejects.toMatchObject(refused);
+      await expect(storage.presign(key, { expiresInSeconds: 1 })).rejects.toMatchObject(refused);
       if (key === '') return;
       await expect(keysOf(storage, `${key}/`)).rejects.toMatchObject(refused);
     });
@@ -278,33 +285,37 @@ export function describeStorage<T extends StorageUnderTest>(
       expect(await storage.head('key')).toBeNull();
     });
 
-    test('when its process is killed, and what it leaves is found and removed', async () => {
-      const writer = fileURLToPath(new URL('storage-writer.ts', import.meta.url));
-      const settings = JSON.stringify(made.settings);
-      const child = spawn(process.execPath, [writer, settings, 'jobs/killed'], {
-        stdio: ['ignore', 'pipe', 'inherit'],
-      });
-      const exited = once(child, 'exit');
-      try {
-        const first = await Promise.race([once(child.stdout, 'data'), exited]);
-        expect(String(first[0])).toContain('writing');
-        if (flags.listsUploads) await until(async () => (await left(0)).length === 1);
-      } finally {
-        child.kill('SIGKILL');
-      }
-      expect(await exited).toEqual([null, 'SIGKILL']);
-      expect(await storage.head('jobs/killed')).toBeNull();
-      expect(await keysOf(storage)).toEqual([]);
-      if (!flags.listsUploads) return;
-      expect(await left(3_600_000)).toEqual([]);
-      const [one] = await left(0);
-      if (one === undefined) throw new Error('nothing was left behind');
-      expect(Math.abs(one.startedAt - Date.now())).toBeLessThan(60_000);
-      await storage.abandon(one);
-      await storage.abandon(one);
-      expect(await left(0)).toEqual([]);
-      expect(await keysOf(storage)).toEqual([]);
-    });
+    test.for(['put', 'concat'])(
+      'when its process is killed in a %s, and what it leaves is found and removed',
+      async (method) => {
+        const writer = fileURLToPath(new URL('storage-writer.ts', import.meta.url));
+        const settings = JSON.stringify(made.settings);
+        const child = spawn(process.execPath, [writer, settings, 'jobs/killed', method], {
+          stdio: ['ignore', 'pipe', 'inherit'],
+        });
+        const exited = once(child, 'exit');
+        try {
+          const first = await Promise.race([once(child.stdout, 'data'), exited]);
+          expect(String(first[0])).toContain('writing');
+          if (flags.listsUploads) await until(async () => (await left(0)).length === 1);
+        } finally {
+          child.kill('SIGKILL');
+        }
+        expect(await exited).toEqual([null, 'SIGKILL']);
+        expect(await storage.head('jobs/killed')).toBeNull();
+        for (const key of await keysOf(storage, 'parts/')) await storage.delete(key);
+        expect(await keysOf(storage)).toEqual([]);
+        if (!flags.listsUploads) return;
+        expect(await left(3_600_000)).toEqual([]);
+        const [one] = await left(0);
+        if (one === undefined) throw new Error('nothing was left behind');
+        expect(Math.abs(one.startedAt - Date.now())).toBeLessThan(60_000);
+        await storage.abandon(one);
+        await storage.abandon(one);
+        expect(await left(0)).toEqual([]);
+        expect(await keysOf(storage)).toEqual([]);
+      },
+    );
 
     test('and leaves nothing behind when it fails', async () => {
       async function* failing() {
@@ -336,6 +347,8 @@ export function describeStorage<T extends StorageUnderTest>(
     });
   });
 
+  describeJoins(name, () => storage, flags);
+
   describe(`${name}: memory`, () => {
     test('does not grow with the object', async () => {
       const direct = await createDirect();
@@ -362,6 +375,10 @@ export function describeStorage<T extends StorageUnderTest>(
         look();
       }
       expect(read.digest('hex')).toBe(digest);
+      const joined = await direct.storage.concat(['large', 'large'], 'larger', {
+        inspect: () => ({ see: look, end: () => undefined }),
+      });
+      expect(joined.bytes).toBe(2 * chunks * size);
       // A few parts, which are less than half of it.
       expect(most).toBeLessThan(0.6 * chunks * size);
     });

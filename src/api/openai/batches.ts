@@ -14,7 +14,7 @@ import { requester } from '../requester.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
 import { endpointSchema, submitJob } from '../submit.ts';
-import type { JobWish, SubmitDeps } from '../submit.ts';
+import type { FieldNames, JobWish, SubmitDeps } from '../submit.ts';
 import { batchView, pageView } from '../views.ts';
 import { jobWebhook } from '../webhook-target.ts';
 
@@ -23,6 +23,13 @@ export interface BatchesDeps extends SubmitDeps {
   /** Stops a job that is not over; what it answers is the job as it then is. */
   stopJob(id: string, outcome: 'cancelled'): Promise<JobRecord>;
 }
+
+/** What this interface calls the fields that a refusal may name. */
+export const BATCH_FIELDS: FieldNames = {
+  input: 'input_file_id',
+  template: 'aibrix.model_template',
+  resources: 'aibrix.resource_allocation',
+};
 
 /** OpenAI's Batch interface, with the `aibrix` key as its one extension. */
 export function batchRoutes(deps: BatchesDeps): Route[] {
@@ -84,7 +91,7 @@ export async function readWish(
 async function create(c: ApiContext, deps: BatchesDeps): Promise<Response> {
   const wish = await readWish(c, deps);
   const idempotencyKey = c.var.creationKey;
-  const job = await submitJob(deps, wish, { idempotencyKey, param: 'input_file_id' });
+  const job = await submitJob(deps, wish, { idempotencyKey, fields: BATCH_FIELDS });
   return c.json(batchView(job));
 }
 

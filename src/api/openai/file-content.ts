@@ -84,7 +84,8 @@ function bodyOf(c: ApiContext, file: FileRecord, stream: Readable, bytes: number
   return streamBody(c, source, onError, bytes ?? undefined);
 }
 
-function contentType({ purpose, mimeType }: FileRecord): string {
+/** The media type under which a file is downloaded. */
+export function contentType({ purpose, mimeType }: FileRecord): string {
   if (purpose === 'batch' || purpose === 'batch_output') return 'application/jsonl';
   return mimeType ?? 'application/octet-stream';
 }

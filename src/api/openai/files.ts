@@ -15,6 +15,7 @@ import type { ApiContext, Handler, Route } from '../routes.ts';
 import { limitSchema, unknownCursor } from '../query.ts';
 import { fileView, pageView } from '../views.ts';
 import { sendContent } from './file-content.ts';
+import { answerLink } from './file-link.ts';
 import { receiveFile } from './file-form.ts';
 import type { FileLimits } from './file-form.ts';
 
@@ -24,17 +25,17 @@ export interface FilesDeps {
     jobs: { active(): AsyncIterable<string>; get(id: string): Promise<JobRecord | null> };
     collect: Pick<Collect, 'inputOf'>;
   };
-  storage: Pick<Storage, 'put' | 'get' | 'delete'>;
+  storage: Pick<Storage, 'put' | 'get' | 'presign' | 'delete'>;
   limits: FileLimits;
   /** Removes what else holds a deleted file's content: segments of its job, kept answers. */
   forgetContent(fileId: string): Promise<void>;
 }
 
-type FileHandlers = Record<'upload' | 'list' | 'get' | 'content' | 'remove', Handler>;
+type FileHandlers = Record<'upload' | 'list' | 'get' | 'content' | 'link' | 'remove', Handler>;
 
 /** OpenAI's Files interface, under both of the paths that it has here. */
 export function fileRoutes(deps: FilesDeps, slots: ConversionSlots): Route[] {
-  const { upload, list, get, content, remove } = fileHandlers(deps, slots);
+  const { upload, list, get, content, link, remove } = fileHandlers(deps, slots);
   return [
     { path: '/v1/files', get: list, post: upload },
     { path: '/v1/files/:id', get, delete: remove },
@@ -44,6 +45,7 @@ export function fileRoutes(deps: FilesDeps, slots: ConversionSlots): Route[] {
     { path: '/api/v1/files', get: list },
     { path: '/api/v1/files/:id', get },
     { path: '/api/v1/files/:id/content', get: content },
+    { path: '/api/v1/files/:id/link', post: link },
   ];
 }
 
@@ -56,6 +58,9 @@ function fileHandlers(deps: FilesDeps, slots: ConversionSlots): FileHandlers {
     },
     async content(c) {
       return sendContent(c, await findFile(deps, pathId(c)), { ...deps, slots });
+    },
+    async link(c) {
+      return answerLink(c, await findFile(deps, pathId(c)), deps);
     },
     remove: (c) => remove(c, deps),
   };

@@ -1,5 +1,4 @@
 import { createHash } from 'node:crypto';
-import type { Hash } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Logger } from 'pino';
 import { invalidInput, permanent, SluiceError } from '../../domain/errors.ts';
@@ -7,7 +6,7 @@ import { fileKey } from '../../domain/file.ts';
 import type { FileRecord } from '../../domain/file.ts';
 import { partKey, uploadStatus } from '../../domain/upload.ts';
 import type { UploadPart, UploadRecord, UploadStatus } from '../../domain/upload.ts';
-import type { Storage } from '../../storage/contract.ts';
+import type { Inspector, JoinResult, Storage } from '../../storage/contract.ts';
 import type { Files } from '../../store/files.ts';
 import type { Uploads } from '../../store/uploads.ts';
 import { clientClosed } from '../body.ts';
@@ -15,12 +14,12 @@ import { randomText, sha256 } from '../ids.ts';
 
 export interface JoinDeps {
   store: { files: Pick<Files, 'create' | 'get'>; uploads: Uploads };
-  storage: Pick<Storage, 'put' | 'get'>;
+  storage: Pick<Storage, 'copy' | 'concat'>;
   /** Throws where there is no such upload. */
   find(id: string): Promise<UploadRecord>;
   /** Whether who asked is gone. */
   isHungUp(): boolean;
-  log: Pick<Logger, 'warn'>;
+  log: Pick<Logger, 'info' | 'warn'>;
 }
 
 /** Which parts make the file, in order. */
@@ -134,10 +133,18 @@ async function join(
     );
   }, LEASE_MS / 3).unref();
   try {
-    const md5 = createHash('md5');
-    const source = joined(upload, parts, { md5, wanted: wish.md5, storage });
-    const { sha256: digest } = await storage.put(fileKey(fileId), source, { signal: lost.signal });
-    const result = { fileId, sha256: digest, md5: md5.copy().digest('hex') };
+    const {
+      sha256: digest,
+      md5,
+      byStore,
+    } = await joinBytes(upload, parts, {
+      to: fileKey(fileId),
+      wanted: wish.md5,
+      storage,
+      signal: lost.signal,
+    });
+    log.info({ upload: upload.id, parts: parts.length, byStore }, 'parts were joined');
+    const result = { fileId, sha256: digest, md5 };
     await uploads.complete(upload.id, { ...result, list: listOf(wish.partIds) });
   } catch (error) {
     // Before it is abandoned, which a renewal would undo.
@@ -151,28 +158,49 @@ async function join(
   }
 }
 
-/** The bytes of all parts, one after the other; ends with an error unless they are those that were announced. */
-async function* joined(
+interface JoinWish {
+  to: string;
+  /** MD5 that the whole must have; null: any. */
+  wanted: string | null;
+  storage: JoinDeps['storage'];
+  signal: AbortSignal;
+}
+
+/** Writes all parts as one object, which nobody sees unless its bytes are those that were announced. */
+async function joinBytes(
   upload: UploadRecord,
   parts: readonly UploadPart[],
-  { md5, wanted, storage }: { md5: Hash; wanted: string | null; storage: Pick<Storage, 'get'> },
-): AsyncGenerator<Uint8Array> {
-  let bytes = 0;
-  for (const part of parts) {
-    for await (const chunk of (await storage.get(
-      partKey(upload.id, part.id),
-    )) as AsyncIterable<Buffer>) {
-      md5.update(chunk);
-      bytes += chunk.length;
-      yield chunk;
-    }
+  { to, wanted, storage, signal }: JoinWish,
+): Promise<JoinResult & { md5: string }> {
+  let md5 = '';
+  function inspect(): Inspector {
+    const digest = createHash('md5');
+    let bytes = 0;
+    return {
+      see(chunk) {
+        digest.update(chunk);
+        bytes += chunk.length;
+      },
+      end() {
+        md5 = digest.digest('hex');
+        if (bytes !== upload.bytes) throw damaged(upload, bytes);
+        if (wanted !== null && wanted !== md5) throw wrongDigest(wanted, md5);
+      },
+    };
   }
-  if (bytes !== upload.bytes) {
-    const message = `upload ${upload.id}: its parts have ${bytes} bytes in storage, ${upload.bytes} by their records`;
-    throw permanent('upload.damaged', message);
-  }
-  const digest = md5.copy().digest('hex');
-  if (wanted !== null && wanted !== digest) throw wrongDigest(wanted, digest);
+  const keys = parts.map((part) => partKey(upload.id, part.id));
+  const [only] = keys;
+  const options = { signal, inspect };
+  const joined =
+    only !== undefined && keys.length === 1
+      ? await storage.copy(only, to, options)
+      : await storage.concat(keys, to, options);
+  return { ...joined, md5 };
+}
+
+function damaged(upload: UploadRecord, bytes: number): SluiceError {
+  const message = `upload ${upload.id}: its parts have ${bytes} bytes in storage, ${upload.bytes} by their records`;
+  return permanent('upload.damaged', message);
 }
 
 function lostAttempt(): SluiceError {

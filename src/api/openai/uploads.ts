@@ -19,7 +19,7 @@ import { completeUpload, fileOf, notPending } from './join-parts.ts';
 
 export interface UploadsDeps {
   store: { files: Files; uploads: Uploads };
-  storage: Pick<Storage, 'put' | 'get' | 'delete'>;
+  storage: Pick<Storage, 'put' | 'copy' | 'concat' | 'delete'>;
   limits: { maxUploadBytes: number; maxBatchFileBytes: number };
 }
 
