@@ -10,8 +10,11 @@ import {
   UPSTREAM_STREAMS,
 } from '../domain/job.ts';
 import type { JobEvent, JobRecord } from '../domain/job.ts';
+import { LEASE_PROVIDERS } from '../domain/provision.ts';
+import { REMOTE_ENDS } from '../domain/remote.ts';
 import { count, integer, jsonText, parseEntered, parseRecord, textOrNull } from './parse.ts';
 import type { Fields } from './parse.ts';
+import { templateSpec } from './templates.ts';
 
 const strings = v.pipe(v.optional(v.string(), '[]'), jsonText, v.array(v.string()));
 
@@ -33,6 +36,19 @@ const adaptive = v.object({
   additiveIncrease: v.number(),
 });
 const template = v.object({ name: v.string(), version: v.string() });
+const resources = v.object({
+  spec: templateSpec,
+  servingName: v.string(),
+  templateId: v.string(),
+  replicas: v.number(),
+  providers: v.array(v.picklist(LEASE_PROVIDERS)),
+  regions: v.array(v.string()),
+  gpuTypes: v.array(v.string()),
+  interruptible: v.boolean(),
+  maxPricePerHour: v.nullable(v.number()),
+  maxCostUsd: v.nullable(v.number()),
+  maxIdleMinutes: v.nullable(v.number()),
+});
 
 const options = v.pipe(
   v.optional(v.string(), '{}'),
@@ -56,8 +72,23 @@ const options = v.pipe(
     expectedRequests: v.optional(v.nullable(v.number()), DEFAULT_OPTIONS.expectedRequests),
     inputLocation: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.inputLocation),
     outputPrefix: v.optional(v.nullable(v.string()), DEFAULT_OPTIONS.outputPrefix),
+    resources: v.optional(v.nullable(resources), DEFAULT_OPTIONS.resources),
   }),
 );
+
+const remote = v.object({
+  url: v.string(),
+  file: v.nullable(v.string()),
+  asked: v.nullable(v.object({ at: v.number(), by: v.string() })),
+  batch: v.nullable(v.string()),
+  end: v.nullable(
+    v.object({
+      status: v.picklist(REMOTE_ENDS),
+      output: v.nullable(v.string()),
+      error: v.nullable(v.string()),
+    }),
+  ),
+});
 
 const jobFields = v.object({
   state: v.picklist(JOB_STATES),
@@ -74,6 +105,7 @@ const jobFields = v.object({
   max_concurrency: integer,
   engines: strings,
   options,
+  remote: v.optional(v.pipe(jsonText, remote)),
   cut: v.pipe(jsonText, v.object({ lines: v.number(), bytes: v.number() })),
   models: strings,
   given_up: strings,
@@ -113,6 +145,7 @@ export function parseJobRecord(id: string, fields: Fields): JobRecord {
     maxConcurrency: job.max_concurrency,
     engines: job.engines,
     options: job.options,
+    remote: job.remote ?? null,
     cut: job.cut,
     models: job.models,
     givenUp: job.given_up,

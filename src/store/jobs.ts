@@ -11,6 +11,7 @@ import type {
   JobState,
   Outcome,
 } from '../domain/job.ts';
+import type { RemoteBatch, RemoteLook } from '../domain/remote.ts';
 import { parseJobEvent, parseJobRecord } from './job-record.ts';
 import { jobKey, recordKey } from './keys.ts';
 import {
@@ -46,12 +47,14 @@ export interface NewJob {
 
 type Settable =
   | 'models'
+  | 'remote'
   | 'lines'
   | 'shards'
   | 'outputFile'
   | 'errorFile'
   | 'errors'
   | 'reason'
+  | 'completed'
   | 'failed';
 
 /** What a move changes besides the state. `event` is the entry's text in the job's history. */
@@ -82,6 +85,8 @@ export interface Jobs {
   wake(id: string, wake: number): Promise<number | 'stale'>;
   /** Says for people why an unfinished job stands where it stands. */
   note(id: string, reason: string): Promise<void>;
+  /** Writes into the history of an unfinished job what its engine said. */
+  tell(id: string, message: string): Promise<void>;
   /**
    * Holds a job that has no outcome yet: from now on none of its shards is taken. False where it has one, or is gone.
    * `by` is who asks, empty where nobody says.
@@ -96,6 +101,15 @@ export interface Jobs {
    * is not, or paused, or all its models were given up then.
    */
   giveUp(id: string, models: readonly string[], event: string): Promise<boolean>;
+  /**
+   * Writes what is known of a job's remote batch, if that still is `before`, and with `counts` how far it is. False
+   * where somebody else has written it meanwhile, or the job's records stand still, or it is gone.
+   */
+  noteRemote(
+    id: string,
+    change: { before: RemoteBatch; now: RemoteBatch },
+    counts?: Pick<RemoteLook, 'completed' | 'failed' | 'usage'>,
+  ): Promise<boolean>;
   /** Whether the index of deadlines had an earlier one than the record, which then is put right. */
   mendDeadline(job: JobRecord): Promise<boolean>;
   /**
@@ -132,6 +146,9 @@ export function createJobs(context: Context): Jobs {
     get: (id) => getJob(context, id),
     move: (job, to, change = {}) => moveJob(context, job, to, change),
     wake: (id, wake) => wakeRecord(context, id, wake),
+    async tell(id, message) {
+      await context.scripts.run('tell', recordKey(id), 'engine', message);
+    },
     async note(id, reason) {
       await scripts.run('note', recordKey(id), reason);
     },
@@ -142,6 +159,11 @@ export function createJobs(context: Context): Jobs {
     async giveUp(id, models, event) {
       const list = JSON.stringify(models);
       return (await scripts.run('give-up', recordKey(id), list, event)) === 1;
+    },
+    async noteRemote(id, { before, now }, counts) {
+      const texts = [JSON.stringify(before), JSON.stringify(now)];
+      const args = counts === undefined ? [] : countFields(counts);
+      return (await scripts.run('remote', recordKey(id), ...texts, ...args)) === 1;
     },
     mendDeadline: (job) => mendDeadline(context, job),
     async page({ matches, ...place }) {
@@ -294,12 +316,14 @@ async function mendDeadline(
 
 const FIELD_OF = {
   models: 'models',
+  remote: 'remote',
   lines: 'lines',
   shards: 'shards',
   outputFile: 'output_file',
   errorFile: 'error_file',
   errors: 'errors',
   reason: 'reason',
+  completed: 'completed',
   failed: 'failed',
 } as const satisfies Record<Settable, string>;
 
@@ -308,9 +332,22 @@ function renderChange(set: Partial<Pick<JobRecord, Settable>>): Record<string, s
   for (const name of Object.keys(FIELD_OF) as Settable[]) {
     const value = set[name];
     if (value === undefined) continue;
-    fields[FIELD_OF[name]] = Array.isArray(value) ? JSON.stringify(value) : (value ?? '');
+    fields[FIELD_OF[name]] =
+      typeof value === 'object' && value !== null ? JSON.stringify(value) : (value ?? '');
   }
   return fields;
+}
+
+function countFields({
+  completed,
+  failed,
+  usage,
+}: Pick<RemoteLook, 'completed' | 'failed' | 'usage'>): (string | number)[] {
+  const counts = ['completed', completed, 'failed', failed];
+  if (usage === null) return counts;
+  const { inputTokens, cachedTokens, outputTokens, reasoningTokens } = usage;
+  const read = ['tokens_in', inputTokens, 'tokens_cached', cachedTokens];
+  return [...counts, ...read, 'tokens_out', outputTokens, 'tokens_reasoning', reasoningTokens];
 }
 
 async function leave(context: Context, id: string): Promise<void> {

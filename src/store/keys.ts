@@ -4,7 +4,7 @@
  * the record is written and left after it is gone; an entry without a record does no harm.
  *
  *     {job_x}             hash    state version op wake wake_op amend_op outcome name endpoint input window deadline
- *                                 metadata max_concurrency engines options cut models lines shards next done_shards completed failed
+ *                                 metadata max_concurrency engines options remote cut models lines shards next done_shards completed failed
  *                                 tokens_in tokens_cached tokens_out tokens_reasoning output_file error_file errors
  *                                 reason paused_at paused_by extended created_at told_at body_hash, and <state>_at
  *     {job_x}:s:<n>       hash    first lines offset bytes bad · wake op token takes alone done left parts
@@ -15,7 +15,9 @@
  *     {job_x}:events      stream  state, message, kind unless it is a new state
  *     {job_x}:provisions  set     ids of all that it ever had
  *     {job_x}:writer      string  the process that writes its files while it runs; a lease
- *     {prov_x}            hash    job slot state version op wake wake_op provider owner address reason reason_at created_at, <state>_at
+ *     {prov_x}            hash    job slot state version op wake wake_op provider owner address models reason reason_at created_at,
+ *                                 <state>_at · current attempt:<n> (JSON) login waiting_since engine_at crashes log_offset
+ *                                 unreachable_since handed_to destroying bump_op, of one that leases a machine
  *     {file_x}            hash    op bytes sha256 filename purpose created_at expires_at mime_type location
  *     {file_x}:removed    string  op that removed it, for a minute
  *     {job_x}:erased      string  what of an erased job, or {prov_x}, is still to go, as JSON; for a month
@@ -79,6 +81,9 @@ export const LIMIT_PARTS = { LIMIT_REPLY: ':o:' } as const;
 
 /** What follows the key of an engine, `<ns>:engine:<digest>`: who sends lines there of which it may die; a lease. */
 export const ENGINE_PARTS = { ISOLATION: ':isolation' } as const;
+
+/** What begins the fields of a provision's attempts at leasing a machine; their number ends them. */
+export const ATTEMPT_FIELD = 'attempt:';
 
 /** Key of the record of a job, a provision or a file. */
 export function recordKey(id: string): string {
@@ -147,6 +152,11 @@ export interface GlobalKeys {
   collecting: string;
   collected: string;
   census: string;
+  /** Who compares providers' inventories with the records. */
+  machineSweep: string;
+  /** Machines, as "provider id": those that no record names by when that was found, and those that are destroyed by when that was asked for first; sorted sets. */
+  orphans: string;
+  destroyed: string;
   /** Base of the webhooks' keys. */
   webhooks: string;
   /** Begin the keys of requests by their idempotency keys, and of the seeds of creates without one. */
@@ -156,6 +166,17 @@ export interface GlobalKeys {
   answers: string;
   /** Key of the token bucket of this name. */
   limit(name: string): string;
+  /** Begins the keys of machines' names: the provision that has the machine. */
+  machine: string;
+  /** Provisions that lease a machine: a sorted set, id → since when. */
+  seats: string;
+  /** Begin the keys of sorted sets, id → since when: provisions that wait for a machine of a kind, or keep one. */
+  wanting: string;
+  warm: string;
+  /** Begins the keys of hashes: GPU type → what jobs of a template did there, as JSON. */
+  speeds: string;
+  /** Hosts that machines of no use came up on: a sorted set, name → until when they are avoided. */
+  badHosts: string;
   /** The channel on which a job's id says that the job is to stop. */
   stop: string;
 }
@@ -183,11 +204,20 @@ export function globalKeys(namespace: string): GlobalKeys {
     collecting: `${namespace}:collecting`,
     collected: `${namespace}:collected`,
     census: `${namespace}:census`,
+    machineSweep: `${namespace}:machine-sweep`,
+    orphans: `${namespace}:orphans`,
+    destroyed: `${namespace}:destroyed`,
     webhooks: recordKey(`${namespace}:webhooks`),
     idempotency: `${namespace}:idem:`,
     seeds: `${namespace}:seed:`,
     answers: `${namespace}:answers:`,
     limit: (name) => recordKey(`${namespace}:limit:${name}`),
+    machine: `${namespace}:machine:`,
+    seats: `${namespace}:seats`,
+    wanting: `${namespace}:wanting:`,
+    warm: `${namespace}:warm:`,
+    speeds: `${namespace}:speeds:`,
+    badHosts: `${namespace}:bad-hosts`,
     stop: `${namespace}:stop`,
   };
 }

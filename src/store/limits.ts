@@ -10,7 +10,7 @@ const REPLY_KEPT_MS = 60_000;
 /** Token buckets that all processes share. A bucket is made by its first draw, and vanishes when nobody uses it. */
 export interface Limits {
   /**
-   * Gives units back to the bucket of this name and draws others, a block (100 ms) at most; `perSecond` is the limit.
+   * Gives units back to the bucket of this name and draws others, a block (100 ms) at most unless `most` says otherwise; `perSecond` is the limit.
    * The same `op` again gets the same reply and changes nothing, for a minute. `bucket` is what the draw left.
    */
   draw(
@@ -26,7 +26,7 @@ const drawn = v.tuple([replyNumber, replyNumber, float, float, float]);
 
 export function createLimits({ scripts, keys }: Context): Limits {
   return {
-    async draw(name, op, perSecond, { want, back, need }) {
+    async draw(name, op, perSecond, { want, back, need, most = blockOf(perSecond) }) {
       const reply = await scripts.run(
         'limit-draw',
         keys.limit(name),
@@ -35,7 +35,7 @@ export function createLimits({ scripts, keys }: Context): Limits {
         want,
         back,
         need,
-        blockOf(perSecond),
+        most,
         CATCH_UP_MS,
         REPLY_KEPT_MS,
       );

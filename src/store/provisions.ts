@@ -1,9 +1,9 @@
-import * as v from 'valibot';
-import { OWNERS, PROVIDERS, PROVISION, PROVISION_STATES } from '../domain/provision.ts';
-import type { ProvisionRecord, ProvisionState } from '../domain/provision.ts';
-import { jobKey, recordKey } from './keys.ts';
-import { integer, jsonText, parseEntered, parseRecord } from './parse.ts';
-import type { Fields } from './parse.ts';
+import { createHash } from 'node:crypto';
+import { isLeased, PROVISION } from '../domain/provision.ts';
+import type { AttemptNews, LeaseAttempt, MachineLogin } from '../domain/lease.ts';
+import type { Provider, ProvisionRecord, ProvisionState } from '../domain/provision.ts';
+import { ATTEMPT_FIELD, jobKey, recordKey } from './keys.ts';
+import { parseProvision } from './provision-record.ts';
 import {
   createRecord,
   enterIndex,
@@ -17,11 +17,35 @@ import {
   walkIndex,
 } from './records.ts';
 import type { Context, Moved } from './records.ts';
+import { newOp } from './scripts.ts';
 
 export type NewProvision = Pick<
   ProvisionRecord,
   'id' | 'job' | 'slot' | 'provider' | 'owner' | 'address'
 >;
+
+/** What a move writes beside the state. */
+export interface ProvisionChange {
+  reason?: string;
+  provider?: Provider;
+  /** Becomes the current one; one of that number that came to nothing is replaced. */
+  attempt?: LeaseAttempt;
+  login?: MachineLogin | null;
+  waitingSince?: number | null;
+  /** Another machine than before: nothing that was found out of the last one stands. */
+  isFresh?: true;
+}
+
+/** What is found out of a provision while it stays in its state. */
+export interface ProvisionFinds {
+  models?: readonly string[];
+  login?: MachineLogin;
+  waitingSince?: number;
+  engineAt?: number | null;
+  crashes?: number;
+  logOffset?: number;
+  unreachableSince?: number | null;
+}
 
 export interface Provisions {
   /** Makes a provision in `intended`; ids are derived, so another planner may have made it already. */
@@ -32,12 +56,33 @@ export interface Provisions {
   move(
     provision: { id: string; state: ProvisionState; version: number },
     to: ProvisionState,
-    change?: { reason?: string },
+    change?: ProvisionChange,
   ): Promise<Moved | 'stale'>;
   /** Raises the wake if it still is `wake`, and returns the new one. */
   wake(id: string, wake: number): Promise<number | 'stale'>;
-  /** Writes which models of its job the engine serves, unless the provision is released. */
-  serves(id: string, models: readonly string[]): Promise<void>;
+  /** Writes what was found out of it beside its state, unless it is released. */
+  keep(id: string, found: ProvisionFinds): Promise<void>;
+  /**
+   * Writes what became of one of its attempts, whatever its state. False where there is no such attempt, or it is over:
+   * only a machine that turns up after all opens one again that came to nothing.
+   */
+  attempt(id: string, n: number, news: AttemptNews): Promise<boolean>;
+  /**
+   * Decides once what becomes of the machine of a releasing provision. `to`: it goes over to `other`. `undo`: it is to be
+   * found out whether `other` took it; then `redo` that it did, or `back` that nobody has it. False where something else
+   * is decided.
+   */
+  hand(id: string, word: 'to' | 'undo' | 'redo' | 'back', other: string): Promise<boolean>;
+  /** Decides, once, that the machine of a releasing provision is given back; false where it goes over to another one. */
+  decideDestroy(id: string): Promise<boolean>;
+  /** From now on whoever has read the provision before cannot move it. */
+  bump(id: string): Promise<void>;
+  /** Names the machines of a provision: letters of the alphabet's lower case and digits, 16 of them. */
+  keyOf(id: string): string;
+  /** The provision that has the machine whose name bears this key now; null where there is none. */
+  byKey(key: string): Promise<string | null>;
+  /** Has a key that is borne by a machine's name lead to another provision from now on. */
+  pointKey(key: string, id: string): Promise<void>;
   /** Writes what the last look said, unless the provision is released. */
   note(id: string, reason: string): Promise<void>;
   /** All that the job ever had, by slot, then by attempt. Damaged ones are left out and reported. */
@@ -68,21 +113,34 @@ export function createProvisions(context: Context): Provisions {
       const fields = await readFields(context, id);
       return fields === null ? null : parseProvision(id, fields);
     },
-    async move(provision, to, { reason } = {}) {
+    async move(provision, to, change = {}) {
       const moved = await moveRecord(context, {
         id: provision.id,
         from: provision.state,
         to,
         version: provision.version,
         queued: PROVISION[to].queue !== null,
-        fields: reason === undefined ? {} : { reason },
+        fields: renderChange(change),
       });
-      if (moved !== 'stale' && to === 'released') await redis.zrem(keys.provisions, provision.id);
+      if (moved !== 'stale' && to === 'released') await leaveIndexes(context, provision.id);
       return moved;
     },
     wake: (id, wake) => wakeRecord(context, id, wake),
-    async serves(id, models) {
-      await scripts.run('serves', recordKey(id), JSON.stringify(models));
+    async keep(id, found) {
+      const fields = Object.entries(renderFinds(found)).flat();
+      if (fields.length > 0) await scripts.run('keep', recordKey(id), ...fields);
+    },
+    attempt: async (id, n, news) =>
+      (await scripts.run('attempt', recordKey(id), n, JSON.stringify(news))) === 1,
+    hand: async (id, word, other) => (await scripts.run('hand', recordKey(id), word, other)) === 1,
+    decideDestroy: async (id) => (await scripts.run('hand', recordKey(id), 'destroy')) === 1,
+    async bump(id) {
+      await scripts.run('bump', recordKey(id), newOp());
+    },
+    keyOf: machineKey,
+    byKey: (key) => redis.get(`${keys.machine}${key}`),
+    async pointKey(key, id) {
+      await redis.set(`${keys.machine}${key}`, id);
     },
     async note(id, reason) {
       await scripts.run('note', recordKey(id), reason);
@@ -114,6 +172,10 @@ async function createProvision(
   const outcome = await createRecord(context, {
     id,
     async enter(anew) {
+      if (isLeased({ address })) {
+        // Only where nobody has it yet: the machine may have gone over to another provision.
+        await context.redis.set(`${context.keys.machine}${machineKey(id)}`, id, 'NX');
+      }
       await context.redis.sadd(jobKey(job, 'PROVISIONS'), id);
       const at = await enterIndex(context, context.keys.provisions, id, anew);
       await enterIndexAt(context, context.keys.everyProvision, id, at, anew);
@@ -138,9 +200,58 @@ async function createProvision(
   return 'exists';
 }
 
+/** So long after its provision was released a machine may still turn up under its name. */
+const KEY_KEPT_SECONDS = 7 * 86_400;
+
+async function leaveIndexes({ redis, keys }: Context, id: string): Promise<void> {
+  await redis.zrem(keys.provisions, id);
+  await redis.zrem(keys.seats, id);
+  const key = `${keys.machine}${machineKey(id)}`;
+  // One that leads to the provision that took the machine over has to last as long as the machine.
+  if ((await redis.get(key)) === id) await redis.expire(key, KEY_KEPT_SECONDS);
+}
+
+/** 16 letters of 36 are 82 bits: keys never meet by chance. */
+function machineKey(id: string): string {
+  const digest = createHash('sha256').update(id).digest('hex');
+  return BigInt(`0x${digest}`).toString(36).slice(-16).padStart(16, '0');
+}
+
+function renderChange(change: ProvisionChange): Record<string, string | number> {
+  const { reason, provider, attempt, login, waitingSince, isFresh } = change;
+  return {
+    ...(reason === undefined ? {} : { reason }),
+    ...(provider === undefined ? {} : { provider }),
+    ...(attempt === undefined
+      ? {}
+      : { [`${ATTEMPT_FIELD}${attempt.n}`]: JSON.stringify(attempt), current: attempt.n }),
+    ...(login === undefined ? {} : { login: JSON.stringify(login) }),
+    ...(waitingSince === undefined ? {} : { waiting_since: waitingSince ?? '' }),
+    ...(isFresh === undefined
+      ? {}
+      : { engine_at: '', crashes: 0, log_offset: 0, unreachable_since: '' }),
+  };
+}
+
+function renderFinds(found: ProvisionFinds): Record<string, string | number> {
+  const { models, login, waitingSince, engineAt, crashes, logOffset, unreachableSince } = found;
+  return {
+    ...(models === undefined ? {} : { models: JSON.stringify(models) }),
+    ...(login === undefined ? {} : { login: JSON.stringify(login) }),
+    ...(waitingSince === undefined ? {} : { waiting_since: waitingSince }),
+    ...(engineAt === undefined ? {} : { engine_at: engineAt ?? '' }),
+    ...(crashes === undefined ? {} : { crashes }),
+    ...(logOffset === undefined ? {} : { log_offset: logOffset }),
+    ...(unreachableSince === undefined ? {} : { unreachable_since: unreachableSince ?? '' }),
+  };
+}
+
 async function forgetProvision({ redis, keys }: Context, id: string): Promise<void> {
   const state = await redis.hget(recordKey(id), 'state');
-  if (state === null || state === 'released') await redis.zrem(keys.provisions, id);
+  if (state === null || state === 'released') {
+    await redis.zrem(keys.provisions, id);
+    await redis.zrem(keys.seats, id);
+  }
   if (state === null) await redis.zrem(keys.everyProvision, id);
 }
 
@@ -155,37 +266,4 @@ async function provisionsOfJob(context: Context, jobId: string): Promise<Provisi
 /** Ids end in slot and attempt. */
 function attemptOf(id: string): number {
   return Number(id.slice(id.lastIndexOf('_') + 1));
-}
-
-const provisionFields = v.object({
-  job: v.string(),
-  slot: integer,
-  state: v.picklist(PROVISION_STATES),
-  version: integer,
-  wake: integer,
-  provider: v.picklist(PROVIDERS),
-  owner: v.picklist(OWNERS),
-  address: v.string(),
-  // Absent until an engine was seen that serves only some of its job's.
-  models: v.optional(v.pipe(jsonText, v.array(v.string()))),
-  reason: v.optional(v.string(), ''),
-  reason_at: v.optional(integer),
-  created_at: integer,
-});
-
-function parseProvision(id: string, fields: Fields): ProvisionRecord {
-  const {
-    created_at: createdAt,
-    reason_at: reasonAt = null,
-    models = null,
-    ...provision
-  } = parseRecord(id, provisionFields, fields);
-  return {
-    id,
-    ...provision,
-    models,
-    reasonAt,
-    createdAt,
-    enteredAt: parseEntered(id, PROVISION_STATES, fields),
-  };
 }

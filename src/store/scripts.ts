@@ -4,9 +4,10 @@ import type { Cluster, Redis } from 'ioredis';
 import { permanent } from '../domain/errors.ts';
 import type { SluiceError } from '../domain/errors.ts';
 import { isFinal, isSealed, JOB_STATES } from '../domain/job.ts';
+import { ATTEMPT_STATES, isOver } from '../domain/lease.ts';
 import { MANY_TAKES } from '../domain/plan.ts';
 import { PROVISION, PROVISION_STATES } from '../domain/provision.ts';
-import { LIMIT_PARTS, SUFFIXES, WEBHOOK_PARTS } from './keys.ts';
+import { ATTEMPT_FIELD, LIMIT_PARTS, SUFFIXES, WEBHOOK_PARTS } from './keys.ts';
 
 export type Client = Redis | Cluster;
 export type Argument = string | number | Buffer;
@@ -17,9 +18,15 @@ export const SCRIPT_NAMES = [
   'move',
   'wake',
   'note',
-  'serves',
+  'keep',
+  'attempt',
+  'hand',
+  'bump',
+  'tell',
+  'seat',
   'amend',
   'give-up',
+  'remote',
   'remove',
   'file-amend',
   'file-expire',
@@ -83,6 +90,11 @@ function renderConstants(): string {
   return [
     ...suffixes,
     `local MANY_TAKES = ${MANY_TAKES}`,
+    `local ATTEMPT = '${ATTEMPT_FIELD}'`,
+    luaSet(
+      'OVER',
+      ATTEMPT_STATES.filter((state) => isOver({ state })),
+    ),
     luaSet('FINAL', [...JOB_STATES.filter(isFinal), ...released]),
     luaSet('SEALED', JOB_STATES.filter(isSealed)),
   ].join('\n');

@@ -12,8 +12,12 @@ import type { Jobs } from './jobs.ts';
 import { globalKeys, jobKey } from './keys.ts';
 import { createLease } from './lease.ts';
 import type { Lease } from './lease.ts';
+import { createLeases } from './leases.ts';
+import type { Leases } from './leases.ts';
 import { createLimits } from './limits.ts';
 import type { Limits } from './limits.ts';
+import { createMachines } from './machines.ts';
+import type { Machines } from './machines.ts';
 import { createModels } from './models.ts';
 import type { Models } from './models.ts';
 import { createEngines } from './engines.ts';
@@ -58,8 +62,10 @@ export interface Store {
   templates: Templates;
   nodes: Nodes;
   engines: Engines;
+  leases: Leases;
   /** Sweeping. */
   sweep: Lease;
+  machines: Machines;
   webhooks: Webhooks;
   idempotency: Idempotency;
   limits: Limits;
@@ -88,7 +94,9 @@ export function createStore({ redis, namespace = 'sluice', onDamaged }: StoreOpt
     templates: createTemplates(context),
     nodes: createNodes(context),
     engines: createEngines(context),
+    leases: createLeases(context),
     sweep: createLease(context, context.keys.sweep),
+    machines: createMachines(context),
     webhooks: createWebhooks(context),
     idempotency: createIdempotency(context),
     limits: createLimits(context),

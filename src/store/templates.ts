@@ -96,7 +96,8 @@ function contents(draft: Pick<Draft, 'name' | 'version' | 'status' | 'spec'>): s
 
 const text = v.string();
 const number = v.number();
-const templateSpec: v.GenericSchema<unknown, TemplateSpec> = v.object({
+/** How a model is deployed, as records hold it. */
+export const templateSpec: v.GenericSchema<unknown, TemplateSpec> = v.object({
   engine: v.object({
     type: v.picklist(ENGINE_TYPES),
     version: text,

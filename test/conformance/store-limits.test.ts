@@ -93,22 +93,25 @@ describe.each(BACK_ENDS)('token buckets on %s', (kind) => {
     });
     const touches = fc.array(touch, { minLength: 1, maxLength: 15 });
     const rate = fc.double({ min: 0.1, max: 2_000, noNaN: true });
+    const most = fc.option(fc.integer({ min: 1, max: 50 }));
     await fc.assert(
-      fc.asyncProperty(rate, touches, async (perSecond, all) => {
+      fc.asyncProperty(rate, most, touches, async (perSecond, own, all) => {
         const name = randomUUID();
         let model: Bucket | null = null;
+        const block = own ?? blockOf(perSecond);
         for (const each of all) {
           ops += 1;
-          const reply = await store.limits.draw(name, `op-${ops}`, perSecond, each);
+          const units = { ...each, ...(own === null ? {} : { most: own }) };
+          const reply = await store.limits.draw(name, `op-${ops}`, perSecond, units);
           const now = reply.bucket.at;
-          const told = draw(model ?? freshBucket(perSecond, now), perSecond, each, now);
+          const told = draw(model ?? freshBucket(perSecond, now, block), perSecond, units, now);
           expect(reply).toEqual({
             granted: told.granted,
             waitMs: told.waitMs,
             bucket: told.bucket,
           });
           const life = await redis.pttl(key(name));
-          expect(Math.abs(life - bucketLifeMs(told.bucket, perSecond))).toBeLessThan(1_000);
+          expect(Math.abs(life - bucketLifeMs(told.bucket, perSecond, block))).toBeLessThan(1_000);
           model = told.bucket;
         }
       }),

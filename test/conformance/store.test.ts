@@ -1,6 +1,9 @@
 import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { EXAMPLE_TEMPLATE } from '../../src/api/docs/examples.ts';
 import type { SluiceError } from '../../src/domain/errors.ts';
+import { DEFAULT_OPTIONS } from '../../src/domain/job.ts';
+import type { JobResources } from '../../src/domain/lease.ts';
 import { globalKeys, recordKey, shardKey } from '../../src/store/keys.ts';
 import type { GlobalKeys } from '../../src/store/keys.ts';
 import type { Client } from '../../src/store/scripts.ts';
@@ -40,6 +43,28 @@ describe.each(BACK_ENDS)('records and indexes on %s', (kind) => {
   }
 
   describe('jobs.create', () => {
+    test('keeps the machines that are leased for it; an older record has none', async () => {
+      const resources: JobResources = {
+        spec: EXAMPLE_TEMPLATE.spec,
+        servingName: 'm',
+        templateId: 'tpl_1',
+        replicas: 2,
+        providers: ['lambdaCloud', 'runpod'],
+        regions: ['us-west-1'],
+        gpuTypes: ['H100'],
+        interruptible: true,
+        maxPricePerHour: 2.5,
+        maxCostUsd: null,
+        maxIdleMinutes: 0.5,
+      };
+      const options = { ...DEFAULT_OPTIONS, resources };
+      const { job } = await store.jobs.create(newJob({ options }));
+      expect((await store.jobs.get(job.id))?.options).toEqual(options);
+      const { resources: _resources, ...older } = DEFAULT_OPTIONS;
+      await redis.hset(recordKey(job.id), 'options', JSON.stringify(older));
+      expect((await store.jobs.get(job.id))?.options).toEqual(DEFAULT_OPTIONS);
+    });
+
     test('writes what was asked for, and its indexes', async () => {
       const asked = newJob({ windowMs: 5_000 });
       const { outcome, job } = await store.jobs.create(asked);
@@ -345,13 +370,13 @@ describe.each(BACK_ENDS)('records and indexes on %s', (kind) => {
       const id = `prov_${randomUUID()}_0_2`;
       await store.provisions.create({ ...asked, id, job: 'job_s' });
       expect((await store.provisions.get(id))?.models).toBeNull();
-      await store.provisions.serves(id, ['a', 'ä "b"']);
-      await store.provisions.serves('prov_none', ['a']);
+      await store.provisions.keep(id, { models: ['a', 'ä "b"'] });
+      await store.provisions.keep('prov_none', { models: ['a'] });
       expect((await store.provisions.get(id))?.models).toEqual(['a', 'ä "b"']);
       expect(await store.provisions.get('prov_none')).toBeNull();
       await store.provisions.move({ id, state: 'intended', version: 1 }, 'releasing');
       await store.provisions.move({ id, state: 'releasing', version: 2 }, 'released');
-      await store.provisions.serves(id, []);
+      await store.provisions.keep(id, { models: [] });
       expect((await store.provisions.get(id))?.models).toEqual(['a', 'ä "b"']);
     });
 

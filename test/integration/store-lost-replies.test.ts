@@ -3,6 +3,8 @@ import { Cluster, Redis } from 'ioredis';
 import { expect, test } from 'vitest';
 import { EXAMPLE_MODEL, EXAMPLE_TEMPLATE } from '../../src/api/docs/examples.ts';
 import type { JobRecord } from '../../src/domain/job.ts';
+import { newRemoteBatch } from '../../src/domain/remote.ts';
+import { newAttempt } from '../../src/domain/lease.ts';
 import { SCRIPTS } from '../../src/store/scripts.ts';
 import type { Client } from '../../src/store/scripts.ts';
 import { createStore } from '../../src/store/store.ts';
@@ -35,6 +37,35 @@ async function takePastDeadline(jobs: Store['jobs'], shards: Store['shards']): P
   return [moved, waiting, await shards.take(id, { n: 0, wake: 1 }, 't', 1)];
 }
 
+/** A job that a remote service runs: what is known of its batch is written by who has read it last. */
+async function runRemotely(jobs: Store['jobs'], shards: Store['shards']): Promise<unknown> {
+  const id = 'job_remote';
+  const { job } = await jobs.create(newJob({ id }));
+  await shards.write(id, [{ n: 0, first: 0, lines: 4, offset: 0, bytes: 9 }]);
+  const before = newRemoteBatch('http://service');
+  const set = { lines: 4, shards: 1, remote: before };
+  await jobs.move({ id, state: job.state, version: job.version }, 'in_progress', { set });
+  const now = { ...before, batch: 'b' };
+  const usage = { inputTokens: 1, cachedTokens: 2, outputTokens: 3, reasoningTokens: 4 };
+  const noted = [
+    await jobs.noteRemote(id, { before, now }),
+    await jobs.noteRemote(id, { before: now, now }, { completed: 2, failed: 1, usage }),
+    await jobs.noteRemote(id, { before, now: { ...before, batch: 'other' } }),
+  ];
+  const { remote, completed, failed, usage: used } = (await jobs.get(id)) ?? job;
+  return [noted, remote, completed, failed, used, await shards.open(id, 2)];
+}
+
+const ASKED = {
+  provider: 'runpod',
+  offer: '1x L40S',
+  gpuType: 'L40S',
+  gpuCount: 1,
+  pricePerHour: 1,
+  region: '',
+  hostKey: 'ssh-ed25519 AAAA',
+} as const;
+
 /** Every method of the store, in an order in which each finds what it needs. */
 async function callAll(
   {
@@ -51,6 +82,7 @@ async function callAll(
     models,
     templates,
     limits,
+    leases,
     collect: collecting,
     claimStorage,
   }: Store,
@@ -107,6 +139,7 @@ async function callAll(
     return job !== null && (await jobs.extend(job, '48h', 172_800_000));
   });
   await call('late take', () => takePastDeadline(jobs, shards));
+  await call('remote', () => runRemotely(jobs, shards));
   await call('accepted', () => collect(shards.accepted(id, 0, 3)));
   await call('segments', () => shards.segments(id));
   await call('due', () => jobs.due(5));
@@ -136,10 +169,31 @@ async function callAll(
   const in1 = { id: provision.id, state: 'intended', version: 1 } as const;
   const in2 = { id: provision.id, state: 'releasing', version: 2 } as const;
   await call('provision', () => provisions.create({ ...provision, ...kinds }));
+  const attempt = newAttempt({ ...ASKED, n: 1, name: 'sl-1', askedAt: 1 });
+  const change = { attempt, provider: 'runpod' } as const;
+  const leased = { id: 'prov_lost_0_2', job: id, slot: 0, address: 'lease://prov_lost_0_2' };
+  const taker = 'prov_lost_0_3';
+  const l1 = { id: leased.id, state: 'intended', version: 1 } as const;
+  const l2 = { id: leased.id, state: 'creating', version: 2 } as const;
+  await call('leased provision', () => provisions.create({ ...leased, ...kinds }));
+  await call('byKey', () => provisions.byKey(provisions.keyOf(leased.id)));
+  await call('lease', () => provisions.move(l1, 'creating', change));
+  await call('attempt', () => provisions.attempt(leased.id, 1, { state: 'there', machine: 'm' }));
+  await call('attempt', () => provisions.attempt(leased.id, 2, { state: 'there' }));
+  await call('release', () => provisions.move(l2, 'releasing'));
+  await call('hand to', () => provisions.hand(leased.id, 'to', taker));
+  await call('hand undo', () => provisions.hand(leased.id, 'undo', taker));
+  await call('hand back', () => provisions.hand(leased.id, 'back', taker));
+  await call('destroy', () => provisions.decideDestroy(leased.id));
+  await call('bump', () => provisions.bump(leased.id));
+  await call('sit', () => leases.sit(leased.id, 1));
+  await call('sit', () => leases.sit(taker, 1));
+  await call('sit', () => leases.sit(taker, 1, leased.id));
+  await call('tell', () => jobs.tell(id, 'it loads'));
   await call('provision wake', () => provisions.wake(provision.id, 1));
   await call('provision move', () => provisions.move(in1, 'releasing', { reason: 'x' }));
   await call('provision note', () => provisions.note(provision.id, 'y'));
-  await call('provision serves', () => provisions.serves(provision.id, ['m']));
+  await call('provision keep', () => provisions.keep(provision.id, { models: ['m'] }));
   await call('unreleased', () => collect(provisions.unreleased()));
   await call('provision page', () => provisions.page({ limit: 5, matches: () => true }));
   await call('provision move', () => provisions.move(in2, 'released'));

@@ -8,11 +8,12 @@ local function now()
 end
 
 -- Lets `ahead` shards wait, if the job is in progress and not paused: first those given back, then never opened ones.
+-- Of a job that a remote service runs none ever waits.
 -- Returns all that wait as a flat list of shard and wake, oldest first, so that each caller can mend a lost add.
 local function open(job, ahead)
-  local record = redis.call('HMGET', job, 'state', 'next', 'shards', 'paused_at')
+  local record = redis.call('HMGET', job, 'state', 'next', 'shards', 'paused_at', 'remote')
   local cursor, shards = tonumber(record[2] or 0), tonumber(record[3] or 0)
-  local isOpen = record[1] == 'in_progress' and not record[4]
+  local isOpen = record[1] == 'in_progress' and not record[4] and not record[5]
   local room = isOpen and ahead - redis.call('ZCARD', job .. QUEUED) or 0
   for _ = 1, room do
     local n = redis.call('LPOP', job .. TODO)
