@@ -118,6 +118,13 @@ export const engineUrls = v.pipe(
   v.array(v.string(ENGINE_MESSAGE), ENGINE_MESSAGE),
 );
 
+const SERVICE_MESSAGE =
+  'must be an http(s) URL such as http://localhost:8090, without user, query or fragment';
+
+export const serviceUrl = v.optional(
+  v.pipe(text, v.transform(engineBaseUrl), v.string(SERVICE_MESSAGE)),
+);
+
 const WEIGHTS_MESSAGE = 'must be a comma-separated list of numbers from 0.01 to 1000';
 
 export const weights = v.pipe(

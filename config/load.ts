@@ -3,6 +3,7 @@ import { parseEnv } from 'node:util';
 import * as v from 'valibot';
 import { invalidInput } from '../src/domain/errors.ts';
 import type { Setting } from './kinds.ts';
+import { leaseConflicts } from './lease.ts';
 import { placesConflicts } from './places.ts';
 import { SETTINGS } from './schema.ts';
 import type { SettingName, Settings } from './schema.ts';
@@ -60,7 +61,9 @@ export function loadSettings(environment: Environment = readEnvironment()): Sett
   const settings = values as Settings; // every name was parsed by its own schema just above
   const conflicts = findConflicts(settings);
   if (conflicts.length > 0) throw refusal(conflicts);
-  return settings;
+  const { provisioners, engineUrls } = settings;
+  if (provisioners.length > 0 || engineUrls.length === 0) return settings;
+  return { ...settings, provisioners: ['static'] };
 }
 
 /** The text of a setting and the name that it was found under; undefined where none of its names is set. */
@@ -123,8 +126,18 @@ function findConflicts(settings: Settings): string[] {
       `ENGINE_WEIGHTS has ${engineWeights.length} numbers for the ${engineUrls.length} engines of ENGINE_URLS: give one each.`,
     );
   }
-  if (settings.provisioner === 'static' && settings.engineUrls.length === 0) {
-    conflicts.push('PROVISIONER=static needs ENGINE_URLS, such as http://localhost:8000.');
-  }
-  return [...conflicts, ...storageConflicts(settings), ...placesConflicts(settings)];
+  return [
+    ...conflicts,
+    ...leaseConflicts(settings),
+    ...remoteConflicts(settings),
+    ...storageConflicts(settings),
+    ...placesConflicts(settings),
+  ];
+}
+
+function remoteConflicts({ metadataServiceUrl, metadataServiceApiKey }: Settings): string[] {
+  if (metadataServiceApiKey === undefined || metadataServiceUrl !== undefined) return [];
+  return [
+    'METADATA_SERVICE_API_KEY is sent to METADATA_SERVICE_URL, and has no effect without: set that, or leave it out.',
+  ];
 }

@@ -48,6 +48,7 @@ export const RETENTION_SETTINGS = {
   jobRetention: {
     doc: 'How long the record of a job that is over stays, with its history, provisions and webhook attempts; its files stay as long as files do.',
     env: 'JOB_RETENTION',
+    isRare: true,
     default: 'never',
     schema: retention(),
   },

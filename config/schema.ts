@@ -1,7 +1,7 @@
 import * as v from 'valibot';
 import { webhookKey } from '../src/domain/webhook.ts';
-import { PROVIDERS } from '../src/domain/provision.ts';
 import { QUEUE_NAMES } from '../src/domain/job.ts';
+import { ENGINES_SETTINGS } from './engines.ts';
 import {
   text,
   oneOf,
@@ -12,6 +12,7 @@ import {
   rateLimit,
   redisUrl,
   engineUrls,
+  serviceUrl,
   weights,
   address,
   bearerToken,
@@ -19,6 +20,7 @@ import {
   STORE_MESSAGE,
 } from './kinds.ts';
 import type { Setting } from './kinds.ts';
+import { LEASE_SETTINGS } from './lease.ts';
 import { PLACES_SETTINGS } from './places.ts';
 import { RETENTION_SETTINGS } from './retention.ts';
 import { STORAGE_SETTINGS } from './storage.ts';
@@ -92,6 +94,7 @@ export const SETTINGS = {
   logLevel: {
     doc: 'Least level that is logged.',
     env: 'LOG_LEVEL',
+    isRare: true,
     default: 'info',
     schema: v.pipe(
       text,
@@ -102,17 +105,27 @@ export const SETTINGS = {
       ),
     ),
   },
-  provisioner: {
-    doc: 'Where engines come from. Unset: static when ENGINE_URLS is set.',
-    env: 'PROVISIONER',
-    default: undefined,
-    schema: v.optional(oneOf(PROVIDERS)),
-  },
+  ...LEASE_SETTINGS,
   engineUrls: {
     doc: 'Comma-separated base URLs of engines that are already running (vLLM or compatible).',
     env: 'ENGINE_URLS',
     default: '',
     schema: engineUrls,
+  },
+  metadataServiceUrl: {
+    doc: 'Base URL of a metadata service (AIBrix, or another Sluice) that runs the batches in place of this server, which sends it their inputs, follows them and copies their results. Unset: they run here.',
+    env: 'METADATA_SERVICE_URL',
+    isRare: true,
+    default: undefined,
+    schema: serviceUrl,
+  },
+  metadataServiceApiKey: {
+    doc: 'Sent to METADATA_SERVICE_URL as a bearer token.',
+    env: 'METADATA_SERVICE_API_KEY',
+    isRare: true,
+    default: undefined,
+    schema: bearerToken,
+    secret: true,
   },
   engineWeights: {
     doc: 'How much each of ENGINE_URLS takes compared with the others, in their order, such as 2,1. Unset: alike.',
@@ -124,12 +137,14 @@ export const SETTINGS = {
   engineRequestsPerSecond: {
     doc: 'Most requests a second that each engine is sent, by all workers together. Unset: no limit.',
     env: 'ENGINE_REQUESTS_PER_SECOND',
+    isRare: true,
     default: undefined,
     schema: rateLimit,
   },
   engineTokensPerMinute: {
     doc: 'Most tokens a minute, read and written, that each engine is asked for. Unset: no limit.',
     env: 'ENGINE_TOKENS_PER_MINUTE',
+    isRare: true,
     default: undefined,
     schema: rateLimit,
   },
@@ -154,6 +169,7 @@ export const SETTINGS = {
     schema: bearerToken,
     secret: true,
   },
+  ...ENGINES_SETTINGS,
   ...STORAGE_SETTINGS,
   ...PLACES_SETTINGS,
   ...RETENTION_SETTINGS,
@@ -192,12 +208,14 @@ export const SETTINGS = {
   maxConcurrency: {
     doc: 'Most lines of a job in flight at one engine, where the job does not say (aibrix.client.max_concurrency).',
     env: 'MAX_CONCURRENCY',
+    isRare: true,
     default: '1024',
     schema: whole(1, 16_384),
   },
   memoryBudget: {
     doc: 'Bytes of requests, answers and open segments that a worker process holds.',
     env: 'MEMORY_BUDGET',
+    isRare: true,
     default: '128MiB',
     schema: bytes(16 * 2 ** 20),
   },
@@ -218,6 +236,7 @@ export const SETTINGS = {
   requestTimeout: {
     doc: 'How long an engine may take until the first byte of an answer.',
     env: 'REQUEST_TIMEOUT',
+    isRare: true,
     default: '15m',
     schema: duration(100),
   },
@@ -231,6 +250,7 @@ export const SETTINGS = {
   answerTimeout: {
     doc: 'How long one attempt at a line may take in all. A job that says so itself (aibrix.client.request_timeout_seconds) is bound by neither this nor REQUEST_TIMEOUT.',
     env: 'ANSWER_TIMEOUT',
+    isRare: true,
     default: '1h',
     schema: duration(100),
   },

@@ -125,6 +125,7 @@ export const STORAGE_SETTINGS = {
   tosBucket: {
     doc: 'Bucket of Volcano Engine TOS, with TOS_REGION, TOS_ACCESS_KEY and TOS_SECRET_KEY.',
     env: 'TOS_BUCKET',
+    isRare: true,
     also: ['STORAGE_TOS_BUCKET', 'TOS_BUCKET_NAME'],
     default: undefined,
     schema: bucket,

@@ -41,17 +41,56 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
   queues: { values: ['planing', 'planning;dispatch'], allowed: 'planning, provisioning' },
   workerProcesses: { values: ['-1', '257', 'auto', '1.5'], allowed: 'from 0 to 256' },
   logLevel: { values: ['verbose', '3'], allowed: 'trace, debug' },
-  provisioner: { values: ['slurm', 'Static'], allowed: 'static' },
+  provisioners: {
+    values: ['slurm', 'Static', 'static,runpod', 'runpod;lambdaCloud', 'lambdacloud'],
+    allowed: 'one of static, runpod, lambdaCloud',
+  },
+  sshKeyFile: null,
+  runpodApiKey: { values: ['two words'], allowed: 'printable ASCII' },
+  runpodSshPublicKey: {
+    values: ['~/.ssh/id.pub', '-----BEGIN OPENSSH PRIVATE KEY-----', 'ssh-ed25519'],
+    allowed: 'a public key in one line',
+  },
+  runpodBaseUrl: { values: ['api.runpod.io', 'https://u:p@h/v2', 'https://h/?x'], allowed: 'URL' },
+  runpodApiVersion: { values: ['2', 'v3'], allowed: 'v1, v2' },
+  runpodDataCenters: { values: ['EU RO 1', 'EU_RO'], allowed: 'comma-separated list of ids' },
+  runpodImage: { values: ['vllm openai'], allowed: 'without spaces' },
+  runpodCloudType: { values: ['secure', 'SPOT'], allowed: 'SECURE, COMMUNITY' },
+  runpodNetworkVolume: { values: ['my volume'], allowed: 'without spaces' },
+  lambdaCloudApiKey: { values: ['two words'], allowed: 'printable ASCII' },
+  lambdaCloudSshKeys: { values: ['n'.repeat(65)], allowed: 'at most 64 characters' },
+  lambdaCloudBaseUrl: { values: ['cloud.lambda.ai', 'ftp://host'], allowed: 'URL' },
+  lambdaCloudRegions: { values: ['us west', 'us_west_1'], allowed: 'comma-separated list of ids' },
+  lambdaCloudFileSystem: { values: ['my files'], allowed: 'without spaces' },
+  defaultTemplate: null,
+  planningPolicy: { values: ['dearest', 'Simple'], allowed: 'simple, cheapest, fastest' },
+  plannerWorkerCount: { values: ['0', '1001', 'many'], allowed: 'from 1 to 1000' },
+  capacityWait: { values: ['15', 'ever'], allowed: '500ms, 10s, 15m or 2h' },
+  maxLeases: { values: ['0', '10001'], allowed: 'from 1 to 10000' },
+  keepWarmSeconds: { values: ['-1', '86401', '10m'], allowed: 'from 0 to 86400' },
+  maxCostUsd: { values: ['0', '$5', '1e3', '1000001'], allowed: 'from 0.01 to 1000000' },
+  pauseRelease: { values: ['-1', '86401', '10m'], allowed: 'from 0 to 86400' },
+  maxIdleMinutes: { values: ['0', '1.5', '10m'], allowed: 'from 1 to 525600' },
   engineUrls: {
     values: ['localhost:8000', 'ftp://host', 'http://a,b', 'http://host/?key=1', 'http://u:p@host'],
     allowed: 'http(s) URLs',
   },
+  metadataServiceUrl: {
+    values: ['localhost:8090', 'ftp://host', 'http://host/?key=1', 'http://u:p@host'],
+    allowed: 'http(s) URL',
+  },
+  metadataServiceApiKey: { values: ['two words', 'schlüssel'], allowed: 'printable ASCII' },
   engineWeights: { values: ['0', '-1', 'many', '1001'], allowed: 'from 0.01 to 1000' },
   engineRequestsPerSecond: { values: ['0', '-1', 'many', '1e3'], allowed: 'from 0.001 to' },
   engineTokensPerMinute: { values: ['0', '1000000001', '1k'], allowed: 'from 0.001 to' },
   keyRequestsPerSecond: { values: ['0', '0.0001', '.5'], allowed: 'from 0.001 to' },
   keyTokensPerMinute: { values: ['0', '10/m', '1,5'], allowed: 'from 0.001 to' },
   engineApiKey: { values: ['two words', 'schlüssel'], allowed: 'printable ASCII' },
+  runpodProxy: {
+    values: ['yes', 'https://proxy.example', 'https://{pod}.example', '{pod}-{port}'],
+    allowed: 'false, true or a URL',
+  },
+  engineSecretsDir: { values: ['secrets', './secrets'], allowed: '/etc/sluice/secrets' },
   storageType: { values: ['FTP', 'redis'], allowed: 'AUTO, LOCAL, S3, TOS' },
   s3Bucket: { values: ['s3://bucket', 'ab', 'Bucket', 'a..b'], allowed: '3 to 63 characters' },
   s3Endpoint: {
@@ -163,6 +202,12 @@ describe('values', () => {
     ['ORPHAN_AGE', '7h', 'orphanAge', 25_200_000],
     ['ALLOWED_BUCKETS', ',', 'allowedBuckets', []],
     ['REQUEST_TIMEOUT', '2h', 'requestTimeout', 7_200_000],
+    ['BATCH_SSH_KEY_FILE', '/keys/id', 'sshKeyFile', '/keys/id'],
+    ['RUNPOD_DATA_CENTERS', 'EU-RO-1, US-KS-2,', 'runpodDataCenters', ['EU-RO-1', 'US-KS-2']],
+    ['LAMBDA_CLOUD_SSH_KEYS', 'my laptop,ci', 'lambdaCloudSshKeys', ['my laptop', 'ci']],
+    ['LAMBDA_CLOUD_REGION', 'us-west-1', 'lambdaCloudRegions', ['us-west-1']],
+    ['CAPACITY_WAIT', '0s', 'capacityWait', 0],
+    ['MAX_COST_USD', '0.50', 'maxCostUsd', 0.5],
   ];
   test.for(GOOD)('%s=%s', ([variable, value, name, parsed]) => {
     expect(loadSettings({ [variable]: value })[name]).toEqual(parsed);
@@ -174,7 +219,8 @@ describe('values', () => {
   });
   test('there are bad values of every setting that has any', () => {
     expect(Object.keys(BAD).toSorted()).toEqual(NAMES.toSorted());
-    expect(NAMES.filter((name) => BAD[name] === null)).toEqual(['dataDir']);
+    const anyText = ['dataDir', 'defaultTemplate', 'sshKeyFile'];
+    expect(NAMES.filter((name) => BAD[name] === null).toSorted()).toEqual(anyText);
   });
 
   test.for(cases)('$name refuses $value', ({ name, value, allowed }) => {
@@ -208,6 +254,9 @@ describe('secrets', () => {
     STORE_URI: 'postgres://user:hunter2@host/db',
     ENGINE_API_KEY: 'hunter2 hunter2',
     ENGINE_URLS: 'http://fine,http://user:hunter2@host',
+    RUNPOD_API_KEY: 'hunter2 hunter2',
+    LAMBDA_CLOUD_API_KEY: 'hunter2 hunter2',
+    RUNPOD_BASE_URL: 'https://user:hunter2@host/v2',
   };
   test.for(Object.entries(SECRETS))('%s is not repeated', ([variable, value]) => {
     const { message } = refusal({ [variable]: value });
@@ -252,6 +301,64 @@ describe('conflicts', () => {
   test('all of them are told at once', () => {
     const { message } = refusal({ MEMORY_BUDGET: '16MiB', MAX_BATCH_FILE_BYTES: '9GiB' });
     expect(message).toContain('3 settings are wrong');
+  });
+});
+
+describe('leasing', () => {
+  const RUNPOD = { RUNPOD_API_KEY: 'rp_1', AIBRIX_BATCH_SSH_KEY_FILE: '/keys/id' };
+  const LAMBDA = { LAMBDA_CLOUD_API_KEY: 'l1', LAMBDA_CLOUD_SSH_KEYS: 'ci' };
+  const BOTH = { ...RUNPOD, ...LAMBDA };
+  const PUBLIC_KEY =
+    'ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJqZ0mYzm3v9cyTnYwVQ0TyFVZrYyW1y0C3m8dUrWmVh me';
+
+  test.for<[Record<string, string>, string[]]>([
+    [{}, []],
+    [{ ENGINE_URLS: 'http://a:1' }, ['static']],
+    [{ ENGINE_URLS: 'http://a:1', PROVISIONER: 'static' }, ['static']],
+    [{ ...BOTH, PROVISIONER: 'lambdaCloud, runpod,lambdaCloud' }, ['lambdaCloud', 'runpod']],
+    [{ ...BOTH, ENGINE_URLS: 'http://a:1', PROVISIONER: 'runpod' }, ['runpod']],
+  ])('PROVISIONER: %o', ([environment, list]) => {
+    expect(loadSettings(environment).provisioners).toEqual(list);
+  });
+
+  test('static is nothing without an engine', () => {
+    expect(refusal({ PROVISIONER: 'static' }).message).toContain('needs ENGINE_URLS');
+  });
+
+  const without = (all: Record<string, string>, ...names: string[]) =>
+    Object.fromEntries(Object.entries(all).filter(([name]) => !names.includes(name)));
+
+  test.for<[provider: string, missing: string[], says: RegExp]>([
+    ['runpod', ['RUNPOD_API_KEY'], /runpod needs RUNPOD_API_KEY: set it/],
+    [
+      'runpod',
+      ['RUNPOD_API_KEY', 'AIBRIX_BATCH_SSH_KEY_FILE'],
+      /runpod needs RUNPOD_API_KEY and RUNPOD_SSH_PUBLIC_KEY: set them/,
+    ],
+    ['lambdaCloud', ['LAMBDA_CLOUD_API_KEY'], /lambdaCloud needs LAMBDA_CLOUD_API_KEY:/],
+    ['lambdaCloud', ['LAMBDA_CLOUD_SSH_KEYS'], /lambdaCloud needs LAMBDA_CLOUD_SSH_KEYS:/],
+    ['lambdaCloud', ['AIBRIX_BATCH_SSH_KEY_FILE'], /with AIBRIX_BATCH_SSH_KEY_FILE: name/],
+    ['runpod,lambdaCloud', ['RUNPOD_API_KEY'], /take runpod out of PROVISIONER/],
+  ])('PROVISIONER=%s without %o', ([provider, missing, says]) => {
+    const { message } = refusal({ ...without(BOTH, ...missing), PROVISIONER: provider });
+    expect(message).toContain('resource manager init: missing credential: ');
+    expect(message).toMatch(says);
+  });
+
+  test('every provider that lacks something is told at once', () => {
+    const { message } = refusal({ PROVISIONER: 'runpod,lambdaCloud' });
+    expect(message.match(/resource manager init: missing credential:/g)).toHaveLength(3);
+  });
+
+  test('a provider that is not enabled may lack what it likes', () => {
+    expect(loadSettings({ ...LAMBDA, ENGINE_URLS: 'http://a:1' }).runpodApiKey).toBeUndefined();
+    loadSettings({ ...RUNPOD, PROVISIONER: 'runpod' });
+  });
+
+  test('who logs in to no machine needs no private key', () => {
+    const environment = { RUNPOD_API_KEY: 'x', RUNPOD_SSH_PUBLIC_KEY: PUBLIC_KEY };
+    loadSettings({ ...environment, PROVISIONER: 'runpod', ROLES: 'api,sweeper' });
+    expect(refusal({ ...environment, PROVISIONER: 'runpod' }).message).toContain('logged in to');
   });
 });
 
