@@ -4,17 +4,21 @@ import type { Queues } from '../queues/queues.ts';
 import type { AssemblyOptions } from '../src/dispatcher/assemble.ts';
 import type { AssemblySinks, AssemblySource } from '../src/dispatcher/contract.ts';
 import type { Dispatcher } from '../src/dispatcher/dispatcher.ts';
+import type { RemoteAssemblyOptions, RemoteResults } from '../src/dispatcher/assemble-remote.ts';
 import type { ReadPlan, ReadPlanOptions } from '../src/dispatcher/read-plan.ts';
 import type { JobRecord, JobState } from '../src/domain/job.ts';
 import type { Owner, ProvisionRecord, ProvisionState } from '../src/domain/provision.ts';
 import type { AcceptedShard, LostParts } from '../src/domain/segment.ts';
 import type { ResourceManager } from '../src/resources/contract.ts';
 import type { Runtime } from '../src/runtimes/contract.ts';
+import type { RemoteService } from '../src/runtimes/remote/contract.ts';
 import type { Storage } from '../src/storage/contract.ts';
 import type { JobChange } from '../src/store/jobs.ts';
+import type { ProvisionChange } from '../src/store/provisions.ts';
 import type { Store } from '../src/store/store.ts';
 import type { EarlyFiles } from './early-files.ts';
 import type { FailedTries } from './give-up.ts';
+import type { Leasing } from './leasing.ts';
 import type { Watches } from './watch.ts';
 
 /** Where processors write what happened; messages are static, what varies stands in the fields. */
@@ -27,9 +31,9 @@ export interface Log {
 
 /** What settling and stopping a job take. */
 export interface SettleDeps {
-  store: Pick<Store, 'jobs' | 'shards' | 'provisions'>;
+  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'leases'>;
   advanceJob: Advance<JobRecord, JobState, JobChange>;
-  advanceProvision: Advance<ProvisionRecord, ProvisionState, { reason?: string }>;
+  advanceProvision: Advance<ProvisionRecord, ProvisionState, ProvisionChange>;
   add: Queues['add'];
   manager: Pick<ResourceManager, 'provider' | 'slots'>;
   /** How many shards of a job may wait in the queue: one more than there are processes that take them. */
@@ -37,13 +41,17 @@ export interface SettleDeps {
   /** Redis' time, ms. */
   now(): number;
   log: Log;
+  /** After so long a paused job gives its leased machines back, ms. */
+  pauseReleaseMs: number;
 }
 
 /** Everything that the five processors touch; a test may give any part of it its own. */
 export interface Deps extends SettleDeps {
-  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files' | 'writer'>;
+  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'files' | 'writer' | 'leases'>;
   storage: Pick<Storage, 'put' | 'get' | 'head' | 'delete'>;
   runtime: Pick<Runtime, 'look'>;
+  /** Null where this process has no settings for a provider that leases. */
+  leasing: Leasing | null;
   dispatcher: Pick<Dispatcher, 'run' | 'asideMs'>;
   watches: Pick<Watches, 'open'>;
   readPlan(
@@ -61,6 +69,19 @@ export interface Deps extends SettleDeps {
     sinks: AssemblySinks,
     options: Pick<AssemblyOptions, 'jobId' | 'undone' | 'onLine' | 'aheadBytes'>,
   ): Promise<{ output: number; error: number; undone: number }>;
+  /** The lines of an input that shards have not marked as bad. */
+  goodLines(
+    input: Readable,
+    shards: AsyncIterable<Pick<AcceptedShard, 'plan' | 'bad'>>,
+  ): AsyncIterable<Uint8Array>;
+  /** Files of another service are read once where they are in the order of the input, else twice. */
+  assembleRemote(
+    results: RemoteResults,
+    sinks: AssemblySinks,
+    options: Pick<RemoteAssemblyOptions, 'jobId' | 'undone' | 'onLine'> & { inOrder: boolean },
+  ): Promise<{ output: number; error: number; undone: number }>;
+  /** The metadata service that runs jobs in this server's place; null: jobs run here. */
+  remote: RemoteService | null;
   /** Shards of which storage has lost accepted parts, each read twice; what cannot be read now ends it with the error. */
   findLost(source: Pick<AssemblySource, 'shards' | 'openPart'>): AsyncIterable<LostParts>;
   /** The model that the body of an answer names at its top level; null where it names none. */

@@ -84,7 +84,8 @@ export function createEarlyFiles({ name, deps, leastBytes = LEAST_BYTES }: Optio
         await follow(current, signal, deps());
       } finally {
         over.abort(new Error('nobody wants these files any more'));
-        await current.written.catch(() => undefined);
+        // Only its end matters here: a failure that anybody waits for is told by `follow` or by `finish`.
+        await Promise.allSettled([current.written]);
         current = null;
       }
     });

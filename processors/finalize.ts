@@ -6,6 +6,8 @@ import { describeUnnamed, lacksInput, withoutInput } from './changed-input.ts';
 import type { Deps } from './deps.ts';
 import { whyHopeless } from './give-up.ts';
 import { retractFiles, writeManifest } from './manifest.ts';
+import { isRemote } from './remote.ts';
+import { copyFiles, hasResults } from './remote-files.ts';
 import { settle } from './settle.ts';
 import { askAgain, strikeLost } from './strike.ts';
 import { undoneOf, writeFiles } from './write-files.ts';
@@ -78,11 +80,14 @@ async function writeOrStrike(job: JobRecord, signal: AbortSignal, deps: Deps): P
   }
 }
 
-async function writeAndEnd(job: JobRecord, signal: AbortSignal, deps: Deps): Promise<void> {
-  const outcome = job.outcome ?? 'completed';
-  const undone = await undoneOf(job, outcome, deps);
+async function writeAndEnd(seen: JobRecord, signal: AbortSignal, deps: Deps): Promise<void> {
+  const outcome = seen.outcome ?? 'completed';
+  const undone = await undoneOf(seen, outcome, deps);
   const written =
-    (await deps.early.finish(job, undone)) ?? (await writeAll(job, undone, signal, deps));
+    (await deps.early.finish(seen, undone)) ?? (await writeAll(seen, undone, signal, deps));
+  // Of a remote batch only its files count; what it said of itself while it ran is for people.
+  const { output: completed, error: answered } = isRemote(seen) ? written : countsOf(seen);
+  const job = { ...seen, completed, failed: answered };
   if (written.output !== job.completed || written.error !== job.failed) {
     const found = `${written.output} and ${written.error} answers found`;
     const message = `${found}, ${job.completed} and ${job.failed} counted`;
@@ -94,7 +99,7 @@ async function writeAndEnd(job: JobRecord, signal: AbortSignal, deps: Deps): Pro
   const { files, tally } = written;
   await writeManifest(job, outcome, { files, tally, failed, unnamed }, deps);
   const ids = { outputFile: files.output?.id ?? null, errorFile: files.error?.id ?? null };
-  const set = { failed, ...ids, errors: job.errors, reason: '' };
+  const set = { completed, failed, ...ids, errors: job.errors, reason: '' };
   const moved = await deps.advanceJob(job, outcome, { event, set });
   if (moved !== 'stale') await settle(job.id, deps);
 }
@@ -105,6 +110,12 @@ function writeAll(
   signal: AbortSignal,
   deps: Deps,
 ): Promise<Written> {
+  // Where there is nothing to copy, no line is answered.
+  if (isRemote(job) && hasResults(job)) return copyFiles(job, undone, signal, deps);
   const shards = deps.store.shards.accepted(job.id, 0, job.shards);
   return writeFiles(job, shards, { undone: () => undone, signal }, deps);
+}
+
+function countsOf({ completed, failed }: JobRecord) {
+  return { output: completed, error: failed };
 }

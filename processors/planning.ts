@@ -9,9 +9,14 @@ import { reportProblems } from '../src/domain/plan.ts';
 import type { JobChange } from '../src/store/jobs.ts';
 import { hashed, inputError, noteOutside } from './changed-input.ts';
 import type { Deps } from './deps.ts';
+import { codeOf } from './lease-ask.ts';
+import { candidates } from './lease-offers.ts';
 import { NOTHING_TO_ASK, PAUSED_LOOK_MS } from './pause.ts';
+import { remoteFor, whyNotRemote } from './remote.ts';
 import { describeLeftOut, writeRetryInput } from './retry.ts';
 import { FIRST_WAKE, recordProvision, stopJob } from './settle.ts';
+
+const NO_ENGINE = 'No engine to run it: set ENGINE_URLS, or name one in aibrix.runtime.';
 
 /** Validates a job's whole input in one streaming pass, cuts it into shards, and records the engines that it gets. */
 export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Promise<Verdict> => {
@@ -19,18 +24,17 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   if (job === null || JOB[job.state].queue !== 'planning' || job.wake !== wake) return 'done';
   // It was read, and found to have nothing to ask: to read it each time would be work for nothing.
   if (isPaused(job) && job.reason === NOTHING_TO_ASK) return { againInMs: PAUSED_LOOK_MS };
-  const slots = deps.manager.slots(job);
-  if (slots.length === 0) {
-    const reason = 'No engine to run it: set ENGINE_URLS, or name one in aibrix.runtime.';
-    await stopJob(id, { outcome: 'resource_failed', event: reason, reason }, deps);
-    return 'done';
-  }
+  const remote = remoteFor(deps);
+  const slots = deps.manager.slots({ ...job, remote });
+  const reason = slots.length === 0 ? NO_ENGINE : whyNotRemote(job, deps);
+  if (await isNeverRun(job, reason, deps)) return 'done';
   const plan = await read(job, signal, deps);
   if (plan === null) return 'done';
   const { lines, shards, models, bad } = plan;
-  const set = { lines, shards, models };
+  const counted = { lines, shards, models };
+  const set = remote === null ? counted : { ...counted, remote };
   const event = describePlan(plan) + (await describeLeftOut(job, lines, deps));
-  if (bad === lines) return finishUnasked(job, { outcome: 'completed', event, set }, deps);
+  if (bad === lines) return finishUnasked(job, { outcome: 'completed', event, set: counted }, deps);
   const provisions = await Promise.all(slots.map((slot) => recordProvision(job, slot, 0, deps)));
   const moved = await deps.advanceJob(job, 'resource_preparing', { event, set });
   if (moved === 'stale') return 'done';
@@ -40,6 +44,31 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   );
   return 'done';
 };
+
+/** Ends a job that cannot be run, for this reason or because no machine can be leased for it. */
+async function isNeverRun(job: JobRecord, reason: string | null, deps: Deps): Promise<boolean> {
+  if (reason === null) return isNeverLeased(job, deps);
+  await stopJob(job.id, { outcome: 'resource_failed', event: reason, reason }, deps);
+  return true;
+}
+
+/** Ends a job for which no machine can ever be leased before its input is read. What only time can tell is left open. */
+async function isNeverLeased({ id, options }: JobRecord, deps: Deps): Promise<boolean> {
+  const { leasing } = deps;
+  if (options.resources === null || leasing === null) return false;
+  try {
+    await candidates(options.resources, leasing, deps.store);
+    return false;
+  } catch (error) {
+    if (!(error instanceof SluiceError)) throw error;
+    if (error.kind === 'NoCapacity' || error.kind === 'Transient') return false;
+    const reason = shownError(error);
+    const errors = [{ code: codeOf(error), message: reason, line: null, param: error.param }];
+    const event = 'No machine can be had for this job.';
+    await stopJob(id, { outcome: 'resource_failed', event, reason, errors }, deps);
+    return true;
+  }
+}
 
 /** Nothing is leased for lines that no engine can be asked. Paused, the job waits: it ends when it is resumed. */
 async function finishUnasked(job: JobRecord, change: JobChange, deps: Deps): Promise<Verdict> {

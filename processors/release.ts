@@ -1,7 +1,11 @@
 import type { Processor, Verdict } from '../queues/worker.ts';
 import type { JobRecord } from '../src/domain/job.ts';
+import { isLeased } from '../src/domain/provision.ts';
 import type { Deps } from './deps.ts';
 import { finalize } from './finalize.ts';
+import { releaseMachine } from './lease-release.ts';
+import { isRemote } from './remote.ts';
+import { stopRemote } from './remote-stop.ts';
 import { settle } from './settle.ts';
 
 const LOOK_WHILE_CANCELLING_MS = 200;
@@ -14,7 +18,10 @@ export const release: Processor<Deps> = async (task, deps) => {
   if (task.id.startsWith('prov_')) return releaseProvision(task.id, task.wake, deps);
   const job = await deps.store.jobs.get(task.id);
   if (job === null || job.wake !== task.wake) return 'done';
-  if (job.state === 'cancelling') return collect(job, deps);
+  if (job.state === 'cancelling') {
+    const verdict = isRemote(job) ? await stopRemote(job, task.signal, deps) : null;
+    return verdict ?? collect(job, deps);
+  }
   if (job.state !== 'finalizing') return 'done';
   // Who has written most of its files while it ran ends it, too.
   if (await deps.store.writer(job.id).isHeld()) return { againInMs: LOOK_WHILE_WRITTEN_MS };
@@ -24,9 +31,9 @@ export const release: Processor<Deps> = async (task, deps) => {
 /** A static engine is nobody's to switch off: giving it back is a matter of the record. */
 async function releaseProvision(id: string, wake: number, deps: Deps): Promise<Verdict> {
   const provision = await deps.store.provisions.get(id);
-  if (provision?.state === 'releasing' && provision.wake === wake) {
-    await deps.advanceProvision(provision, 'released');
-  }
+  if (provision?.state !== 'releasing' || provision.wake !== wake) return 'done';
+  if (isLeased(provision)) return releaseMachine(provision, deps);
+  await deps.advanceProvision(provision, 'released');
   return 'done';
 }
 

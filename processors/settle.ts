@@ -1,8 +1,13 @@
 import { shardEntity } from '../queues/catalog.ts';
+import { measureSpeed } from '../src/domain/cost.ts';
 import { classNow, isPaused, stopTarget, wantsEngines } from '../src/domain/job.ts';
 import type { JobClass, JobError, JobRecord, Outcome } from '../src/domain/job.ts';
 import {
+  currentAttempt,
+  fillsSlot,
+  isLeased,
   isReleased,
+  leaseAddress,
   provisionId,
   rehomeSlot,
   settledStep,
@@ -56,7 +61,12 @@ export async function settle(
 
 function stepEvent(job: JobRecord, to: keyof typeof STEP_EVENT, why: string): string {
   const isBack = to === 'resource_preparing' || job.state === 'in_progress';
-  return isBack && why !== '' ? why : STEP_EVENT[to];
+  if (isBack && why !== '') return why;
+  const batch = job.remote?.batch ?? null;
+  if (job.remote === null || to === 'resource_preparing') return STEP_EVENT[to];
+  return batch === null
+    ? 'The metadata service is asked to run the batch.'
+    : `The metadata service runs it as batch ${batch}.`;
 }
 
 /** What the job should have: by the settings where those count, else what it has. */
@@ -66,10 +76,25 @@ function slotsOf(
   deps: SettleDeps,
   replace: boolean,
 ): readonly Slot[] {
+  // What is leased costs money, so that a job that is held for long has it no longer.
+  if (isHeldLong(job, deps)) return [];
   const configured = replace ? deps.manager.slots(job) : [];
   // A process without settings for engines has no opinion.
   if (configured.length > 0) return configured;
-  return provisions.filter(({ state }) => !isReleased(state));
+  return provisions.flatMap((each) => (isReleased(each.state) ? [] : [slotOf(each)]));
+}
+
+/** The slot that a provision is in; of a leased one any other machine will do. */
+function slotOf(provision: ProvisionRecord): Slot {
+  const { slot, address } = provision;
+  return { slot, address: isLeased(provision) ? null : address };
+}
+
+function isHeldLong(job: JobRecord, { pauseReleaseMs, now }: SettleDeps): boolean {
+  if (job.options.resources === null || job.pausedAt === null) return false;
+  // What a remote service has begun goes on: no service can be told to wait.
+  if (job.remote !== null && job.remote.batch !== null) return false;
+  return now() - job.pausedAt > pauseReleaseMs;
 }
 
 async function releaseUnwanted(
@@ -93,10 +118,7 @@ export async function fillSlots(
 ): Promise<void> {
   if (!wantsEngines(job.state) || isPaused(job)) return;
   const empty = slots.filter(
-    ({ slot, address }) =>
-      !provisions.some(
-        (each) => each.slot === slot && each.address === address && !isReleased(each.state),
-      ),
+    (slot) => !provisions.some((each) => fillsSlot(each, slot) && !isReleased(each.state)),
   );
   await Promise.all(
     empty.map(async (slot) => {
@@ -123,7 +145,7 @@ function leftSlots(provisions: readonly ProvisionRecord[], configured: readonly 
   const held = new Set(provisions.flatMap(({ slot, state }) => (isReleased(state) ? [] : [slot])));
   const left = new Map<number, Slot | null>();
   for (const released of provisions) {
-    if (!held.has(released.slot)) left.set(released.slot, rehomeSlot(released, configured));
+    if (!held.has(released.slot)) left.set(released.slot, rehomeSlot(slotOf(released), configured));
   }
   return [...left.values()].filter((slot) => slot !== null);
 }
@@ -133,15 +155,21 @@ export const FIRST_WAKE = 1;
 
 /** Records that a slot is to have an engine, and returns the provision's id. May be repeated: the id is derived. */
 export async function recordProvision(
-  job: Pick<JobRecord, 'id' | 'engines'>,
+  job: Pick<JobRecord, 'id' | 'engines' | 'options'>,
   { slot, address }: Slot,
   attempt: number,
   { store, manager }: Pick<SettleDeps, 'store' | 'manager'>,
 ): Promise<string> {
   const id = provisionId(job.id, slot, attempt);
-  const { provider } = manager;
-  const owner = ownerOf(job);
-  await store.provisions.create({ id, job: job.id, slot, provider, owner, address });
+  await store.provisions.create({
+    id,
+    job: job.id,
+    slot,
+    // Which one it is leased from is known with each attempt.
+    provider: job.options.resources?.providers[0] ?? manager.provider,
+    owner: ownerOf(job),
+    address: address ?? leaseAddress(id),
+  });
   return id;
 }
 
@@ -243,7 +271,31 @@ export async function finishJob(jobId: string, deps: SettleDeps): Promise<void> 
   if (job === null || !isAnswered(job)) return;
   const event = 'Every request is answered; writing the output files.';
   const moved = await deps.advanceJob(job, 'finalizing', { outcome: 'completed', event });
-  if (moved !== 'stale') await settle(jobId, deps);
+  if (moved === 'stale') return;
+  // What is paid for goes first.
+  await settle(jobId, deps);
+  await learnSpeed(job, deps);
+}
+
+/** Remembers how fast the machines of a job were, for the choice of machines and the estimates of later ones. */
+async function learnSpeed(job: JobRecord, { store, now }: SettleDeps): Promise<void> {
+  const { resources } = job.options;
+  const begun = job.enteredAt.in_progress;
+  if (resources === null || begun === undefined) return;
+  const served = (await store.provisions.ofJob(job.id)).filter(
+    ({ enteredAt }) => enteredAt.serving !== undefined,
+  );
+  const types = new Set(served.map((each) => currentAttempt(each)?.gpuType ?? ''));
+  const [gpuType = ''] = types;
+  // Of machines of several kinds nobody can say which did what.
+  if (types.size !== 1 || gpuType === '') return;
+  const speed = measureSpeed({
+    lines: job.completed,
+    inputTokens: job.usage.inputTokens,
+    outputTokens: job.usage.outputTokens,
+    servingMs: (now() - begun) * served.length,
+  });
+  if (speed !== null) await store.leases.learn(resources.templateId, gpuType, speed);
 }
 
 /**

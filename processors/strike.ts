@@ -77,6 +77,8 @@ async function forgetUnused(job: JobRecord, segments: Set<string>, deps: Deps): 
  */
 export async function askAgain(job: JobRecord, deps: Deps): Promise<boolean> {
   if (job.outcome !== 'completed' || job.doneShards >= job.shards) return false;
+  // Its answers are where its batch is.
+  if (job.remote !== null) return false;
   // All its lines are bad: none was ever to be asked.
   if (job.enteredAt.in_progress === undefined) return false;
   const lines = job.lines - job.completed - job.failed;

@@ -3,14 +3,25 @@ import { isDeepStrictEqual } from 'node:util';
 import type { Processor, Verdict } from '../queues/worker.ts';
 import { isPaused, wantedModels, wantsEngines } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
-import { isReleased, missingModels, PROVISION, quoteModels } from '../src/domain/provision.ts';
+import {
+  fillsSlot,
+  isLeased,
+  isReleased,
+  missingModels,
+  PROVISION,
+  quoteModels,
+} from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Look } from '../src/runtimes/contract.ts';
 import type { Deps, SettleDeps } from './deps.ts';
+import { ensureEngine } from './lease-engine.ts';
 import { PAUSED_LOOK_MS } from './pause.ts';
+import { followRemote, isRemote } from './remote.ts';
 import { settle, stopJob } from './settle.ts';
 
 const LOOK_WHILE_STARTING_MS = 1_000;
+/** A machine that is leased costs money while nobody notices that its engine is healthy. */
+const LOOK_WHILE_PAID_MS = 500;
 const LOOK_WHILE_SERVING_MS = 5_000;
 /** One late answer does not make an engine lost: a second look decides. */
 const SECOND_LOOK_MS = 500;
@@ -29,11 +40,28 @@ export const submission: Processor<Deps> = async ({ id, wake, signal }, deps) =>
   }
   // An engine that serves is watched on: lines in flight may still be answered there.
   if (provision.state === 'starting' && isPaused(job)) return { againInMs: PAUSED_LOOK_MS };
+  if (isRemote(job)) return followRemote(provision, job, signal, deps);
+  const held = await ensureLeased(provision, job, signal, deps);
+  if (held !== null) return held;
   const look = await lookAt(provision, job, signal, deps);
   return provision.state === 'starting'
     ? whileStarting(provision, job, look, signal, deps)
     : whileServing(provision, job, look, signal, deps);
 };
+
+/** What is to be done before an engine on a leased machine can be asked whether it is healthy; null: nothing. */
+async function ensureLeased(
+  provision: ProvisionRecord,
+  job: JobRecord,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<Verdict | null> {
+  const { resources } = job.options;
+  const { leasing } = deps;
+  if (!isLeased(provision) || provision.state === 'serving') return null;
+  if (resources === null || leasing === null) return { againInMs: LOOK_WHILE_SERVING_MS };
+  return ensureEngine({ provision, job, resources, leasing, signal }, deps);
+}
 
 async function lookAt(
   provision: ProvisionRecord,
@@ -61,6 +89,7 @@ async function whileStarting(
     if (moved !== 'stale') await settle(provision.job, deps);
     return 'done';
   }
+  if (isLoading(provision, look)) return { againInMs: LOOK_WHILE_PAID_MS };
   const isNews = look.reason !== provision.reason;
   if (isNews && isWished(provision, job, deps)) {
     await deps.store.provisions.note(provision.id, look.reason);
@@ -80,13 +109,18 @@ async function whileStarting(
     await stopUnfit(job, 'No engine can serve this batch.', look.reason, deps);
     return 'done';
   }
-  return { againInMs: LOOK_WHILE_STARTING_MS };
+  return { againInMs: isLeased(provision) ? LOOK_WHILE_PAID_MS : LOOK_WHILE_STARTING_MS };
+}
+
+/** That an engine which is still loading does not answer is no news; what its machine says of it is told instead. */
+function isLoading(provision: ProvisionRecord, look: Look): boolean {
+  return isLeased(provision) && look.is === 'down' && provision.enteredAt.serving === undefined;
 }
 
 /** False for an engine of earlier settings, which the sweeper is about to replace: nobody wants to hear of it. */
-function isWished({ address }: ProvisionRecord, job: JobRecord, { manager }: Deps): boolean {
+function isWished(provision: ProvisionRecord, job: JobRecord, { manager }: Deps): boolean {
   const slots = manager.slots(job);
-  return slots.length === 0 || slots.some((slot) => slot.address === address);
+  return slots.length === 0 || slots.some((slot) => fillsSlot(provision, slot));
 }
 
 /** Whether every other engine of the job answers and is unfit, too; one that is still loading may be the right one. */
@@ -125,7 +159,8 @@ async function keepModels(
   served: readonly string[],
   { store }: Deps,
 ): Promise<void> {
-  if (!isDeepStrictEqual(models ?? job.models, served)) await store.provisions.serves(id, served);
+  if (!isDeepStrictEqual(models ?? job.models, served))
+    await store.provisions.keep(id, { models: served });
 }
 
 /**

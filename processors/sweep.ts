@@ -7,10 +7,11 @@ import { PROVISION } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Store } from '../src/store/store.ts';
 import type { SettleDeps } from './deps.ts';
+import { guardSpending } from './spending.ts';
 import { addShards, finishJob, isAnswered, openShards, settle, stopJob } from './settle.ts';
 
 export interface SweepDeps extends SettleDeps {
-  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'sweep'>;
+  store: Pick<Store, 'jobs' | 'shards' | 'provisions' | 'leases' | 'sweep'>;
   isLive: Queues['isLive'];
   now(): number;
 }
@@ -112,6 +113,7 @@ async function sweepJob(id: string, missing: Missing, deps: SweepDeps): Promise<
   // Of a paused job nothing waits for anybody; who resumes it opens shards again.
   else if (job.state === 'in_progress' && !isPaused(job)) await sweepShards(job, missing, deps);
   await settle(id, deps, { replace: true });
+  await guardSpending(job, deps);
 }
 
 async function sweepShards(job: JobRecord, missing: Missing, deps: SweepDeps): Promise<void> {

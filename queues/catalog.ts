@@ -12,6 +12,8 @@ export type Payload = v.InferOutput<typeof payload>;
 export interface QueueSpec {
   /** Deliveries worked on at once in one process. */
   concurrency: number;
+  /** Its deliveries prepare jobs, and how many are worked on at once may be set for all such queues. */
+  isPlanning?: true;
   /** How long what is due may go unseen, seconds. */
   longestBlindSeconds: number;
   /** Priority of a delivery; 0, where it is not said, goes before any other. */
@@ -30,12 +32,18 @@ function byClass({ jobClass = 'normal' }: Pick<Delivery, 'jobClass'>): number {
 
 /** The five queues. `dispatch` holds shards only; its concurrency follows the room at the engines. */
 export const QUEUES: Readonly<Record<QueueName, QueueSpec>> = {
-  planning: { concurrency: 10, longestBlindSeconds: 1 },
-  provisioning: { concurrency: 50, longestBlindSeconds: 1 },
-  submission: { concurrency: 50, longestBlindSeconds: 1 },
+  planning: { concurrency: 10, longestBlindSeconds: 1, isPlanning: true },
+  provisioning: { concurrency: 50, longestBlindSeconds: 1, isPlanning: true },
+  submission: { concurrency: 50, longestBlindSeconds: 1, isPlanning: true },
   dispatch: { concurrency: 1, longestBlindSeconds: 0.25, priority: byClass },
   release: { concurrency: 10, longestBlindSeconds: 1, priority: provisionsFirst },
 };
+
+/** How many deliveries of a queue a process works on at once; `planners`: what was set, undefined for nothing. */
+export function concurrencyOf(queue: QueueName, planners: number | undefined): number {
+  const { concurrency, isPlanning = false } = QUEUES[queue];
+  return isPlanning ? (planners ?? concurrency) : concurrency;
+}
 
 /**
  * A dead worker's delivery is taken over within lock plus stalled check. BullMQ renews a lock at half its renew time,

@@ -49,6 +49,8 @@ interface WorkerOptions<Deps> {
   name?: string;
   processor: Processor<Deps>;
   deps: Deps;
+  /** Deliveries worked on at once; the queue's own number unless given. */
+  concurrency?: number;
   /** Aborts every task in hand: the process stops. */
   stopping: AbortSignal;
   onAttempt: (attempt: Attempt) => void;
@@ -85,7 +87,7 @@ export function startWorker<Deps>(options: WorkerOptions<Deps>): QueueWorker {
       connection,
       ...(name === undefined ? {} : { name }),
       prefix: queuePrefix(namespace, queue),
-      concurrency: QUEUES[queue].concurrency,
+      concurrency: options.concurrency ?? QUEUES[queue].concurrency,
       drainDelay: QUEUES[queue].longestBlindSeconds,
       lockDuration: LOCK.durationMs,
       lockRenewTime: LOCK.renewMs,

@@ -23,7 +23,7 @@ import type { Hedging } from './hedge.ts';
 import type { Limiter, Permit } from './limiter.ts';
 import type { Room, Wish } from './room.ts';
 import type { Suspect } from './suspects.ts';
-import { TransportError, wasNeverSent } from './transport-error.ts';
+import { TransportError, wasNeverSent, wasWayCut } from './transport-error.ts';
 import type { AttemptWish } from './upstream.ts';
 import { NO_USAGE, readUsage } from './usage.ts';
 
@@ -57,6 +57,8 @@ type Attempt =
       isRefusal: boolean;
       /** It was in the engine's hands when that broke down: it may be why. */
       mayHaveKilled: boolean;
+      /** It is not counted, since it says nothing about the line. */
+      isFree: boolean;
       retryAfterMs: number | null;
       last: () => FreshAnswer;
     };
@@ -93,7 +95,7 @@ export interface AskDeps {
  * Asks one line until it has an answer, starting at an engine whose place was taken for it. The place is given back
  * while the line waits for its next attempt. Resolves to null when `abort` comes first, or `stop` between two attempts,
  * where nothing is lost that an engine has worked for: the line stays open.
- * Attempts that met an engine whose breaker opened do not count: they say nothing about the line.
+ * Attempts that met an engine whose breaker opened, or whose tunnel was cut, do not count: they say nothing about the line.
  */
 export async function askLine(
   question: Question,
@@ -122,7 +124,7 @@ export async function askLine(
       where.guard?.answered(tried.fault);
       return tried.answered;
     }
-    if (!engine.isOpen) {
+    if (counts(tried, engine)) {
       attempt += 1;
       if (attempt > retry.maxRetries) return givenUpAfter(tried, where);
       await restAfter(tried, attempt, where, deps);
@@ -133,6 +135,11 @@ export async function askLine(
 }
 
 type Failed = Extract<Attempt, { is: 'failed' }>;
+
+/** Whether an attempt says something about its line. */
+function counts({ isFree }: Failed, engine: Engine): boolean {
+  return !engine.isOpen && !isFree;
+}
 
 function givenUpAfter({ isRefusal, reason, last }: Failed, { guard }: Place): Answered {
   if (!isRefusal) guard?.failed(reason);
@@ -264,8 +271,9 @@ function broken(question: Question, error: TransportError): Attempt {
     const answered = { answer: last(), usage: NO_USAGE };
     return { is: 'answered', answered, fault: error.code };
   }
-  const mayHaveKilled = error.code === 'engine_unreachable' && !wasNeverSent(error);
-  const failed = { isRefusal: false, mayHaveKilled, retryAfterMs: null };
+  const isFree = wasWayCut(error);
+  const mayHaveKilled = error.code === 'engine_unreachable' && !isFree && !wasNeverSent(error);
+  const failed = { isRefusal: false, mayHaveKilled, isFree, retryAfterMs: null };
   return { is: 'failed', reason: error.code, ...failed, last };
 }
 
@@ -279,7 +287,7 @@ function judge(question: Question, reply: Reply, now: number, engine: string): A
   if (success) {
     const message = `The engine answered ${reply.status} with a body that is no JSON.`;
     const last = () => failure(question, 'invalid_engine_response', message);
-    const failed = { isRefusal: false, mayHaveKilled: false, retryAfterMs: null };
+    const failed = { isRefusal: false, mayHaveKilled: false, isFree: false, retryAfterMs: null };
     return { is: 'failed', reason: 'invalid_engine_response', ...failed, last };
   }
   const body = parsed === undefined ? errorBody(reply) : reply.body;
@@ -292,7 +300,7 @@ function judge(question: Question, reply: Reply, now: number, engine: string): A
   const isRefusal = isRejection(reply.status);
   // vLLM answers all that is in flight so when its core dies.
   const mayHaveKilled = reply.status === 500;
-  const failed = { isRefusal, mayHaveKilled, retryAfterMs };
+  const failed = { isRefusal, mayHaveKilled, isFree: false, retryAfterMs };
   return { is: 'failed', reason: `http_${reply.status}`, ...failed, last };
 }
 

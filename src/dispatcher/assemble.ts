@@ -196,7 +196,8 @@ function goodCustomId({ bytes }: InputLine, shard: AcceptedShard): Buffer {
   return request.customId;
 }
 
-function badLine(line: InputLine, undone: Undone, maxLineBytes: number): Refusal {
+/** What is to be said of a bad line that was never answered. */
+export function badLine(line: InputLine, undone: Undone, maxLineBytes: number): Refusal {
   const { code, message, rules } = undone;
   if (rules !== undefined) return refusalOf(line, rules, maxLineBytes);
   return { customId: customIdOf(line), code, message };

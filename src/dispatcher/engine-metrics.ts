@@ -26,10 +26,12 @@ const PREEMPTIONS = 'vllm:num_preemptions_total';
 const GENERATED = 'vllm:generation_tokens_total';
 const PREFIX = 'vllm:';
 
-/** Reads vLLM's `/metrics` over the engine's own connection. */
+/** Reads vLLM's metrics over the engine's own connection. */
 export function createMetricsReader(connection: EngineConnection): MetricsReader {
   let before: AllSeries | null = null;
   let skip = 0;
+  // Asked once: it is the engine's for as long as it lives.
+  let path: string | null = null;
 
   return {
     async read() {
@@ -37,7 +39,9 @@ export function createMetricsReader(connection: EngineConnection): MetricsReader
         skip -= 1;
         return null;
       }
-      const { isAbsent, text } = await fetchMetrics(connection);
+      path ??= await pathOf(connection);
+      if (path === null) return null;
+      const { isAbsent, text } = await fetchMetrics(connection, path);
       const now = text === null ? null : parseMetrics(text);
       const metrics = now === null ? null : metricsOf(now, before);
       if (metrics === null && (isAbsent || now !== null)) skip = ASK_AGAIN_AFTER;
@@ -45,6 +49,15 @@ export function createMetricsReader(connection: EngineConnection): MetricsReader
       return metrics;
     },
   };
+}
+
+async function pathOf({ metricsPath }: EngineConnection): Promise<string | null> {
+  if (metricsPath === undefined) return '/metrics';
+  try {
+    return await metricsPath();
+  } catch {
+    return null; // whatever it is, nobody knows the path now
+  }
 }
 
 type AllSeries = ReadonlyMap<string, Series>;
@@ -77,16 +90,14 @@ interface Page {
   isAbsent: boolean;
 }
 
-async function fetchMetrics({
-  dispatcher,
-  origin,
-  pathPrefix,
-  headers,
-}: EngineConnection): Promise<Page> {
+async function fetchMetrics(
+  { dispatcher, origin, pathPrefix, headers }: EngineConnection,
+  metricsPath: string,
+): Promise<Page> {
   try {
     const { statusCode, body } = await dispatcher.request({
       origin,
-      path: `${pathPrefix}/metrics`,
+      path: `${pathPrefix}${metricsPath}`,
       method: 'GET',
       headers: Object.entries(headers).flat(),
       headersTimeout: TIMEOUT_MS,

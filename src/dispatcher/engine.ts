@@ -22,6 +22,8 @@ export interface EngineConnection {
   readonly origin: string;
   readonly pathPrefix: string;
   readonly headers: Readonly<Record<string, string>>;
+  /** Absent: at `/metrics`. */
+  metricsPath?(): Promise<string>;
   close(): Promise<void>;
 }
 

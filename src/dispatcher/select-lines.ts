@@ -56,7 +56,7 @@ export async function* selectLines(
 }
 
 /** Tells of lines, asked in order, whether they are marked as bad. */
-function badLines(shards: AsyncIterable<Pick<AcceptedShard, 'plan' | 'bad'>>) {
+export function badLines(shards: AsyncIterable<Pick<AcceptedShard, 'plan' | 'bad'>>) {
   const iterator = shards[Symbol.asyncIterator]();
   let shard: Pick<AcceptedShard, 'plan' | 'bad'> | null = null;
   let isOver = false;

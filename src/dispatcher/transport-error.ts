@@ -1,4 +1,4 @@
-import { errorCode } from '../domain/errors.ts';
+import { errorCode, SluiceError } from '../domain/errors.ts';
 import { StreamCutError, TooLongError } from './exchange.ts';
 import { connectTimedOut, TimedOutError } from './timeouts.ts';
 import type { Timeouts } from './timeouts.ts';
@@ -27,8 +27,17 @@ const NEVER_SENT = new Set([
 ]);
 
 /** There was not even a connection: whatever was asked, nobody has heard it. */
-export function wasNeverSent(error: TransportError): boolean {
-  return NEVER_SENT.has(errorCode(error.cause));
+export function wasNeverSent({ cause }: TransportError): boolean {
+  // Why there is no way to a machine is an error of ours; what breaks later has a system's code.
+  return cause instanceof SluiceError || NEVER_SENT.has(errorCode(cause));
+}
+
+/**
+ * The way to the engine broke, and not the engine: a tunnel's connection, which all that was in flight shared. That says
+ * nothing about a line.
+ */
+export function wasWayCut({ cause }: TransportError): boolean {
+  return cause instanceof Error && cause.cause instanceof SluiceError;
 }
 
 /** An engine that answers is not broken, however long its answer is or takes. */

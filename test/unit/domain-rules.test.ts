@@ -79,8 +79,8 @@ describe('advance', () => {
     finalizing:
       'completed failed expired cancelled resource_failed submit_failed resource_preparing',
     intended: 'creating starting releasing',
-    creating: 'booting starting releasing',
-    booting: 'starting releasing',
+    creating: 'creating booting starting releasing',
+    booting: 'creating starting releasing',
     starting: 'serving releasing',
     serving: 'starting releasing',
     releasing: 'released',

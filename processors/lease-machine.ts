@@ -1,0 +1,203 @@
+import type { Verdict } from '../queues/worker.ts';
+import { shownError, SluiceError } from '../src/domain/errors.ts';
+import { wantsEngines } from '../src/domain/job.ts';
+import { isOver } from '../src/domain/lease.ts';
+import type { LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
+import { currentAttempt } from '../src/domain/provision.ts';
+import type { LeaseManager, Machine } from '../src/resources/lease-contract.ts';
+import type { Deps } from './deps.ts';
+import { begin, SEND_MS } from './lease-ask.ts';
+import { giveBackOthers, giveUpAttempt } from './lease-give-back.ts';
+import { adopted, findBooting, isSameLogin, LOOK_MS, say, seen } from './lease-task.ts';
+import type { LeaseTask } from './lease-task.ts';
+import { settle } from './settle.ts';
+
+/** What a create may take, after which nobody waits for its answer any more. */
+const ANSWER_MS = 60_000;
+/** So long the name of a create is looked for, of which nobody knows what became, and in so many whole lists. */
+const LOOK_FOR_MS = 60_000;
+const LOOK_FOR_LISTS = 3;
+/** While a machine is tried by a way that is known, its provider is asked so seldom whether it is still there. */
+const KNOWN_LOOK_MS = 10_000;
+const TRY_AGAIN_MS = 500;
+const NO_SETTINGS_MS = 5_000;
+/** A host that gave a machine of no use is given to others for so long. */
+const SHUN_MS = 60 * 60_000;
+
+/** Has a machine for a provision: asks for one, finds again what may have been asked for, and waits until it is reached. */
+export async function leaseMachine(task: LeaseTask, deps: Deps): Promise<Verdict> {
+  const { provision, job } = task;
+  if (!wantsEngines(job.state)) {
+    await settle(job.id, deps);
+    return 'done';
+  }
+  await giveBackOthers(task, deps);
+  const attempt = currentAttempt(provision);
+  if (attempt === null || isOver(attempt) || attempt.state === 'leaving') return begin(task, deps);
+  if (attempt.machine === null) return lookFor(task, attempt, deps);
+  if (provision.state === 'creating') return adopt(task, attempt, deps);
+  return boot(task, attempt, deps);
+}
+
+/** A create was on its way when whoever sent it died, or nobody knows what became of it: its name is looked for. */
+async function lookFor(task: LeaseTask, attempt: LeaseAttempt, deps: Deps): Promise<Verdict> {
+  const { provision, leasing } = task;
+  const age = deps.now() - attempt.askedAt;
+  if (attempt.state === 'asked' && age < SEND_MS + LOOK_MS) return { againInMs: TRY_AGAIN_MS };
+  const { at, machines } = await leasing.inventory(attempt.provider, LOOK_MS);
+  const machine = machines.find(
+    ({ name, state }) => name === attempt.name && (state === 'booting' || state === 'running'),
+  );
+  if (machine !== undefined) {
+    await adopted(task, attempt, machine, deps);
+    return 'done';
+  }
+  // Whoever asked may still be waiting for the answer.
+  if (attempt.state === 'asked' && age < SEND_MS + ANSWER_MS) return { againInMs: LOOK_MS };
+  const news = notFound(attempt, at, deps.now());
+  await deps.store.provisions.attempt(provision.id, attempt.n, news);
+  return { againInMs: news.state === 'none' ? 0 : LOOK_MS };
+}
+
+/** What a whole list in which it is missing makes of an attempt. What turns up later is found by its name all the same. */
+function notFound(attempt: LeaseAttempt, at: number, now: number) {
+  const since = attempt.missingSince ?? at;
+  const lists = attempt.missing + (at > (attempt.missingAt ?? 0) ? 1 : 0);
+  if (lists > LOOK_FOR_LISTS && at - since >= LOOK_FOR_MS) {
+    return { state: 'none', missing: lists, endedAt: now } as const;
+  }
+  return { state: 'unknown', missing: lists, missingSince: since, missingAt: at } as const;
+}
+
+/** Its machine is on record, and whoever wrote that died before the next step. */
+async function adopt(task: LeaseTask, attempt: LeaseAttempt, deps: Deps): Promise<Verdict> {
+  const { provision } = task;
+  await deps.advanceProvision(provision, 'booting', { waitingSince: null });
+  return attempt.machine === null ? { againInMs: TRY_AGAIN_MS } : 'done';
+}
+
+/** Waits until a machine can be logged in to and has what it was leased for. */
+async function boot(task: LeaseTask, attempt: LeaseAttempt, deps: Deps): Promise<Verdict> {
+  const manager = task.leasing.manager(attempt.provider);
+  if (manager === null) return { againInMs: NO_SETTINGS_MS };
+  const { login } = task.provision;
+  if (login === null) return lookForLogin(task, attempt, manager, deps);
+  // A way that is known is tried first: calls of the provider are scarce, and every second is paid for.
+  const problem = await whyNotReached(task, attempt, login, deps);
+  if (problem === null) return reached(task, attempt, deps);
+  if (problem.isFinal) {
+    await deps.store.leases.shun(hostOf(attempt.provider, login), SHUN_MS);
+    return nextAttempt(task, attempt, problem.reason, deps);
+  }
+  await say(task, problem.reason, deps);
+  return lookForLogin(task, attempt, manager, deps);
+}
+
+/** What its provider shows of a machine that was not reached yet. */
+async function lookForLogin(
+  task: LeaseTask,
+  attempt: LeaseAttempt,
+  manager: LeaseManager,
+  deps: Deps,
+): Promise<Verdict> {
+  const { provision } = task;
+  const { listLagMs, bootDeadlineMs } = manager.capabilities;
+  const maxAgeMs = provision.login === null ? LOOK_MS : KNOWN_LOOK_MS;
+  const machine = await findBooting(task, attempt, manager, maxAgeMs);
+  const age = deps.now() - attempt.askedAt;
+  // What was just created may be missing in lists, and be unknown by its id, for a while.
+  if (machine === null && age < listLagMs) return { againInMs: LOOK_MS };
+  if (machine === null || isEnding(machine)) {
+    return nextAttempt(task, attempt, whyEnding(attempt, machine), deps);
+  }
+  if (age > bootDeadlineMs) {
+    const reason = provision.reason || `It was not reached in ${bootDeadlineMs / 60_000} minutes.`;
+    return nextAttempt(task, attempt, reason, deps);
+  }
+  if (machine.ssh === null) {
+    const why = machine.reason === '' ? '' : ` (${machine.reason})`;
+    await say(
+      task,
+      `${attempt.provider} machine ${machine.id} has no public address yet${why}.`,
+      deps,
+    );
+    return { againInMs: LOOK_MS };
+  }
+  if (isSameLogin(machine.ssh, provision.login)) return { againInMs: TRY_AGAIN_MS };
+  await deps.store.provisions.attempt(provision.id, attempt.n, seen(machine));
+  await deps.store.provisions.keep(provision.id, { login: machine.ssh });
+  return { againInMs: 0 };
+}
+
+function whyEnding({ machine: id }: LeaseAttempt, machine: Machine | null): string {
+  const why = machine?.reason ? `: ${machine.reason}` : '';
+  return `The machine ${id} was gone before it could be used${why}.`;
+}
+
+function isEnding({ state }: Machine): boolean {
+  return state === 'gone' || state === 'stopping';
+}
+
+async function reached(
+  { provision }: LeaseTask,
+  attempt: LeaseAttempt,
+  deps: Deps,
+): Promise<Verdict> {
+  const news = { reachedAt: deps.now(), error: '' };
+  await deps.store.provisions.attempt(provision.id, attempt.n, news);
+  const moved = await deps.advanceProvision(provision, 'starting', { reason: '' });
+  if (moved !== 'stale') await settle(provision.job, deps);
+  return 'done';
+}
+
+interface Problem {
+  reason: string;
+  /** Waiting is no use. */
+  isFinal: boolean;
+}
+
+async function whyNotReached(
+  { resources, leasing, signal }: LeaseTask,
+  { provider, machine, hostKey }: LeaseAttempt,
+  login: MachineLogin,
+  deps: Deps,
+): Promise<Problem | null> {
+  if (await deps.store.leases.isShunned(hostOf(provider, login))) {
+    return { reason: `${login.host} gave a machine of no use before.`, isFinal: true };
+  }
+  const site = { provider, login, hostKey };
+  const { accelerator } = resources.spec;
+  const need = {
+    gpuCount: accelerator.count,
+    vramGb: accelerator.vram_gb,
+    diskGb: 1,
+  };
+  try {
+    const unfit = await leasing.machines.check(site, need, signal);
+    if (unfit === null) return null;
+    return { reason: `The machine ${machine} is of no use: ${unfit}.`, isFinal: true };
+  } catch (error) {
+    signal.throwIfAborted();
+    if (!(error instanceof SluiceError)) throw error;
+    return { reason: shownError(error), isFinal: error.kind !== 'Transient' };
+  }
+}
+
+function hostOf(provider: string, { host }: MachineLogin): string {
+  return `${provider} ${host}`;
+}
+
+/** Gives up the current attempt, and begins the next one at once. */
+async function nextAttempt(
+  task: LeaseTask,
+  attempt: LeaseAttempt,
+  reason: string,
+  deps: Deps,
+): Promise<Verdict> {
+  deps.log.warn(
+    { provisionId: task.provision.id, machine: attempt.machine, reason },
+    'machine given up',
+  );
+  await giveUpAttempt(task, attempt, reason, deps);
+  return { againInMs: 0 };
+}
