@@ -5,6 +5,8 @@ import { configRoutes } from './console/config.ts';
 import type { ConfigDeps } from './console/config.ts';
 import { jobRoutes } from './console/jobs.ts';
 import type { JobsDeps } from './console/jobs.ts';
+import { machineRoutes } from './console/machines.ts';
+import type { MachinesDeps } from './console/machines.ts';
 import { modelRoutes } from './console/models.ts';
 import type { ModelsDeps } from './console/models.ts';
 import { provisionRoutes } from './console/provisions.ts';
@@ -44,6 +46,7 @@ export interface ApiDeps
     TemplatesDeps,
     CatalogDeps,
     ProvisionsDeps,
+    MachinesDeps,
     ConfigDeps,
     JobsDeps,
     FilesDeps,
@@ -60,7 +63,9 @@ export interface ApiDeps
     UploadsDeps['store'] &
     WebhooksDeps['store'] &
     IdempotencyDeps['store'] &
-    LiveDeps['store'];
+    LiveDeps['store'] &
+    ValidateDeps['store'];
+  storage: FilesDeps['storage'] & UploadsDeps['storage'];
   limits: ConfigDeps['limits'] & FilesDeps['limits'] & UploadsDeps['limits'];
   live: Omit<LiveDeps, 'store' | 'log'>;
   openPartial: PartialDeps['openPartial'];
@@ -89,6 +94,7 @@ export function createApp(deps: ApiDeps): Hono<ApiEnv> {
     ...templateRoutes(deps),
     ...catalogRoutes(deps),
     ...provisionRoutes(deps),
+    ...machineRoutes(deps),
     ...configRoutes(deps),
     ...liveRoutes({ ...deps.live, store: deps.store, log: deps.log }),
     ...partialRoutes(deps, slots),

@@ -4,15 +4,13 @@ import { clientSchema, clientWish } from './client.ts';
 import { requireEngines, runtimeSchema } from './engines.ts';
 import { isJobId } from './ids.ts';
 import { outputPrefixSchema, outputWish } from './places.ts';
+import { allocationSchema, allocationWish } from './resource-wish.ts';
 import { prioritySchema, validationSchema } from './submit.ts';
 import type { JobWish } from './submit.ts';
 import { webhookSchema } from './webhook-target.ts';
 
 const JOB_ID_RULE = "'job_' and 1 to 100 letters and digits after it";
 const NAME_RULE = 'a text of 1 to 512 characters';
-const ALLOCATION_RULE =
-  'left out: the engines of this server are there already (PROVISIONER=static), so that nothing is allocated. ' +
-  'To use engines of your own, name them in aibrix.runtime';
 
 const nameSchema = v.pipe(v.string(NAME_RULE), v.nonEmpty(NAME_RULE), v.maxLength(512, NAME_RULE));
 
@@ -29,12 +27,7 @@ export const aibrixSchema = exactObject({
   validation: validationSchema,
   priority: prioritySchema,
   output_prefix: outputPrefixSchema,
-  resource_allocation: v.nullish(
-    v.pipe(
-      v.unknown(),
-      v.check(() => false, ALLOCATION_RULE),
-    ),
-  ),
+  resource_allocation: v.nullish(allocationSchema),
 });
 
 type Extension = v.InferOutput<typeof aibrixSchema> | null | undefined;
@@ -42,13 +35,14 @@ type Extension = v.InferOutput<typeof aibrixSchema> | null | undefined;
 /** What the extension asks for beside the batch itself. */
 export function aibrixWish(extension: Extension): Pick<
   JobWish,
-  'jobId' | 'maxConcurrency' | 'engines' | 'template' | 'model' | 'output'
+  'jobId' | 'maxConcurrency' | 'engines' | 'template' | 'model' | 'output' | 'resources'
 > & {
   options: JobWish['options'];
 } {
   const { job_id: jobId, model, model_template: template, client, runtime } = extension ?? {};
   const { validation, priority } = extension ?? {};
   const wish = clientWish(client);
+  const resources = allocationWish(extension?.resource_allocation);
   return {
     maxConcurrency: wish.maxConcurrency,
     engines: runtime ? requireEngines(runtime, 'aibrix.runtime.options') : [],
@@ -59,15 +53,18 @@ export function aibrixWish(extension: Extension): Pick<
     },
     ...outputWish(extension?.output_prefix, 'aibrix.output_prefix'),
     ...(jobId ? { jobId } : {}),
+    ...(resources === null ? {} : { resources }),
     ...(model ? { model: { name: model, param: 'aibrix.model' } } : {}),
-    ...(template
-      ? {
-          template: {
-            name: template.name,
-            ...(template.version ? { version: template.version } : {}),
-            param: 'aibrix.model_template',
-          },
-        }
-      : {}),
+    ...templateWish(template),
+  };
+}
+
+function templateWish(
+  template: NonNullable<Extension>['model_template'],
+): Pick<JobWish, 'template'> {
+  if (!template) return {};
+  const { name, version } = template;
+  return {
+    template: { name, ...(version ? { version } : {}), param: 'aibrix.model_template' },
   };
 }

@@ -134,8 +134,14 @@ const JOBS: Dialect = {
     state: (event, job) => ({ job_id: job.id, status: event.state, ...eventView(event) }),
     progress: (job) => ({ job_id: job.id, ...progressView(job) }),
     done(job) {
-      // Its history was told, and whose its machines were is no part of its end.
-      const { events: _told, provision: _machine, ...rest } = jobView(job, [], []);
+      // Its history was told, and its machines may be given back after its end: what they were is asked of the job.
+      const {
+        events: _told,
+        provision: _machine,
+        resource_allocation: _machines,
+        cost: _cost,
+        ...rest
+      } = jobView(job, [], []);
       return rest;
     },
   },

@@ -7,6 +7,7 @@ import type { JsonSchema, NamedSchemas } from './docs/json-schema.ts';
 import { TAGS } from './docs/operation.ts';
 import type { Answer, Body, Docs, Operation } from './docs/operation.ts';
 import { liveDocs } from './docs/live.ts';
+import { machineDocs } from './docs/machines.ts';
 import { manifestDocs } from './docs/manifest.ts';
 import { modelDocs } from './docs/models.ts';
 import { opsDocs } from './docs/ops.ts';
@@ -31,6 +32,7 @@ export const DOCS: Docs = {
   ...manifestDocs,
   ...modelDocs,
   ...provisionDocs,
+  ...machineDocs,
   ...webhookDocs,
   ...opsDocs,
 };

@@ -4,7 +4,9 @@ import type { SluiceError } from '../domain/errors.ts';
 import { contentKey } from '../domain/file.ts';
 import { DEFAULT_OPTIONS, ENDPOINTS, JOB_CLASSES, parseCompletionWindow } from '../domain/job.ts';
 import type { Endpoint, JobOptions, JobRecord } from '../domain/job.ts';
+import type { JobResources } from '../domain/lease.ts';
 import { SHARD_CUT } from '../domain/plan.ts';
+import type { ResolvedTemplate } from '../domain/template.ts';
 import type { LineRules } from '../domain/plan.ts';
 import type { Files } from '../store/files.ts';
 import type { NewJob } from '../store/jobs.ts';
@@ -15,6 +17,10 @@ import type { TemplatesDeps, TemplateWish } from './console/templates.ts';
 import { derivedText, randomText, sha256 } from './ids.ts';
 import { findInput, requireWritable } from './places.ts';
 import type { FoundInput, OutputWish, PlacesDeps } from './places.ts';
+import { isLeasedFor, refuseResources, renewResources, resolveResources } from './resources.ts';
+import type { LeaseDefaults } from './resources.ts';
+import { NO_WISH } from './resource-wish.ts';
+import type { ResourceWish } from './resource-wish.ts';
 
 /** What creating a job needs, however it was asked for. */
 export interface SubmitDeps {
@@ -28,12 +34,19 @@ export interface SubmitDeps {
   webhooks: WebhookRules;
   places: PlacesDeps['places'];
   /** What a job gets that does not say otherwise. */
-  defaults: {
+  defaults: LeaseDefaults & {
     /** Most lines in flight at one engine. */
     maxConcurrency: number;
-    /** The engines of this server. */
-    engineUrls: readonly string[];
+    /** A service that runs jobs in place of this server, whether or not that has engines. */
+    metadataServiceUrl?: string | undefined;
   };
+}
+
+/** What refusals call the fields of the interface that a job came by. */
+export interface FieldNames {
+  input: string;
+  template: string;
+  resources: string;
 }
 
 /** A job as a user asks for it through either interface; null: the server's default. */
@@ -53,8 +66,10 @@ export interface JobWish {
   options: Partial<JobOptions>;
   /** The deployment template that describes the engine. */
   template?: TemplateWish;
-  /** The one model that the lines may name; `param` is the field that says so. */
-  model?: { name: string; param: string };
+  /** The one model that the lines may name; `param` is the field that says so, `id` that of its record, where known. */
+  model?: { name: string; param: string; id?: string };
+  /** What it wants of machines that are leased for it. */
+  resources?: ResourceWish;
 }
 
 /** Whether one bad line fails a batch, or is answered in the error file while the rest runs. */
@@ -74,29 +89,36 @@ export const endpointSchema = v.picklist(ENDPOINTS, `one of ${ENDPOINTS.join(', 
 
 /**
  * Creates the job, or finds the one that the same `Idempotency-Key` made before: its id is derived from the key, so
- * that the store's own create decides. `param` is the name that the input file has in this interface.
+ * that the store's own create decides.
  */
 export async function submitJob(
   deps: SubmitDeps,
   wish: JobWish,
   {
     idempotencyKey,
-    param,
+    fields,
     inputFollows = false,
   }: {
     idempotencyKey: string | undefined;
-    param: string;
+    fields: FieldNames;
     /** The input is written later, when the job is planned. */
     inputFollows?: boolean;
   },
 ): Promise<JobRecord> {
-  const { jobId, template: _template, model: _model, output, ...asked } = wish;
+  const {
+    jobId,
+    template: _template,
+    model: _model,
+    resources: _resources,
+    output,
+    ...asked
+  } = wish;
   const windowMs = parseCompletionWindow(asked.completionWindow);
   const id = jobId ?? creationJobId(idempotencyKey);
   // A repeat must be answered as the first time, even if the input file was deleted since.
   const isNamed = jobId !== undefined || idempotencyKey !== undefined;
   const isRepeat = isNamed && (await deps.store.jobs.get(id)) !== null;
-  const checked = isRepeat ? REPEATED : await checkNew(deps, wish, { param, inputFollows });
+  const checked = isRepeat ? REPEATED : await checkNew(deps, wish, { fields, inputFollows });
   const file = await recordInput(deps, checked.found);
   const { outcome, job } = await deps.createJob({
     ...asked,
@@ -144,12 +166,12 @@ const REPEATED: Checked = { found: null, pinned: {} };
 async function checkNew(
   deps: SubmitDeps,
   wish: JobWish,
-  { param, inputFollows }: { param: string; inputFollows: boolean },
+  { fields, inputFollows }: { fields: FieldNames; inputFollows: boolean },
 ): Promise<Checked> {
-  const found = inputFollows ? null : await findInput(deps, wish.input, param);
+  const found = inputFollows ? null : await findInput(deps, wish.input, fields.input);
   checkEngines(deps, wish.engines);
   if (wish.output !== undefined) await requireWritable(deps, wish.output);
-  return { found, pinned: await pinModel(deps, wish) };
+  return { found, pinned: await pinOptions(deps, wish, fields) };
 }
 
 function placesOf(
@@ -179,27 +201,86 @@ async function forgetInput(
   await store.files.forget(found.file.id);
 }
 
-/** What a template or model makes of a job: the model that each line must name, and an endpoint that is served. */
-async function pinModel(
+/** What template, model and machines make of the options of a job. */
+async function pinOptions(
   deps: SubmitDeps,
   wish: JobWish,
+  fields: FieldNames,
   { isDryRun = false } = {},
 ): Promise<Partial<JobOptions>> {
-  const { template: asked, model, endpoint } = wish;
-  if (asked === undefined) return model === undefined ? {} : { pinnedModel: model.name };
-  const template = await resolveTemplate(deps, asked);
-  const { name, version, servingName, spec } = template;
+  const asked = templateWish(deps, wish, fields);
+  const template = asked === null ? null : await resolveTemplate(deps, asked);
+  const { model } = wish;
+  if (template === null) {
+    const resources = machinesFor(deps, wish, null, fields);
+    return { ...(model === undefined ? {} : { pinnedModel: model.name }), resources };
+  }
+  requireServed(template, wish);
+  const resources = machinesFor(deps, wish, template, fields);
+  if (!isDryRun) await useTemplate(deps, template);
+  const { name, version, servingName } = template;
+  return { pinnedModel: servingName, template: { name, version }, resources };
+}
+
+/**
+ * The template of a job, which one that machines are leased for has to have: the one that it names, else that of the
+ * job which it is a copy of, else the default one. Null: none.
+ */
+function templateWish(
+  { defaults }: SubmitDeps,
+  wish: JobWish,
+  fields: FieldNames,
+): TemplateWish | null {
+  if (wish.template !== undefined) return wish.template;
+  const { template: copied, resources: kept } = wish.options;
+  // What is copied with its machines has its template in them.
+  if (!isLeasedFor(defaults, wish) || kept) return null;
+  const param = fields.template;
+  if (copied) return { ...copied, param };
+  const modelId = wish.model?.id;
+  if (defaults.defaultTemplate !== null) {
+    return { name: defaults.defaultTemplate, modelId, param, isDefault: true };
+  }
+  throw invalidInput(
+    'template_required',
+    `This server leases machines (PROVISIONER=${defaults.providers.join()}), and a deployment template says what is started on them: ` +
+      `name one in '${param}', or start the server with DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE. ` +
+      'For an engine that runs already use aibrix.runtime of /v1/batches.',
+    { param },
+  );
+}
+
+/** Refuses a template that serves no such endpoint or another model. */
+function requireServed(
+  { name, version, servingName, spec }: ResolvedTemplate,
+  { endpoint, model }: JobWish,
+): void {
   const label = `The template '${name}' in version '${version}'`;
   if (spec.supported_endpoints.length > 0 && !spec.supported_endpoints.includes(endpoint)) {
     const message = `${label} serves ${spec.supported_endpoints.join(', ')}, not ${endpoint}: ask one of these, or use another template.`;
     throw invalidInput('endpoint_not_supported', message, { param: 'endpoint' });
   }
-  if (model !== undefined && model.name !== servingName) {
-    const message = `${label} serves the model '${servingName}', not '${model.name}': leave the model out, or use another template.`;
-    throw invalidInput('model_mismatch', message, { param: model.param });
+  if (model === undefined || model.name === servingName) return;
+  const message = `${label} serves the model '${servingName}', not '${model.name}': leave the model out, or use another template.`;
+  throw invalidInput('model_mismatch', message, { param: model.param });
+}
+
+/** The machines that are leased for a job; null: none, it runs on engines that are there. */
+function machinesFor(
+  { defaults }: SubmitDeps,
+  wish: JobWish,
+  template: ResolvedTemplate | null,
+  fields: FieldNames,
+): JobResources | null {
+  const { resources: asked = null, engines } = wish;
+  if (!isLeasedFor(defaults, wish)) {
+    if (asked !== null) refuseResources(defaults, asked, engines, fields.resources);
+    return null;
   }
-  if (!isDryRun) await useTemplate(deps, template);
-  return { pinnedModel: servingName, template: { name, version } };
+  const { resources: kept = null } = wish.options;
+  if (template === null) return kept && renewResources(defaults, kept, fields.resources);
+  const params = { param: fields.resources, templateParam: fields.template };
+  return resolveResources(defaults, asked ?? NO_WISH, template, params);
 }
 
 /** The id of the job that a request makes: the same one for a request that is repeated, else a fresh one. */
@@ -211,19 +292,21 @@ export function creationJobId(idempotencyKey: string | undefined): string {
 export async function checkWish(
   deps: SubmitDeps,
   wish: JobWish,
-  param: string,
-): Promise<{ rules: LineRules; key: string; bytes: number }> {
+  fields: FieldNames,
+): Promise<{ rules: LineRules; key: string; bytes: number; resources: JobResources | null }> {
   parseCompletionWindow(wish.completionWindow);
-  const { file } = await findInput(deps, wish.input, param);
+  const { file } = await findInput(deps, wish.input, fields.input);
   checkEngines(deps, wish.engines);
   if (wish.output !== undefined) await requireWritable(deps, wish.output);
-  const { pinnedModel = null } = await pinModel(deps, wish, { isDryRun: true });
+  const pinned = await pinOptions(deps, wish, fields, { isDryRun: true });
+  const { pinnedModel = null, resources = null } = pinned;
   const rules = { endpoint: wish.endpoint, pinnedModel };
-  return { rules, key: contentKey(file), bytes: file.bytes };
+  return { rules, key: contentKey(file), bytes: file.bytes, resources };
 }
 
 function checkEngines({ defaults }: SubmitDeps, engines: readonly string[]): void {
-  if (engines.length > 0 || defaults.engineUrls.length > 0) return;
+  if (engines.length > 0 || defaults.engineUrls.length > 0 || defaults.providers.length > 0) return;
+  if (defaults.metadataServiceUrl !== undefined) return;
   throw invalidInput(
     'no_engine',
     'This server has no engine to run a batch on: start it with ENGINE_URLS=http://host:8000, ' +

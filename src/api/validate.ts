@@ -5,21 +5,23 @@ import type { JobError, JobOptions } from '../domain/job.ts';
 import type { LineRules } from '../domain/plan.ts';
 import type { Offer } from '../resources/contract.ts';
 import { clientClosed } from './body.ts';
+import type { Leases } from '../store/leases.ts';
 import type { CatalogDeps } from './console/catalog.ts';
-import { readWish as readJobWish } from './console/jobs.ts';
+import { JOB_FIELDS, readWish as readJobWish } from './console/jobs.ts';
 import type { JobsDeps } from './console/jobs.ts';
-import { readWish as readBatchWish } from './openai/batches.ts';
+import { cheapestOffer, costView } from './cost-estimate.ts';
+import { BATCH_FIELDS, readWish as readBatchWish } from './openai/batches.ts';
 import type { BatchesDeps } from './openai/batches.ts';
 import type { ApiContext, Route } from './routes.ts';
 import { checkWish } from './submit.ts';
-import type { JobWish } from './submit.ts';
+import type { FieldNames, JobWish } from './submit.ts';
 
 /** Each reads a whole input, so that more at once would only make each other and every other request late. */
 const MOST_AT_ONCE = 2;
 const COME_BACK_MS = 2_000;
 
 export interface ValidateDeps extends BatchesDeps, JobsDeps, CatalogDeps {
-  store: BatchesDeps['store'] & JobsDeps['store'];
+  store: BatchesDeps['store'] & JobsDeps['store'] & { leases: Pick<Leases, 'speeds'> };
   /** Reads an input as planning would and records nothing. Rejects with the signal's reason once that is aborted. */
   inspectInput(key: string, rules: LineRules, signal: AbortSignal): Promise<Inspection>;
 }
@@ -39,16 +41,24 @@ export interface Inspection {
 export function validateRoutes(deps: ValidateDeps): Route[] {
   let running = 0;
 
-  async function validate(c: ApiContext, wish: JobWish, param: string): Promise<Response> {
-    const { rules, key, bytes } = await checkWish(deps, wish, param);
+  async function validate(c: ApiContext, wish: JobWish, fields: FieldNames): Promise<Response> {
+    const { rules, key, bytes, resources } = await checkWish(deps, wish, fields);
     if (running >= MOST_AT_ONCE) throw tooMany();
     running += 1;
     try {
       const [found, offers] = await whileConnected(c, (signal) =>
         Promise.all([deps.inspectInput(key, rules, signal), offersFor(wish, deps)]),
       );
-      const warnings = modelWarnings(found.models, offers, validationOf(wish.options));
-      return c.json(validationView(wish, bytes, found, warnings));
+      if (resources === null) {
+        const warnings = modelWarnings(found.models, offers, validationOf(wish.options));
+        return c.json(validationView(wish, bytes, found, { warnings, cost: null }));
+      }
+      const { offer, warning } = cheapestOffer(resources, offers);
+      const speeds = await deps.store.leases.speeds(resources.templateId);
+      const measured = speeds.get(offer?.type ?? '') ?? null;
+      const cost = offer === null ? null : costView(resources, found, offer, measured);
+      const warnings = warning === null ? [] : [warning];
+      return c.json(validationView(wish, bytes, found, { warnings, cost }));
     } finally {
       running -= 1;
     }
@@ -57,11 +67,11 @@ export function validateRoutes(deps: ValidateDeps): Route[] {
   return [
     {
       path: '/v1/batches/validate',
-      post: async (c) => validate(c, await readBatchWish(c, deps), 'input_file_id'),
+      post: async (c) => validate(c, await readBatchWish(c, deps), BATCH_FIELDS),
     },
     {
       path: '/api/v1/jobs/validate',
-      post: async (c) => validate(c, await readJobWish(c, deps), 'input_dataset'),
+      post: async (c) => validate(c, await readJobWish(c, deps), JOB_FIELDS),
     },
   ];
 }
@@ -103,19 +113,19 @@ async function offersFor(
 }
 
 /** Something that may keep a batch waiting or end it, and is no reason to refuse it: engines come and go. */
-interface Warning {
+export interface Warning {
   code: string;
   message: string;
   param: string | null;
 }
 
-/** Models that no engine serves. Nothing is said where machines can be leased, which serve what they are told to. */
+/** Models that no engine serves. */
 function modelWarnings(
   models: readonly string[],
   offers: readonly Offer[],
   validation: JobOptions['validation'],
 ): Warning[] {
-  if (offers.length === 0 || offers.some(({ kind }) => kind === 'machine')) return [];
+  if (offers.length === 0) return [];
   const silent = offers.filter(({ error }) => error !== '').length;
   if (silent === offers.length) {
     const message = `None of the ${silent} engines of this server answers now: a batch would wait for one. GET /api/v1/catalog says what is wrong.`;
@@ -158,7 +168,7 @@ export function validationView(
   { input, endpoint, options }: Pick<JobWish, 'input' | 'endpoint' | 'options'>,
   bytes: number,
   found: Inspection,
-  warnings: readonly Warning[],
+  { warnings, cost }: { warnings: readonly Warning[]; cost: ReturnType<typeof costView> | null },
 ) {
   const validation = validationOf(options);
   const { inputTokens, maxOutputTokens, unlimited } = found.estimate;
@@ -178,5 +188,6 @@ export function validationView(
     estimate_basis: 'bytes of text / 4',
     max_output_tokens: maxOutputTokens,
     lines_without_output_limit: unlimited,
+    cost_estimate: cost,
   };
 }

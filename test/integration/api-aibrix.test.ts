@@ -231,7 +231,16 @@ test('what has no effect on this server is refused with a reason and the mend', 
       'client.retry_policy.base_delay_seconds',
       /3600/,
     ],
-    [{ resource_allocation: { provision_id: 'p' } }, 'resource_allocation', /aibrix\.runtime/],
+    [
+      { resource_allocation: { provision_id: 'p' } },
+      'resource_allocation.provision_id',
+      /aibrix\.runtime/,
+    ],
+    [
+      { resource_allocation: { regions: ['us'] } },
+      'resource_allocation.regions',
+      /no effect: this server leases no machines: .*PROVISIONER=runpod/,
+    ],
     [{ model_template: {} }, 'model_template.name', /Missing/],
     [{ model_template: { name: 'none' } }, 'model_template', /none/],
     [{ model: '' }, 'model', /1 to 512/],
@@ -247,6 +256,57 @@ test('what has no effect on this server is refused with a reason and the mend', 
   expect((await recordOf(api, fine)).maxConcurrency).toBe(3);
 });
 
+test('an engine of the caller may run anywhere, and is named in the words of AIBrix, too', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const url = 'https://abc123-8000.proxy.runpod.net';
+  const runtimes: [object, string[]][] = [
+    [{ target: 'RunPod', options: { http_base_url: url } }, [url]],
+    [{ target: 'LambdaCloud', options: { base_url: `${url}/v1` } }, [url]],
+    [
+      { target: 'Kubernetes', options: { base_urls: [url, 'http://b'], base_url: url } },
+      [url, 'http://b'],
+    ],
+    [
+      { target: 'External', options: { http_base_url: url, base_url: 'http://a' } },
+      ['http://a', url],
+    ],
+  ];
+  for (const [runtime, engines] of runtimes) {
+    const answer = await postJson(api, '/v1/batches', batch(input, { aibrix: { runtime } }));
+    expect((await recordOf(api, answer)).engines).toEqual(engines);
+  }
+});
+
+test('a runtime that would have to be started is refused with the mend', async () => {
+  await using api = await start();
+  const input = await uploadInput(api);
+  const url = { http_base_url: 'http://1.2.3.4:8000' };
+  const wrong: [object, string, RegExp][] = [
+    [{ target: 'RunPod', options: { ...url, host: '1.2.3.4' } }, 'options.host', /in base_url/],
+    [{ target: 'RunPod', options: { ssh_host: '1.2.3.4' } }, 'options.ssh_host', /Start it there/],
+    [{ target: 'RunPod', options: { ...url, ssh_port: 22 } }, 'options.ssh_port', /in base_url/],
+    [{ target: 'RunPod', options: { ssh_user: 'root' } }, 'options.ssh_user', /in base_url/],
+    [{ target: 'RunPod', options: { host_key: 'ssh-ed25519 A' } }, 'options.host_key', /base_url/],
+    [{ target: 'LambdaCloud', options: { ...url, image: 'i' } }, 'options.image', /base_url/],
+    [{ target: 'LambdaCloud', options: { vllm_args: ['-q'] } }, 'options.vllm_args', /base_url/],
+    [{ target: 'RunPod', options: { ...url, model: 'm' } }, 'options.model', /aibrix\.model/],
+    [{ target: 'Kubernetes' }, 'options', /Missing/],
+    [{ target: 'RunPod', options: {} }, 'options.base_url', /'base_url' or 'base_urls'/],
+    [
+      { target: 'KubernetesJob', options: url },
+      'target',
+      /External, RunPod, LambdaCloud, Kubernetes/,
+    ],
+  ];
+  for (const [runtime, param, message] of wrong) {
+    const answer = await postJson(api, '/v1/batches', batch(input, { aibrix: { runtime } }));
+    const { error } = v.parse(errorSchema, answer.body);
+    expect([answer.status, error.param]).toEqual([400, `aibrix.runtime.${param}`]);
+    expect(error.message).toMatch(message);
+  }
+});
+
 test('the Console refuses what it cannot give a job', async () => {
   await using api = await start();
   const job = { input_dataset: await uploadInput(api), endpoint: '/v1/embeddings' };
@@ -256,8 +316,14 @@ test('the Console refuses what it cannot give a job', async () => {
     [
       { resourceRequest: { providerConfig: { region: 'x' } } },
       'resource_request.provider_config',
-      /static/,
+      /provider, regions, gpu_types/,
     ],
+    [
+      { resource_request: { provider: 'runpod' } },
+      'resource_request.provider',
+      /PROVISIONER=runpod/,
+    ],
+    [{ resource_request: { maxCostUsd: 5 } }, 'resource_request.max_cost_usd', /no effect/],
     [{ injection_config: { enabled: true } }, 'injection_config', /injects no errors/],
     [{ request_count_total: -1 }, 'request_count_total', /0 or more/],
     [{ model_template_version: 'v1' }, 'model_template_name', /needs/],

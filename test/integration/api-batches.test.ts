@@ -289,7 +289,7 @@ describe('creation', () => {
     ],
     [
       'another target',
-      { aibrix: { runtime: { target: 'RunPod', options: {} } } },
+      { aibrix: { runtime: { target: 'KubernetesJob', options: {} } } },
       'aibrix.runtime.target',
       /External/,
     ],

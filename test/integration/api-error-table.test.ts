@@ -37,6 +37,7 @@ const ENDPOINTS: readonly Endpoint[] = [
   { path: '/api/v1/files/upload', methods: ['POST'], form: true },
   { path: '/api/v1/files/:id', methods: ['GET'], missing: 'file_not_found' },
   { path: '/api/v1/files/:id/content', methods: ['GET'], missing: 'file_not_found' },
+  { path: '/api/v1/files/:id/link', methods: ['POST'], missing: 'file_not_found' },
   {
     path: '/v1/batches',
     methods: ['GET', 'POST'],
@@ -83,6 +84,7 @@ const ENDPOINTS: readonly Endpoint[] = [
   { path: '/api/v1/provisions', methods: ['GET'] },
   { path: '/api/v1/provisions/:id', methods: ['GET'], missing: 'provision_not_found' },
   { path: '/api/v1/provisions/:id/release', methods: ['POST'], missing: 'provision_not_found' },
+  { path: '/api/v1/machines', methods: ['GET'] },
   { path: '/api/v1/webhooks', methods: ['GET', 'POST'], json: true },
   { path: '/api/v1/webhooks/:id', methods: ['GET', 'DELETE'], missing: 'webhook_not_found' },
   { path: '/api/v1/webhooks/:id/test', methods: ['POST'], missing: 'webhook_not_found' },

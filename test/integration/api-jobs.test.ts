@@ -78,6 +78,7 @@ const jobSchema = v.strictObject({
     }),
   ),
   resource_allocation: nothing,
+  cost: nothing,
   model_template_ref: v.nullable(
     v.strictObject({ name: v.string(), version: v.string(), raw_json: v.string() }),
   ),

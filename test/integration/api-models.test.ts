@@ -246,9 +246,11 @@ test('the catalog shows each engine with its models as it says them, and one tha
     kind: 'engine',
     type: '',
     count: null,
+    architecture: null,
     vram_gb: null,
     price_per_hour: null,
     region: '',
+    regions: [],
     checked_at: 1_000,
   };
   expect(body).toEqual({

@@ -102,6 +102,7 @@ describe('the list', () => {
       slot: 0,
       owner: 'sluice',
       address: ENGINE,
+      machine: null,
       starting_at: expect.any(Number),
       serving_at: expect.any(Number),
       releasing_at: 0,
@@ -152,24 +153,42 @@ describe('the list', () => {
 
   test('a filter that matches few looks at a bounded number at once and skips none', async () => {
     const job = await makeJob();
-    const wanted = await makeProvision(job, { path: ['starting'] });
+    const wanted = await makeProvision(job, { path: ['starting', 'releasing', 'released'] });
     const kinds = { provider: 'static', owner: 'sluice', address: ENGINE } as const;
     await Promise.all(
       Array.from({ length: 2_100 }, (_, n) =>
         api.store.provisions.create({ id: provisionId(job, 1, n), job, slot: 1, ...kinds }),
       ),
     );
-    const first = await get(`${PATH}?status=starting&limit=2`);
+    const first = await get(`${PATH}?status=released&limit=2`);
     expect(first.body).toMatchObject({ provisions: [], has_more: true });
     const seen: string[] = [];
     let pages = 1;
     for (let { body } = first; body.has_more; pages += 1) {
       expect(body.last_id, 'there is always a place to go on from').not.toBe('');
-      ({ body } = await get(`${PATH}?status=starting&limit=2&after=${body.last_id}`));
+      ({ body } = await get(`${PATH}?status=released&limit=2&after=${body.last_id}`));
       seen.push(...body.provisions.map(({ id }) => id));
     }
     expect(seen).toEqual([wanted]);
     expect(pages).toBeGreaterThan(2);
+  });
+
+  test('of what is not released is whole at once, whatever there ever was', async () => {
+    const job = await makeJob();
+    const made = [await makeProvision(job, { path: ['starting'] })];
+    const gone = await makeProvision(job, { slot: 1, path: ['starting', 'releasing', 'released'] });
+    for (let slot = 2; slot < 5; slot += 1) made.unshift(await makeProvision(job, { slot }));
+    const live = '?status=intended,starting';
+    expect(await ids(live)).toEqual(made);
+    expect(await ids('?status=starting')).toEqual(made.slice(-1));
+    const { body } = await get(`${PATH}${live}&limit=2`);
+    expect(body).toMatchObject({ last_id: made[1], has_more: true });
+    // What a page goes on after may be released by then.
+    const last = await api.store.provisions.get(made[1] ?? '');
+    if (last !== null) await api.store.provisions.move(last, 'releasing');
+    expect(await ids(`${live}&after=${made[1]}`)).toEqual(made.slice(2));
+    expect(await ids('?status=starting,released')).toEqual([gone, made.at(-1)]);
+    expect(await get(`${PATH}?status=starting&after=prov_none_0_0`)).toMatchObject({ status: 400 });
   });
 
   test('one that is not there is 404', async () => {

@@ -211,8 +211,8 @@ describe('a completion that breaks off', () => {
     await using api = await start((deps) => ({
       storage: {
         ...deps.storage,
-        put(key, source, options) {
-          if (!broken || !key.startsWith('files/')) return deps.storage.put(key, source, options);
+        concat(parts, key, options) {
+          if (!broken) return deps.storage.concat(parts, key, options);
           return Promise.reject(transient('storage.full', 'The storage is full.'));
         },
       },
@@ -320,12 +320,10 @@ describe('an end', () => {
     await using api = await start((deps) => ({
       storage: {
         ...deps.storage,
-        async put(key, source, options) {
-          if (key.startsWith('files/')) {
-            begun.resolve();
-            await goOn.promise;
-          }
-          return deps.storage.put(key, source, options);
+        async concat(parts, key, options) {
+          begun.resolve();
+          await goOn.promise;
+          return deps.storage.concat(parts, key, options);
         },
       },
     }));

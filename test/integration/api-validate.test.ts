@@ -71,6 +71,7 @@ test.for(BOTH)(
         estimate_basis: 'bytes of text / 4',
         max_output_tokens: 200,
         lines_without_output_limit: 1,
+        cost_estimate: null,
       },
     ]);
     expect((await api.store.jobs.page({ limit: 10 })).jobs).toEqual([]);
@@ -171,7 +172,8 @@ function offer(models: string[], more: Partial<Offer> = {}): Offer {
     vramGb: null,
     pricePerHour: null,
     stock: 'available',
-    region: '',
+    regions: [],
+    architecture: null,
     address: 'http://engine:8000',
     models,
     error: '',
@@ -205,7 +207,6 @@ const WARNINGS: [string, Offer[], [string, RegExp][]][] = [
   ],
   ['all engines are silent', [SILENT], [['no_engine_answers', /None of the 1 .*api\/v1\/catalog/]]],
   ['nobody knows of engines', [], []],
-  ['machines can be leased', [offer(['x']), offer([], { kind: 'machine' })], []],
 ];
 test.for(WARNINGS)('%s: warnings, and the input is valid', async ([, offers, warnings]) => {
   await using api = await start(() => ({ catalog: { offers: async () => offers } }));

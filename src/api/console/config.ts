@@ -26,11 +26,11 @@ export function configRoutes(deps: ConfigDeps): Route[] {
 }
 
 function capabilities({ provider, limits, defaults }: ConfigDeps) {
-  // Engines that are there already are what every job gets, neither more nor fewer.
-  const replicas = Math.max(1, defaults.engineUrls.length);
   return {
-    resource_request: { min_replicas: replicas, max_replicas: replicas },
+    resource_request: resourcesOf(defaults),
     provider,
+    providers: defaults.providers.length > 0 ? defaults.providers : [provider],
+    default_template: defaults.defaultTemplate ?? '',
     endpoints: ENDPOINTS,
     validation_modes: ['strict', 'lenient'],
     completion_window: { default: '24h', longest: '365d' },
@@ -43,5 +43,17 @@ function capabilities({ provider, limits, defaults }: ConfigDeps) {
       max_models: MAX_MODELS,
       max_metadata_pairs: 16,
     },
+  };
+}
+
+/** Engines that are there already are what every job gets, neither more nor fewer. */
+function resourcesOf({ providers, mostReplicas, engineUrls, spend }: ConfigDeps['defaults']) {
+  const there = Math.max(1, engineUrls.length);
+  if (providers.length === 0) return { min_replicas: there, max_replicas: there };
+  return {
+    min_replicas: 1,
+    max_replicas: mostReplicas,
+    default_max_cost_usd: spend.maxCostUsd,
+    default_max_idle_minutes: spend.maxIdleMinutes,
   };
 }

@@ -1,7 +1,8 @@
 import { isFinal, isPaused } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
-import { isReleased } from '../../domain/provision.ts';
+import { isLeased, isReleased } from '../../domain/provision.ts';
 import type { ProvisionRecord } from '../../domain/provision.ts';
+import { explainMachines } from './explain-machines.ts';
 import { findJob } from '../find-job.ts';
 import { pathId } from '../routes.ts';
 import type { Route } from '../routes.ts';
@@ -88,6 +89,11 @@ async function describeQueue(job: JobRecord, deps: JobsDeps): Promise<Explanatio
 async function describeEngines(job: JobRecord, deps: JobsDeps): Promise<Explanation> {
   const all = await deps.store.provisions.ofJob(job.id);
   const live = all.filter(({ state }) => !isReleased(state));
+  const machines = explainMachines(live.filter(isLeased));
+  if (machines !== null) {
+    const { code, text, since } = machines;
+    return { code, text: `${text} (since ${moment(since)}).` };
+  }
   const silent = live.filter(({ reason }) => reason !== '');
   const [first] = silent;
   if (first === undefined) {

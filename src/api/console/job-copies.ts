@@ -11,7 +11,7 @@ import { outputPrefixSchema, outputWish, requireUnchanged } from '../places.ts';
 import { requester } from '../requester.ts';
 import type { ApiContext } from '../routes.ts';
 import { creationJobId, prioritySchema, submitJob } from '../submit.ts';
-import type { JobWish } from '../submit.ts';
+import type { FieldNames, JobWish } from '../submit.ts';
 import { jobFiles } from '../views.ts';
 import type { JobsDeps } from './job-read.ts';
 import { jobNameSchema, optionalJson, windowSchema } from './request.ts';
@@ -26,6 +26,9 @@ export const copySchema = exactObject({
   output_prefix: outputPrefixSchema,
 });
 
+/** Whatever is wrong with a copy comes of the job that it is to be a copy of. */
+const COPY_FIELDS: FieldNames = { input: 'id', template: 'id', resources: 'id' };
+
 /** A new job that asks all of another one again. */
 export async function clone(c: ApiContext, job: JobRecord, deps: JobsDeps): Promise<JobRecord> {
   const wish = await copyOf(c, job);
@@ -38,7 +41,7 @@ export async function clone(c: ApiContext, job: JobRecord, deps: JobsDeps): Prom
     }
   }
   wish.options = { ...wish.options, retryOf: null };
-  return submitJob(deps, wish, { idempotencyKey, param: 'id' });
+  return submitJob(deps, wish, { idempotencyKey, fields: COPY_FIELDS });
 }
 
 /**
@@ -55,7 +58,7 @@ export async function retry(c: ApiContext, job: JobRecord, deps: JobsDeps): Prom
   return submitJob(
     deps,
     { ...wish, jobId, input: retryInputId(jobId) },
-    { idempotencyKey, param: 'id', inputFollows: true },
+    { idempotencyKey, fields: COPY_FIELDS, inputFollows: true },
   );
 }
 

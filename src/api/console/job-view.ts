@@ -4,6 +4,8 @@ import { shownAddress } from '../../domain/location.ts';
 import { isReleased } from '../../domain/provision.ts';
 import type { ProvisionRecord } from '../../domain/provision.ts';
 import { clientView } from '../client.ts';
+import { allocationView, costView } from './allocation-view.ts';
+import { provisionView } from './provision-view.ts';
 import {
   jobErrors,
   jobFiles,
@@ -42,7 +44,6 @@ export function jobView(
   provisions: readonly ProvisionRecord[],
   now = Date.now(),
 ) {
-  const provision = provisions.find((each) => !isReleased(each.state)) ?? provisions.at(-1);
   const files = jobFiles(job);
   const usage = usageView(job);
   return {
@@ -69,7 +70,7 @@ export function jobView(
     extra_body: {},
     errors: jobErrors(job).map(errorView),
     runtime: runtimeView(job),
-    resource_allocation: null,
+    cost: costView(job, provisions, now),
     model_template_ref: templateView(job),
     profile: null,
     name: job.name,
@@ -77,10 +78,21 @@ export function jobView(
     client: clientView(job),
     ...pauseFields(job),
     batch_id: batchIdOf(job.id),
-    provision_id: provision?.id ?? '',
     ...errorFields(job),
-    provision: provision === undefined ? null : provisionView(provision),
+    ...provisionFields(job, provisions),
     events: eventViews(job, events, now),
+  };
+}
+
+/** The provision in use, or else the last one, and what the job has of machines altogether. */
+function provisionFields(job: JobRecord, provisions: readonly ProvisionRecord[]) {
+  const provision = provisions.find((each) => !isReleased(each.state)) ?? provisions.at(-1);
+  const provisionId = provision?.id ?? '';
+  const others = provisions.filter((each) => each !== provision);
+  return {
+    provision_id: provisionId,
+    provision: provision === undefined ? null : provisionView(provision, others),
+    resource_allocation: allocationView(job, provisions, provisionId),
   };
 }
 
@@ -97,9 +109,11 @@ function countsView(job: JobRecord) {
   return { ...requestCounts(job), total: expectedRequests };
 }
 
+/** With machines that are leased for it a job has a copy of its template, as that was then. */
 function templateView(job: JobRecord) {
-  const { template } = job.options;
-  return template && { ...template, raw_json: JSON.stringify(template) };
+  const { template, resources } = job.options;
+  const raw = resources === null ? template : { ...template, spec: resources.spec };
+  return template && { ...template, raw_json: JSON.stringify(raw) };
 }
 
 function optionFields({ options }: JobRecord) {
@@ -163,31 +177,6 @@ function runtimeView(job: JobRecord) {
   return { target: 'External', options, raw_json: JSON.stringify(raw) };
 }
 
-export function provisionView(provision: ProvisionRecord) {
-  const times = Object.values(provision.enteredAt);
-  const createdAt = unixSeconds(provision.createdAt);
-  const updatedAt = unixSeconds(Math.max(provision.createdAt, ...times));
-  const raw = {
-    provisionId: provision.id,
-    provider: provision.provider,
-    owner: provision.owner,
-    status: provision.state,
-    address: provision.address,
-    createdAt: new Date(provision.createdAt).toISOString(),
-  };
-  return {
-    provision_id: provision.id,
-    provider: provision.provider,
-    idempotency_key: provision.id,
-    status: provision.state,
-    region: '',
-    error_message: provision.reason,
-    created_at: createdAt,
-    updated_at: updatedAt,
-    raw_json: JSON.stringify(raw),
-  };
-}
-
 interface EventView {
   id: string;
   label: string;
@@ -205,6 +194,7 @@ const CHANGES: Record<Exclude<JobEventKind, 'state'>, string> = {
   resumed: 'Resumed',
   extended: 'Deadline moved',
   given_up: 'Model given up',
+  engine: 'Engine',
 };
 
 /**

@@ -10,10 +10,11 @@ import { metadataSchema } from '../metadata.ts';
 import { inputSchema, outputPrefixSchema, outputWish } from '../places.ts';
 import { unknownCursor } from '../query.ts';
 import { requester } from '../requester.ts';
+import { requestSchema, requestWish } from '../resource-wish.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
 import { endpointSchema, submitJob, prioritySchema, validationSchema } from '../submit.ts';
-import type { JobWish } from '../submit.ts';
+import type { FieldNames, JobWish } from '../submit.ts';
 import { jobWebhook, webhookSchema } from '../webhook-target.ts';
 import { explainRoute } from './explain.ts';
 import { jobActionRoutes } from './job-actions.ts';
@@ -44,32 +45,19 @@ export function jobRoutes(deps: JobsDeps): Route[] {
   ];
 }
 
+/** What the Console calls the fields that a refusal may name. */
+export const JOB_FIELDS: FieldNames = {
+  input: 'input_dataset',
+  template: 'model_template_name',
+  resources: 'resource_request',
+};
+
 const OWNER_RULE = 'a text of at most 255 characters';
 const MODEL_RULE = 'the id of a model of /api/v1/models';
 const TEMPLATE_RULE = 'the name or version of a deployment template';
 const COUNT_RULE = 'a whole number of requests, 0 or more';
 const INJECTION_RULE =
   'left out, or not enabled: this server injects no errors into jobs. To see failures, run a job against an engine that fails';
-const REPLICAS_RULE = 'an integer from 0 to 1024';
-const PROVIDER_RULE =
-  'left out or empty: the engines of this server are there already (PROVISIONER=static), and no provider is asked for any';
-const resourceSchema = exactObject({
-  replicas: v.nullish(
-    v.pipe(
-      v.number(REPLICAS_RULE),
-      v.integer(REPLICAS_RULE),
-      v.minValue(0, REPLICAS_RULE),
-      v.maxValue(1_024, REPLICAS_RULE),
-    ),
-    0,
-  ),
-  provider_config: v.nullish(
-    v.pipe(
-      v.record(v.string(), v.unknown(), PROVIDER_RULE),
-      v.check((config) => Object.keys(config).length === 0, PROVIDER_RULE),
-    ),
-  ),
-});
 export const createSchema = exactObject({
   input_dataset: inputSchema,
   endpoint: endpointSchema,
@@ -85,7 +73,7 @@ export const createSchema = exactObject({
     v.pipe(v.number(COUNT_RULE), v.integer(COUNT_RULE), v.minValue(0, COUNT_RULE)),
     0,
   ),
-  resource_request: v.nullish(resourceSchema),
+  resource_request: v.nullish(requestSchema),
   injection_config: v.nullish(
     v.pipe(
       v.looseObject({ enabled: v.nullish(v.unknown()) }, 'an object'),
@@ -102,9 +90,10 @@ export const createSchema = exactObject({
 export async function readWish(c: ApiContext, deps: JobsDeps): Promise<JobWish> {
   const body = parse(createSchema, snakeKeys(await readJson(c.env.incoming), ['metadata']));
   const { maxConcurrency, options } = clientWish(body.client);
-  checkReplicas(deps, body.resource_request?.replicas ?? 0);
+  const resources = requestWish(body.resource_request);
   return {
     ...(await modelWish(deps, body)),
+    ...(resources === null ? {} : { resources }),
     name: body.name,
     endpoint: body.endpoint,
     input: body.input_dataset,
@@ -127,7 +116,7 @@ export async function readWish(c: ApiContext, deps: JobsDeps): Promise<JobWish> 
 async function create(c: ApiContext, deps: JobsDeps): Promise<Response> {
   const wish = await readWish(c, deps);
   const idempotencyKey = c.var.creationKey;
-  const job = await submitJob(deps, wish, { idempotencyKey, param: 'input_dataset' });
+  const job = await submitJob(deps, wish, { idempotencyKey, fields: JOB_FIELDS });
   return c.json(await fullView(deps, job));
 }
 
@@ -153,17 +142,11 @@ async function modelWish(
   }
   if (modelId === '') return {};
   const model = isModelId(modelId) ? await store.models.get(modelId) : null;
-  if (model !== null) return { model: { name: model.serving_name, param: 'model_id' } };
+  if (model !== null) {
+    return { model: { name: model.serving_name, param: 'model_id', id: modelId } };
+  }
   const message = `There is no model '${modelId.slice(0, 100)}': GET /api/v1/models lists all.`;
   throw invalidInput('model_not_found', message, { param: 'model_id' });
-}
-
-/** As many engines as there are is what a job gets in any case; any other number cannot be had. */
-function checkReplicas({ defaults }: JobsDeps, replicas: number): void {
-  const has = defaults.engineUrls.length;
-  if (replicas === 0 || replicas === has) return;
-  const message = `This server has ${has} engines of its own (PROVISIONER=static) and starts none, so that a job cannot have ${replicas} replicas: leave resource_request.replicas out, or start the server with as many ENGINE_URLS.`;
-  throw invalidInput('invalid_value', message, { param: 'resource_request.replicas' });
 }
 
 async function list(c: ApiContext, deps: JobsDeps): Promise<Response> {

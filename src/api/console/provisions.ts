@@ -1,6 +1,6 @@
 import type { IncomingMessage } from 'node:http';
 import * as v from 'valibot';
-import { invalidInput, notFound } from '../../domain/errors.ts';
+import { invalidInput, notFound, SluiceError } from '../../domain/errors.ts';
 import { PROVIDERS, PROVISION_STATES, RELEASE_CHOICES } from '../../domain/provision.ts';
 import type { ProvisionRecord, ReleaseChoice } from '../../domain/provision.ts';
 import type { Provisions } from '../../store/provisions.ts';
@@ -10,12 +10,13 @@ import { limitSchema, unknownCursor } from '../query.ts';
 import { pathId } from '../routes.ts';
 import type { ApiContext, Route } from '../routes.ts';
 import { unixSeconds } from '../views.ts';
-import { provisionView } from './job-view.ts';
+import { machineOf } from './machines.ts';
+import { provisionView } from './provision-view.ts';
 import { listQuery } from './request.ts';
 import { snakeKeys } from './snake-keys.ts';
 
 export interface ProvisionsDeps {
-  store: { provisions: Pick<Provisions, 'get' | 'page' | 'ofJob'> };
+  store: { provisions: Pick<Provisions, 'get' | 'page' | 'ofJob' | 'unreleased'> };
   /** Gives one back; `ask`: an unfinished job uses it, and nobody said what becomes of that. Null: there is none. */
   releaseProvision(
     id: string,
@@ -47,6 +48,7 @@ export function ownView(provision: ProvisionRecord) {
     slot: provision.slot,
     owner: provision.owner,
     address: provision.address,
+    machine: machineOf(provision),
     starting_at: secondsOrZero(starting),
     serving_at: secondsOrZero(serving),
     releasing_at: secondsOrZero(releasing),
@@ -58,13 +60,21 @@ function secondsOrZero(ms: number | undefined): number {
   return ms === undefined ? 0 : unixSeconds(ms);
 }
 
-const STATUS_RULE = `one of ${PROVISION_STATES.join(', ')}`;
+const STATUS_RULE = `one or more of ${PROVISION_STATES.join(', ')}, with commas between`;
+const STATUSES = new RegExp(`^(?:(?:${PROVISION_STATES.join('|')})(?:,|$))*$`);
 const PROVIDER_RULE = `one of ${PROVIDERS.join(', ')}`;
 export const listProvisionsSchema = v.object({
   after: v.optional(v.string(), ''),
   limit: limitSchema(100, 20),
   job_id: v.optional(v.string(), ''),
-  status: v.optional(v.picklist([...PROVISION_STATES, ''], STATUS_RULE), ''),
+  status: v.optional(
+    v.pipe(
+      v.string(STATUS_RULE),
+      v.regex(STATUSES, STATUS_RULE),
+      v.transform((given) => PROVISION_STATES.filter((state) => given.split(',').includes(state))),
+    ),
+    '',
+  ),
   provider: v.optional(v.picklist([...PROVIDERS, ''], PROVIDER_RULE), ''),
 });
 type ListWish = v.InferOutput<typeof listProvisionsSchema>;
@@ -72,11 +82,7 @@ type ListWish = v.InferOutput<typeof listProvisionsSchema>;
 async function list(c: ApiContext, deps: ProvisionsDeps): Promise<Response> {
   const wish = parse(listProvisionsSchema, listQuery(c));
   if (wish.after !== '' && !isProvisionId(wish.after)) throw unknownCursor('provision', wish.after);
-  const matches = matcher(wish);
-  const { provisions, hasMore, cursor } =
-    wish.job_id === ''
-      ? await deps.store.provisions.page({ ...pageOf(wish), ...(matches && { matches }) })
-      : await pageOfJob(wish, matches, deps);
+  const { provisions, hasMore, cursor } = await pageOf(wish, deps);
   return c.json({
     provisions: provisions.map(ownView),
     first_id: provisions[0]?.id ?? '',
@@ -86,30 +92,68 @@ async function list(c: ApiContext, deps: ProvisionsDeps): Promise<Response> {
   });
 }
 
+interface Page {
+  provisions: ProvisionRecord[];
+  hasMore: boolean;
+  cursor: string;
+}
+
+async function pageOf(wish: ListWish, deps: ProvisionsDeps): Promise<Page> {
+  const { provisions } = deps.store;
+  const matches = matcher(wish);
+  if (wish.job_id !== '') {
+    return pageAmong(isJobId(wish.job_id) ? await provisions.ofJob(wish.job_id) : [], wish, deps);
+  }
+  if (wish.status.length > 0 && !wish.status.includes('released')) {
+    return pageAmong(await unreleased(deps), wish, deps);
+  }
+  const { after, limit } = wish;
+  const place = after === '' ? { limit } : { limit, after };
+  return provisions.page({ ...place, ...(matches && { matches }) });
+}
+
 /** Whether a provision is wanted; undefined without a filter. */
 function matcher({ status, provider }: ListWish) {
-  if (status === '' && provider === '') return undefined;
+  if (status.length === 0 && provider === '') return undefined;
   return (each: ProvisionRecord): boolean =>
-    (status === '' || each.state === status) && (provider === '' || each.provider === provider);
+    (status.length === 0 || status.includes(each.state)) &&
+    (provider === '' || each.provider === provider);
 }
 
-function pageOf({ after, limit }: ListWish) {
-  return after === '' ? { limit } : { limit, after };
+/** There are as many as jobs have engines now, whatever there ever was. */
+async function unreleased({ store: { provisions } }: ProvisionsDeps): Promise<ProvisionRecord[]> {
+  const reads: Promise<ProvisionRecord | null>[] = [];
+  for await (const id of provisions.unreleased()) {
+    reads.push(provisions.get(id).catch(leaveOutDamaged));
+  }
+  return (await Promise.all(reads)).filter((record) => record !== null);
 }
 
-/** A job has a handful, which it knows itself. */
-async function pageOfJob(
-  { job_id: jobId, after, limit }: ListWish,
-  matches: ((provision: ProvisionRecord) => boolean) | undefined,
+/** As lists of the store do; the sweeper reports it. */
+function leaveOutDamaged(error: unknown): null {
+  if (error instanceof SluiceError && error.code === 'store.damaged_record') return null;
+  throw error;
+}
+
+/** A page of a few that are all known, newest first; what it goes on after may have left them meanwhile. */
+async function pageAmong(
+  all: readonly ProvisionRecord[],
+  wish: ListWish,
   { store }: ProvisionsDeps,
-) {
-  const all = isJobId(jobId) ? await store.provisions.ofJob(jobId) : [];
-  const newestFirst = all.toReversed().toSorted((a, b) => b.createdAt - a.createdAt);
-  const start = after === '' ? 0 : newestFirst.findIndex(({ id }) => id === after) + 1;
-  if (after !== '' && start === 0) throw unknownCursor('provision', after);
-  const found = newestFirst.slice(start).filter(matches ?? (() => true));
-  const page = found.slice(0, limit);
-  return { provisions: page, hasMore: found.length > limit, cursor: page.at(-1)?.id ?? '' };
+): Promise<Page> {
+  const last = wish.after === '' ? null : await store.provisions.get(wish.after);
+  if (wish.after !== '' && last === null) throw unknownCursor('provision', wish.after);
+  const found = all
+    .filter(matcher(wish) ?? (() => true))
+    .filter((each) => last === null || newestFirst(last, each) < 0)
+    .toSorted(newestFirst);
+  const page = found.slice(0, wish.limit);
+  return { provisions: page, hasMore: found.length > wish.limit, cursor: page.at(-1)?.id ?? '' };
+}
+
+function newestFirst(one: ProvisionRecord, other: ProvisionRecord): number {
+  if (one.createdAt !== other.createdAt) return other.createdAt - one.createdAt;
+  return one.id === other.id ? 0 : one.id < other.id ? 1 : -1;
 }
 
 async function find(c: ApiContext, deps: ProvisionsDeps): Promise<ProvisionRecord> {

@@ -188,6 +188,8 @@ export interface TemplateWish {
   version?: string | undefined;
   /** The field of a request that names it: with it every failure is invalid input (400) at that field. */
   param?: string;
+  /** It is not named by the request, but by the server's settings. */
+  isDefault?: boolean;
 }
 
 /**
@@ -263,13 +265,17 @@ function versionsOf(templates: readonly TemplateRecord[]): string {
     .join(', ');
 }
 
+const WHOSE_DEFAULT =
+  'It is the default of this server (DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE): name another one in the request, or have that mended.';
+
 function refusal(
-  { param }: TemplateWish,
+  { param, isDefault = false }: TemplateWish,
   kind: 'NotFound' | 'Conflict',
   code: string,
   words: readonly string[],
 ): SluiceError {
-  const message = words.join(' ');
+  const whose = isDefault ? [WHOSE_DEFAULT] : [];
+  const message = [...words, ...whose].join(' ');
   if (param !== undefined) return invalidInput(code, message, { param });
   return new SluiceError(kind, code, message);
 }

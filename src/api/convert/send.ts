@@ -43,24 +43,13 @@ export async function sendConverted(
   const etag = `"${file.sha256}.${form}"`;
   const headers = { ...headersOf(c, file.filename, conversion), ETag: `W/${etag}` };
   if (isKnown(c, etag)) return c.body(null, 304, { ETag: `W/${etag}`, Vary: 'Accept-Encoding' });
-  const isHead = c.req.method === 'HEAD';
-  if (isHead && !isMerged) return c.body(null, 200, headers);
-  const free = takeSlot(deps.slots);
-  let input: Readable | null = null;
-  try {
-    if (isMerged && job !== null) input = await openInput(job, deps);
-    if (isHead) {
-      input?.destroy();
-      free();
-      return c.body(null, 200, headers);
-    }
-    const answers = await deps.storage.get(contentKey(file));
-    return bodyOf(c, convert({ answers, input }, conversion, free), headers);
-  } catch (error) {
-    input?.destroy();
-    free();
-    throw error;
+  if (c.req.method === 'HEAD') {
+    // That the input is gone is told here, too.
+    if (isMerged && job !== null) (await openInput(job, deps)).destroy();
+    return c.body(null, 200, headers);
   }
+  const open = () => deps.storage.get(contentKey(file));
+  return sendBody(c, { job, open, conversion, headers }, deps);
 }
 
 /** The same of lines that are being made while they are read. */
@@ -74,11 +63,27 @@ export async function sendConvertedStream(
   const { filename, conversion } = wish;
   const headers = { ...headersOf(c, filename, conversion), ...wish.headers };
   if (c.req.method === 'HEAD') return c.body(null, 200, headers);
+  return sendBody(c, { job, open, conversion, headers }, deps);
+}
+
+/** What is converted: lines, and the job whose input stands beside them where they are merged. */
+interface Source {
+  job: JobRecord | null;
+  open: () => Readable | Promise<Readable>;
+  conversion: Conversion;
+  headers: Record<string, string>;
+}
+
+async function sendBody(
+  c: ApiContext,
+  { job, open, conversion, headers }: Source,
+  deps: ConvertDeps,
+): Promise<Response> {
   const free = takeSlot(deps.slots);
   let input: Readable | null = null;
   try {
-    if (conversion.isMerged) input = await openInput(job, deps);
-    return bodyOf(c, convert({ answers: open(), input }, conversion, free), headers);
+    if (conversion.isMerged && job !== null) input = await openInput(job, deps);
+    return bodyOf(c, convert({ answers: await open(), input }, conversion, free), headers);
   } catch (error) {
     input?.destroy();
     free();

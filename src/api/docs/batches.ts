@@ -15,7 +15,10 @@ export const batchDocs: Docs = {
         'Where the server allows it, `input_file_id` may be the URL of an object, such as `s3://bucket/key`: it is read ' +
         'where it is, in the version that it has now, and gets a file id of its own. One that is changed before it was ' +
         'read to its end fails the batch as `input.changed`. `aibrix.output_prefix` has the output, error file and ' +
-        'manifest written to a folder of such a bucket; their files are downloaded as any other.',
+        'manifest written to a folder of such a bucket; their files are downloaded as any other. ' +
+        'Where the server leases machines (`PROVISIONER`), a deployment template says what is started on them: ' +
+        '`aibrix.model_template`, else `DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE`, and `aibrix.resource_allocation` which ' +
+        'machines. With `aibrix.runtime` it runs on engines of your own, and nothing is leased.',
       body: {
         schema: createSchema,
         example: {

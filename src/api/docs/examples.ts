@@ -2,6 +2,7 @@ import type { FileRecord } from '../../domain/file.ts';
 import { DEFAULT_OPTIONS } from '../../domain/job.ts';
 import type { JobRecord } from '../../domain/job.ts';
 import type { ModelRecord } from '../../domain/model.ts';
+import { NO_LEASE } from '../../domain/provision.ts';
 import type { ProvisionRecord } from '../../domain/provision.ts';
 import type { TemplateRecord } from '../../domain/template.ts';
 import type { UploadRecord } from '../../domain/upload.ts';
@@ -73,6 +74,7 @@ export const EXAMPLE_JOB: JobRecord = {
   maxConcurrency: 256,
   engines: [],
   options: DEFAULT_OPTIONS,
+  remote: null,
   cut: { lines: 1_000, bytes: 8_388_608 },
   models: ['sim-model'],
   lines: 200,
@@ -129,6 +131,7 @@ export const EXAMPLE_PROVISION: ProvisionRecord = {
   owner: 'sluice',
   address: 'http://127.0.0.1:8000',
   models: null,
+  ...NO_LEASE,
   reason: '',
   reasonAt: null,
   createdAt: BEGUN + 1_000,
@@ -141,10 +144,11 @@ export const EXAMPLE_OFFER: Offer = {
   kind: 'engine',
   type: '',
   count: null,
+  architecture: null,
   vramGb: null,
   pricePerHour: null,
   stock: 'available',
-  region: '',
+  regions: [],
   address: 'http://127.0.0.1:8000',
   models: ['sim-model'],
   error: '',

@@ -1,8 +1,14 @@
 import * as v from 'valibot';
 import { EXPIRES_AFTER_SECONDS, UPLOAD_PURPOSES } from '../../domain/file.ts';
 import { contentSchema } from '../convert/query.ts';
+import { linkBodySchema, linkView } from '../openai/file-link.ts';
 import { listSchema } from '../openai/files.ts';
-import { deletedFileSchema, fileListSchema, fileSchema } from '../schemas/openai.ts';
+import {
+  deletedFileSchema,
+  fileLinkSchema,
+  fileListSchema,
+  fileSchema,
+} from '../schemas/openai.ts';
 import { fileView, pageView } from '../views.ts';
 import { EXAMPLE_FILE, EXAMPLE_LINE } from './examples.ts';
 import type { Docs, Operation } from './operation.ts';
@@ -75,11 +81,30 @@ const content: Operation = {
   },
 };
 
+const link: Operation = {
+  tag: 'Files',
+  summary: 'Make a link to download a file',
+  description:
+    'An address at the object store, signed by it: whoever has it can download the file, unconverted, without a key of this ' +
+    'server, until `expires_at`: `expires_in` seconds from now, at most seven days, or earlier where the file, or the ' +
+    'credentials of the store, end before. Nothing revokes it but deleting the file. It names the store as this server ' +
+    'reaches it (`S3_ENDPOINT`, `TOS_ENDPOINT`). A server that keeps files in a folder refuses with `links_not_available`.',
+  body: { schema: linkBodySchema, example: { expires_in: 3_600 }, optional: true },
+  answer: {
+    description: 'The link.',
+    schema: fileLinkSchema,
+    example: linkView(EXAMPLE_FILE, {
+      url: 'https://bucket.s3.eu-central-1.amazonaws.com/files/file-1?X-Amz-Expires=3600&X-Amz-Signature=…',
+      expiresAt: 1_795_400_000_000,
+    }),
+  },
+};
+
 const remove: Operation = {
   tag: 'Files',
   summary: 'Delete a file',
   description:
-    'For good. Refused while a batch that is not over has it as its input, or writes it. With an output or error file ' +
+    'For good, with old versions where the bucket keeps them and lets the server delete them. Refused while a batch that is not over has it as its input, or writes it. With an output or error file ' +
     'go the answers that its batch still kept beside it. Of a file in a bucket of yours (`location`) only the record goes.',
   answer: {
     description: 'It is gone.',
@@ -96,4 +121,5 @@ export const fileDocs: Docs = {
   '/api/v1/files/upload': { post: upload },
   '/api/v1/files/:id': { get },
   '/api/v1/files/:id/content': { get: content },
+  '/api/v1/files/:id/link': { post: link },
 };

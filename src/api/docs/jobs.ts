@@ -22,7 +22,11 @@ export const jobDocs: Docs = {
     post: {
       tag: 'Jobs',
       summary: 'Create a job',
-      description: 'Keys may be written in snake_case or camelCase; answers are in snake_case.',
+      description:
+        'Keys may be written in snake_case or camelCase; answers are in snake_case. Where the server leases machines ' +
+        '(`PROVISIONER`), a deployment template says what is started on them: `model_template_name`, else ' +
+        '`DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE`, and `resource_request` which machines. A template that no engine could ' +
+        'be started with is refused before anything is leased.',
       body: {
         schema: createSchema,
         example: {
@@ -63,8 +67,8 @@ export const jobDocs: Docs = {
       description:
         'For good: its record and history, the answers it gathered, its output and error file with their manifest, what ' +
         'was to be told of it to webhooks, and answers kept under an `Idempotency-Key`. Its input goes as well, unless ' +
-        'another job has it as its input. Files in a bucket of your own stay, and so do old versions in a bucket that keeps ' +
-        'versions. A job that is not over is refused with `job_not_over`: cancel it first; one whose failed lines another job is just about to read with `job_in_use`. ' +
+        'another job has it as its input. Files in a bucket of your own stay. Old versions in a bucket that keeps ' +
+        'versions go, too, where it lets the server delete them. A job that is not over is refused with `job_not_over`: cancel it first; one whose failed lines another job is just about to read with `job_in_use`. ' +
         'Nobody sees the job, or what it wrote, from the answer on; bytes go in the background within seconds, those of its input some minutes later. ' +
         'For a month no job gets its id, and deleting it again answers the same.',
       answer: {

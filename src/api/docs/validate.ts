@@ -14,7 +14,8 @@ const WARNINGS =
   'none of them serves: where one is silent, its lines would wait; where all answer and go on so for 30 s, a `strict` ' +
   'job ends as `submit_failed`, and a `lenient` one fails these lines, or ends so, too, where none of its models is ' +
   'served. The engines are asked for their `/v1/models` as for `/api/v1/catalog`, each for at most 2 seconds, and the ' +
-  'answer is used for 10. Engines that the request names in `aibrix.runtime` are not asked.';
+  'answer is used for 10. Engines that the request names in `aibrix.runtime` are not asked. `lease.…`: no machine that the ' +
+  'catalog of the providers has now fits the template and the request.';
 
 const validationSchema = v.object({
   object: v.literal('batch.validation'),
@@ -60,6 +61,35 @@ const validationSchema = v.object({
     v.description('The sum of the limits that lines give, times `n` where they ask for several.'),
   ),
   lines_without_output_limit: count,
+  cost_estimate: v.pipe(
+    v.nullable(
+      v.object({
+        usd: v.pipe(
+          v.nullable(v.number()),
+          v.description('US dollars, of all machines; null where nobody knows their price.'),
+        ),
+        basis: v.pipe(
+          v.picklist(['measured', 'assumed']),
+          v.description(
+            '`assumed`: the template was never run on such a GPU, and the estimate may be off by several times.',
+          ),
+        ),
+        seconds: v.pipe(count, v.description('From the request for machines to their release.')),
+        output_tokens: count,
+        provider: v.string(),
+        gpu_type: v.string(),
+        gpu_count: v.pipe(count, v.description('Of one machine.')),
+        replicas: count,
+        price_per_hour: v.pipe(
+          v.nullable(v.number()),
+          v.description('US dollars, of one machine.'),
+        ),
+      }),
+    ),
+    v.description(
+      'On the cheapest machine of the catalog that fits. Null: none is leased for it, or none fits now, which `warnings` says.',
+    ),
+  ),
 });
 
 const DESCRIPTION =
@@ -71,6 +101,18 @@ const problem = {
   message: "This line is not parseable as valid JSON. Column 1: expected a value, got 'n'.",
   line: 17,
   param: null,
+};
+
+const EXAMPLE_COST = {
+  usd: 0.51,
+  basis: 'assumed' as const,
+  seconds: 609,
+  output_tokens: 12_736,
+  provider: 'runpod' as const,
+  gpu_type: 'NVIDIA H100 80GB HBM3',
+  gpu_count: 1,
+  replicas: 1,
+  price_per_hour: 2.99,
 };
 
 const answer: Answer = {
@@ -88,7 +130,7 @@ const answer: Answer = {
       problems: [problem],
       estimate: { inputTokens: 6_120, maxOutputTokens: 12_736, unlimited: 0 },
     },
-    [],
+    { warnings: [], cost: EXAMPLE_COST },
   ),
 };
 

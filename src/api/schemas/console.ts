@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { JOB_CLASSES, JOB_STATES, ON_ERROR_RATE, UPSTREAM_STREAMS } from '../../domain/job.ts';
+import { ATTEMPT_STATES } from '../../domain/lease.ts';
 import { MODEL_CATEGORIES } from '../../domain/model.ts';
 import { PROVISION_STATES } from '../../domain/provision.ts';
 import { TEMPLATE_STATUSES } from '../../domain/template.ts';
@@ -38,7 +39,55 @@ const jobProvisionSchema = v.looseObject({
   error_message: text,
   created_at: time,
   updated_at: time,
+  raw_json: v.pipe(
+    text,
+    v.description(
+      'All that is known of it, as JSON in camelCase. `attempts` are the machines that were asked for, also after every ' +
+        "ending: `provider`, `name`, `machineId`, `region`, `pricePerHour`, when it was asked for, created, reached and gone, `error`, and `raw`, the provider's own last answer. In a job `others` are its other provisions.",
+    ),
+  ),
+});
+
+const dollars = v.pipe(v.number(), v.description('US dollars.'));
+const dollarsOrNull = v.nullable(dollars);
+
+const allocationSchema = v.looseObject({
+  provision_id: text,
+  resource_details: v.array(
+    v.looseObject({
+      gpu_type: text,
+      replica: v.pipe(whole, v.description('How many such machines.')),
+      extra: v.pipe(
+        v.record(text, text),
+        v.description('`provider`, `region`, `offer`, `gpu_count`, `price_per_hour`.'),
+      ),
+    }),
+  ),
+  requested: v.looseObject({
+    replicas: whole,
+    provider: v.array(text),
+    regions: v.array(text),
+    gpu_types: v.array(text),
+    gpu_count: whole,
+    interruptible: v.boolean(),
+    max_price_per_hour: dollarsOrNull,
+    max_cost_usd: dollarsOrNull,
+    max_idle_minutes: v.nullable(v.number()),
+  }),
   raw_json: text,
+});
+
+const costSchema = v.object({
+  so_far_usd: v.pipe(
+    v.number(),
+    v.description('US dollars, of all machines that it ever had and whose price is known.'),
+  ),
+  per_hour_usd: v.pipe(v.number(), v.description('US dollars, of those that it has now.')),
+  unpriced_machines: v.pipe(
+    whole,
+    v.description('Machines whose price nobody knows; the cost leaves them out.'),
+  ),
+  is_final: v.pipe(v.boolean(), v.description('It is over, and no machine of it costs any more.')),
 });
 
 export const jobSchema = v.looseObject({
@@ -122,6 +171,16 @@ export const jobSchema = v.looseObject({
   paused_by: v.pipe(text, v.description('Who paused it; empty where nobody said.')),
   provision_id: text,
   provision: v.nullable(jobProvisionSchema),
+  resource_allocation: v.pipe(
+    v.nullable(allocationSchema),
+    v.description(
+      'The machines that it has, had, or asks for. Null: none are leased for it, it runs on engines that are there.',
+    ),
+  ),
+  cost: v.pipe(
+    v.nullable(costSchema),
+    v.description('What its machines have cost. Null: none are leased for it.'),
+  ),
   events: v.array(eventSchema),
 });
 
@@ -165,11 +224,45 @@ export const templateSchema = v.looseObject({
 
 export const templateListSchema = v.object({ templates: v.array(templateSchema) });
 
+const unknownNumber = v.nullable(v.number());
+
+const machineFields = {
+  id: text,
+  name: v.pipe(text, v.description('What the provider calls it, too.')),
+  region: text,
+  gpu_type: text,
+  gpu_count: whole,
+  price_per_hour: v.pipe(unknownNumber, v.description('US dollars.')),
+};
+
+export const machineListSchema = v.object({
+  machines: v.array(
+    v.looseObject({
+      provider: text,
+      ...machineFields,
+      status: v.picklist(['booting', 'running', 'stopping', 'gone']),
+      created_at: time,
+      use: v.pipe(
+        v.picklist(['wanted', 'unwanted', 'orphan', 'gone']),
+        v.description('`unwanted`: its provision has no use for it. `orphan`: no record names it.'),
+      ),
+      reason: v.pipe(text, v.description('Why nobody wants it, or why it is left alone.')),
+      provision_id: text,
+      job_id: text,
+    }),
+  ),
+  failures: v.array(v.object({ provider: text, reason: text })),
+});
+
 export const provisionSchema = v.looseObject({
   ...jobProvisionSchema.entries,
   id: text,
   job_id: text,
   status: v.picklist(PROVISION_STATES),
+  machine: v.pipe(
+    v.nullable(v.looseObject({ ...machineFields, status: v.picklist(ATTEMPT_STATES) })),
+    v.description('The machine that it stands on, or asked for last. Null: it leases none.'),
+  ),
   owner: v.pipe(text, v.description('`sluice`, or `caller`: shown and used, never destroyed.')),
   address: text,
 });
@@ -181,8 +274,6 @@ export const provisionListSchema = v.object({
   has_more: v.boolean(),
 });
 
-const unknownNumber = v.nullable(v.number());
-
 export const offerListSchema = v.object({
   offers: v.array(
     v.looseObject({
@@ -191,10 +282,18 @@ export const offerListSchema = v.object({
       kind: v.picklist(['engine', 'machine']),
       type: text,
       count: unknownNumber,
+      architecture: v.pipe(
+        v.nullable(v.picklist(['x86_64', 'arm64'])),
+        v.description('Of the processors; null: not known.'),
+      ),
       vram_gb: unknownNumber,
       price_per_hour: v.pipe(unknownNumber, v.description('US dollars.')),
       stock: v.picklist(['available', 'unavailable', 'unknown']),
-      region: text,
+      region: v.pipe(text, v.description('The `regions`, with `, ` between.')),
+      regions: v.pipe(
+        v.array(text),
+        v.description('Where it can be had now; empty: the provider does not say.'),
+      ),
       address: text,
       models: v.array(text),
       error: text,

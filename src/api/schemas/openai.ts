@@ -49,6 +49,14 @@ export const fileSchema = v.object({
 
 export const fileListSchema = pageSchema(fileSchema);
 
+/** Ours, beside OpenAI's: an address at the store itself. */
+export const fileLinkSchema = v.object({
+  id: text,
+  object: v.literal('file.link'),
+  url: text,
+  expires_at: v.pipe(v.number(), v.integer()),
+});
+
 export const deletedFileSchema = v.object({
   id: text,
   object: v.literal('file'),
