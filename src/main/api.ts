@@ -1,6 +1,9 @@
 import type { Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import type { Settings } from '../../config/schema.ts';
 import { createJob } from '../../processors/create.ts';
+import type { Inventories } from '../../processors/leasing.ts';
+import type { SettleDeps } from '../../processors/deps.ts';
 import { eraseJob } from '../../processors/erase-job.ts';
 import { forgetContent } from '../../processors/expiry.ts';
 import { extendJob, pauseJob, resumeJob } from '../../processors/pause.ts';
@@ -13,9 +16,16 @@ import { createHttpServer } from '../api/http-server.ts';
 import { assemble } from '../dispatcher/assemble.ts';
 import { readEntries } from '../dispatcher/segments.ts';
 import { describeError, errorCode, notFound, permanent } from '../domain/errors.ts';
+import type { JobRecord } from '../domain/job.ts';
+import { LEASE_PROVIDERS } from '../domain/provision.ts';
+import { createCatalog } from './catalog.ts';
+import { clock } from './clock.ts';
+import { enabledLeases } from './lease-providers.ts';
+import { openInventories } from './leasing.ts';
+import { createSurvey } from './machines.ts';
 import { inspectInput } from './plan-input.ts';
 import type { System } from './system.ts';
-import { CATALOGS } from '../resources/index.ts';
+import type { LeaseManager } from '../resources/lease-contract.ts';
 import { settleDeps } from './worker.ts';
 
 export interface RunningApi {
@@ -25,10 +35,24 @@ export interface RunningApi {
   close(graceMs: number): Promise<void>;
 }
 
+/** What a job has of machines that does not say otherwise. */
+function leaseDefaults(settings: Settings) {
+  return {
+    providers: enabledLeases(settings),
+    defaultTemplate: settings.defaultTemplate ?? null,
+    spend: {
+      maxCostUsd: settings.maxCostUsd ?? null,
+      maxIdleMinutes: settings.maxIdleMinutes ?? null,
+    },
+    mostReplicas: settings.maxLeases,
+  };
+}
+
 /** Serves the API; rejects with `http.*` (Permanent) when the address cannot be had. */
 export async function startApi(system: System): Promise<RunningApi> {
   const { settings, log, metrics, storage, places, impatient } = system;
   const settling = settleDeps(system, impatient, () => 2);
+  const inventories = await openInventories(system, impatient, clock.now);
   const erasing = { ...settling, store: impatient.store, storage };
   const stopping = new AbortController();
   const app = createApp({
@@ -40,14 +64,15 @@ export async function startApi(system: System): Promise<RunningApi> {
     inspectInput: inspectInput.bind(null, { ...settings, storage }),
     live: { liveStreams: settings.liveStreams, stopping: stopping.signal },
     openPartial: (job, wish) => openPartial(job, wish, partialDeps(system)),
-    defaults: settings,
+    defaults: { ...settings, ...leaseDefaults(settings) },
     webhooks: {
       signsJobs: settings.webhookSecret !== undefined,
       allowPrivate: settings.webhookAllowPrivate,
     },
     log,
-    provider: settling.manager.provider,
-    catalog: CATALOGS[settling.manager.provider](settings),
+    provider: settings.provisioners[0] ?? 'static',
+    catalog: createCatalog(settings, managersOf(inventories), clock.now),
+    surveyMachines: createSurvey(system, inventories),
     releaseProvision: (id, choice) => releaseByHand(id, choice, settling),
     createJob: (job) => createJob(job, settling),
     pauseJob: (id, by) => pauseJob(id, by, settling),
@@ -55,11 +80,7 @@ export async function startApi(system: System): Promise<RunningApi> {
     extendJob: (job, window, windowMs) => extendJob(job, window, windowMs, settling),
     eraseJob: (id) => eraseJob(id, { withFiles: true }, erasing),
     forgetContent: (id) => forgetContent(id, erasing),
-    async stopJob(id, outcome) {
-      const job = await stopJob(id, { outcome, event: 'Cancelled on request.' }, settling);
-      if (job === null) throw notFound('not_found', `There is no job '${id}'.`);
-      return job;
-    },
+    stopJob: (id, outcome) => cancelJob(id, outcome, settling),
     ready: () => checkReady(system),
     async metrics() {
       await countQueued(system);
@@ -84,6 +105,20 @@ export async function startApi(system: System): Promise<RunningApi> {
       clearTimeout(cut);
     },
   };
+}
+
+async function cancelJob(
+  id: string,
+  outcome: 'cancelled',
+  settling: SettleDeps,
+): Promise<JobRecord> {
+  const job = await stopJob(id, { outcome, event: 'Cancelled on request.' }, settling);
+  if (job === null) throw notFound('not_found', `There is no job '${id}'.`);
+  return job;
+}
+
+function managersOf(inventories: Inventories | null): LeaseManager[] {
+  return LEASE_PROVIDERS.flatMap((provider) => inventories?.manager(provider) ?? []);
 }
 
 function partialDeps({ impatient, settings, storage }: System): PartialDeps {

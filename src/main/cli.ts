@@ -1,5 +1,3 @@
-import { enableCompileCache } from 'node:module';
-import { fileURLToPath } from 'node:url';
 import { checkNode } from './node-version.ts';
 
 const complaint = checkNode(process.version);
@@ -7,8 +5,6 @@ if (complaint !== null) {
   console.error(complaint);
   process.exit(1);
 }
-// Stripping types and compiling at each start costs half a second; where the folder cannot be written, so be it.
-enableCompileCache(fileURLToPath(new URL('../../node_modules/.cache/sluice', import.meta.url)));
 // Nothing else is loaded before: an older Node would fail on it in a way that explains nothing.
 const { main } = await import('./commands.ts');
 await main(process.argv);

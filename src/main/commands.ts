@@ -5,6 +5,7 @@ import { describeError, SluiceError } from '../domain/errors.ts';
 import type { GcOptions } from './gc.ts';
 import type { DoctorOptions } from './doctor.ts';
 import type { ExportOptions } from './export.ts';
+import { addProvisions } from './provision-commands.ts';
 import type { RunOptions } from './run.ts';
 import type { VerifyOptions } from './verify.ts';
 import { version } from './version.ts';
@@ -128,6 +129,7 @@ export async function main(argv: readonly string[]): Promise<void> {
     });
   addRun(program);
   addJobs(program);
+  addProvisions(program);
   addCare(program);
   try {
     await program.parseAsync(argv);

@@ -7,6 +7,8 @@ import { formatLocation } from '../domain/location.ts';
 import type { Location } from '../domain/location.ts';
 import { createEndpointRuntime } from '../runtimes/endpoint.ts';
 import { createStorage } from '../storage/index.ts';
+import type { LeaseProvider } from '../domain/provision.ts';
+import { checkLeases } from './doctor-leases.ts';
 import { ensureFolder } from './data-dir.ts';
 import { openEmbeddedRedis } from './embedded-redis.ts';
 import { measureFsync, SLOW_FSYNC_MS } from './redis-report.ts';
@@ -21,7 +23,7 @@ export interface DoctorOptions {
 
 /** What a check found: `warn` works and could be better, `fail` does not work. */
 export interface Finding {
-  check: 'redis' | 'disk' | 'storage' | 'folder' | 'engine';
+  check: 'redis' | 'disk' | 'storage' | 'folder' | 'engine' | 'ssh key' | LeaseProvider;
   state: 'ok' | 'warn' | 'fail';
   /** What is there, and the mend where something is to be mended. */
   message: string;
@@ -45,18 +47,22 @@ export async function doctor({ json }: DoctorOptions, settings: Settings): Promi
     checkStorage(settings),
     checkFolders(settings),
     ...checkEngines(settings),
+    ...checkLeases(settings),
   ];
   const findings = (await Promise.all(checks)).flat();
   const isFine = findings.every(({ state }) => state !== 'fail');
   if (json === true) console.log(JSON.stringify({ ok: isFine, checks: findings }));
-  else for (const finding of findings) console.log(lineOf(finding));
+  else {
+    const width = Math.max(8, ...findings.map(({ check }) => check.length));
+    for (const finding of findings) console.log(lineOf(finding, width));
+  }
   return isFine ? 0 : 1;
 }
 
-function lineOf({ check, state, message, ms }: Finding): string {
+function lineOf({ check, state, message, ms }: Finding, width: number): string {
   const times = Object.entries(ms ?? {}).map(([name, value]) => `${name} ${value} ms`);
   const measured = times.length === 0 ? '' : ` (${times.join(', ')})`;
-  return `${state.toUpperCase().padEnd(5)} ${check.padEnd(8)} ${message.replaceAll(/\s+/g, ' ')}${measured}`;
+  return `${state.toUpperCase().padEnd(5)} ${check.padEnd(width)} ${message.replaceAll(/\s+/g, ' ')}${measured}`;
 }
 
 async function checkRedis(settings: Settings): Promise<Finding[]> {

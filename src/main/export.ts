@@ -6,7 +6,7 @@ import type { Settings } from '../../config/schema.ts';
 import { assemble } from '../dispatcher/assemble.ts';
 import type { AssemblySource } from '../dispatcher/contract.ts';
 import { checkShard } from '../dispatcher/lost-parts.ts';
-import { invalidInput, notFound, SluiceError } from '../domain/errors.ts';
+import { errorCode, invalidInput, notFound, SluiceError } from '../domain/errors.ts';
 import { inputKey, segmentKey } from '../domain/file.ts';
 import { batchIdOf, jobIdOf } from '../domain/job.ts';
 import type { JobRecord } from '../domain/job.ts';
@@ -133,7 +133,10 @@ async function writeFiles(
 
 async function refuseExisting(paths: readonly string[]): Promise<void> {
   for (const path of paths) {
-    const found = await stat(path).catch(() => null);
+    const found = await stat(path).catch((error: unknown) => {
+      if (errorCode(error) !== 'ENOENT') throw error;
+      return null;
+    });
     if (found === null) continue;
     const mend = 'name another folder with --to, or write over it with --force';
     throw invalidInput('export.exists', `${path} is there already: ${mend}.`);

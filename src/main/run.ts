@@ -88,7 +88,10 @@ export async function run(options: RunOptions, settings: Settings): Promise<numb
       settings: {
         ...settings,
         ...NO_LIMIT,
+        provisioners: ['static'],
         engineUrls: [...engines],
+        // One file on one's own machine is not sent away.
+        metadataServiceUrl: undefined,
         dataDir: folder.path,
         httpAddr: { host: '127.0.0.1', port: 0 },
         queues: [...QUEUE_NAMES],

@@ -27,7 +27,9 @@ export async function serve(settings: Settings): Promise<void> {
       'the API has no authentication, and others can reach it: everybody may run and read batches',
     );
   }
-  if (settings.engineUrls.length === 0 && settings.roles.includes('api')) {
+  const isLeasing = settings.provisioners.some((provider) => provider !== 'static');
+  const hasEngines = settings.engineUrls.length > 0 || settings.metadataServiceUrl !== undefined;
+  if (!hasEngines && !isLeasing && settings.roles.includes('api')) {
     log.warn({}, 'no ENGINE_URLS: batches have to name their engine in aibrix.runtime');
   }
   const signal = await stopped;

@@ -1,6 +1,7 @@
 import type { Role, Settings } from '../../config/schema.ts';
 import type { Load } from '../dispatcher/dispatcher.ts';
 import type { Logger } from '../observability/log.ts';
+import { authorizedKeyOf, enabledLeases } from './lease-providers.ts';
 import { startSupervisor } from './supervisor.ts';
 import { startSweeper } from './sweeper.ts';
 import { openSystem } from './system.ts';
@@ -23,6 +24,8 @@ export async function startServer(options: {
   roles?: readonly Role[];
 }): Promise<RunningServer> {
   const { settings } = options;
+  // A key that is of no use is told before anything is opened, and not when the first machine is up.
+  if (enabledLeases(settings).length > 0) await authorizedKeyOf(settings);
   const system = await openSystem(options);
   const closers: (() => Promise<void>)[] = [];
   // Side by side: while an upload is given its grace, no new line may be sent.

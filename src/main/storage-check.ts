@@ -3,8 +3,9 @@ import { text } from 'node:stream/consumers';
 import type { Settings } from '../../config/schema.ts';
 import { describeError, permanent, SluiceError } from '../domain/errors.ts';
 import type { Logger } from '../observability/log.ts';
-import type { ObjectInfo, Storage } from '../storage/contract.ts';
+import type { Storage } from '../storage/contract.ts';
 import { createStorage } from '../storage/index.ts';
+import type { Erased } from '../storage/s3-versions.ts';
 import type { S3Storage } from '../storage/s3.ts';
 import { describeStorage, storageSettings } from './storage-settings.ts';
 
@@ -14,6 +15,10 @@ const ATTEMPTS = 3;
 const PROBES = 'uploads/upload_probe';
 /** Requests are signed by the store's clock, which mends signatures and nothing else. */
 const SKEW_MS = 60_000;
+
+const KEEPS =
+  'The bucket keeps versions, and does not let us delete them: what is deleted, expires or is erased stays there as an old version. ' +
+  'Allow s3:ListBucketVersions and s3:DeleteObjectVersion, or give it a lifecycle rule that expires noncurrent versions.';
 
 /** What a probe of a storage found. */
 export interface StorageProbe {
@@ -75,10 +80,12 @@ export async function probeStorage(storage: Storage): Promise<StorageProbe> {
     if (read !== key) throw permanent('storage.unfit', 'It gave back other bytes than were put.');
     const isListed = await timed('list', () => lists(storage, folder, key));
     if (!isListed) throw permanent('storage.unfit', 'It does not list what was just put.');
-    const info = await storage.head(key);
     const conditions = await conditionsOf(storage, key);
-    await timed('delete', () => storage.delete(key));
-    return { ms, warnings: [...skewOf(storage), ...versionsOf(info), ...conditions] };
+    const erased = await timed('delete', () => erase(storage, key));
+    return {
+      ms,
+      warnings: [...skewOf(storage), ...(erased === 'kept' ? [KEEPS] : []), ...conditions],
+    };
   } catch (error) {
     // what went wrong first is what has to be told
     await storage.delete(key).catch(() => undefined);
@@ -111,10 +118,12 @@ async function conditionsOf(
   ];
 }
 
-function versionsOf(info: ObjectInfo | null): string[] {
-  const version = info !== null && 'version' in info ? info.version : null;
-  if (version === null || version === 'null') return [];
-  return [
-    'The bucket keeps versions: what is deleted stays there as an old version. Give it a lifecycle rule that expires noncurrent versions.',
-  ];
+/** A folder keeps no versions. */
+async function erase(
+  storage: Storage & Partial<Pick<S3Storage, 'erase'>>,
+  key: string,
+): Promise<Erased> {
+  if (storage.erase !== undefined) return storage.erase(key);
+  await storage.delete(key);
+  return 'gone';
 }

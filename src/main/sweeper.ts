@@ -6,6 +6,7 @@ import { createCourier } from '../../processors/webhooks.ts';
 import { batchView } from '../api/views.ts';
 import { clock } from './clock.ts';
 import { collectDeps, collectRound } from './gc.ts';
+import { openInventorySweep } from './machines.ts';
 import { soon } from './soon.ts';
 import { createWebhookSender } from './webhook-sender.ts';
 import { settleDeps } from './worker.ts';
@@ -16,6 +17,7 @@ const EXPIRE_EVERY_MS = 1_000;
 const CLEAR_EVERY_MS = 2_000;
 const TELL_EVERY_MS = 500;
 const COLLECT_LOOK_MS = 5_000;
+const COMPARE_EVERY_MS = 15_000;
 const CLOSE_MS = 2_000;
 
 /** Mends lost deliveries, ends overdue jobs, removes what has expired and tells webhooks of ends; of all processes that do, one at a time sweeps. */
@@ -23,6 +25,7 @@ export function startSweeper(system: System): { close(): Promise<void> } {
   const { log, patient } = system;
   const stop = new AbortController();
   const holder = randomBytes(8).toString('hex');
+  const inventory = openInventorySweep(holder, system);
   const sweeper = createSweeper(holder, {
     ...settleDeps(system, patient, () => 2),
     store: patient.store,
@@ -66,12 +69,13 @@ export function startSweeper(system: System): { close(): Promise<void> } {
     repeat(CLEAR_EVERY_MS, 'expiry', () => expiry.round()),
     repeat(collectEveryMs, 'collect', () => collectRound(collector, stop.signal, log)),
     repeat(TELL_EVERY_MS, 'webhooks', () => courier.round()),
+    repeat(COMPARE_EVERY_MS, 'machines', () => inventory.round(stop.signal)),
   ];
   return {
     async close() {
       stop.abort();
       await soon(
-        Promise.all([...loops, courier.close()]).then(() => sweeper.close()),
+        Promise.all([...loops, courier.close(), inventory.close()]).then(() => sweeper.close()),
         CLOSE_MS,
       );
     },

@@ -3,11 +3,12 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import * as v from 'valibot';
-import type { Settings } from '../../config/schema.ts';
 import { manifestSchema } from '../api/docs/manifest.ts';
-import { describeError, errorCode, invalidInput, permanent, transient } from '../domain/errors.ts';
+import { describeError, errorCode, invalidInput } from '../domain/errors.ts';
 import { jobIdOf } from '../domain/job.ts';
 import type { Manifest, ManifestFile } from '../domain/manifest.ts';
+import { connectServer, refusal } from './server-client.ts';
+import type { ServerSettings } from './server-client.ts';
 import { checkFiles } from './verify-files.ts';
 import type { Check, OpenFiles } from './verify-files.ts';
 
@@ -33,7 +34,7 @@ interface Source {
 export async function verify(
   batch: string | undefined,
   options: VerifyOptions,
-  settings: Pick<Settings, 'serverUrl' | 'serverApiKey' | 'httpAddr'>,
+  settings: ServerSettings,
 ): Promise<number> {
   const source =
     options.dir === undefined
@@ -88,31 +89,18 @@ function parseManifest(text: string): Manifest {
 function serverSource(
   batch: string | undefined,
   { url }: VerifyOptions,
-  settings: Pick<Settings, 'serverUrl' | 'serverApiKey' | 'httpAddr'>,
+  settings: ServerSettings,
 ): Source {
   const job = batch?.startsWith('job_') === true ? batch : jobIdOf(batch ?? '');
   if (job === null) {
     const mend = 'Name a batch or job, such as batch_abc or job_abc';
     throw invalidInput('verify.no_batch', `${mend}, or a folder with --dir.`);
   }
-  const base = (url ?? settings.serverUrl ?? localUrl(settings.httpAddr)).replace(/\/+$/, '');
-  const key = settings.serverApiKey;
-  const headers = key === undefined ? {} : { authorization: `Bearer ${key}` };
-  async function ask(path: string): Promise<Response> {
-    try {
-      return await fetch(`${base}${path}`, { headers });
-    } catch (error) {
-      const mend = 'name another server with --url or SLUICE_URL';
-      throw transient(
-        'verify.unreachable',
-        `The server at ${base} cannot be reached (${describeError(error)}): ${mend}.`,
-      );
-    }
-  }
+  const { ask } = connectServer('verify', url, settings);
   return {
     async manifest() {
       const response = await ask(`/api/v1/jobs/${job}/manifest`);
-      if (!response.ok) throw await refusal(response);
+      if (!response.ok) throw await refusal('verify', response);
       return response.text();
     },
     async open({ file_id: id }) {
@@ -121,26 +109,10 @@ function serverSource(
         await response.body?.cancel();
         return null;
       }
-      if (!response.ok) throw await refusal(response);
+      if (!response.ok) throw await refusal('verify', response);
       return response.body === null ? Readable.from([]) : Readable.from(response.body);
     },
   };
-}
-
-/** A server that listens everywhere is asked where it certainly is. */
-function localUrl({ host, port }: Settings['httpAddr']): string {
-  if (host === '0.0.0.0') return `http://127.0.0.1:${port}`;
-  if (host === '::') return `http://[::1]:${port}`;
-  return `http://${host.includes(':') ? `[${host}]` : host}:${port}`;
-}
-
-const failureSchema = v.object({ error: v.object({ message: v.string() }) });
-
-async function refusal(response: Response): Promise<Error> {
-  // A body that is cut or no JSON says nothing that could be shown; the status does.
-  const failure = v.safeParse(failureSchema, await response.json().catch(() => null));
-  const message = failure.success ? failure.output.error.message : `HTTP ${response.status}`;
-  return permanent('verify.refused', message);
 }
 
 /** Files under the names that a download gives them, or under their ids. */

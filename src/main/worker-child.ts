@@ -3,8 +3,6 @@
  * the supervisor's end of the channel is gone, which the kernel closes even on SIGKILL.
  */
 import { on } from 'node:events';
-import { enableCompileCache } from 'node:module';
-import { fileURLToPath } from 'node:url';
 
 // Ctrl-C in a terminal reaches the whole group; when to stop is the supervisor's to say.
 process.on('SIGINT', () => undefined);
@@ -13,7 +11,6 @@ const leave = (): void => process.exit(1);
 process.once('disconnect', leave);
 // It keeps what comes before it is read.
 const inbox = on(process, 'message');
-enableCompileCache(fileURLToPath(new URL('../../node_modules/.cache/sluice', import.meta.url)));
 const { work } = await import('./worker-work.ts');
 await work(inbox, () => process.off('disconnect', leave));
 process.exit();

@@ -2,6 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { hostname } from 'node:os';
 import type { Readable } from 'node:stream';
 import { createAdvance } from '../../queues/advance.ts';
+import { concurrencyOf } from '../../queues/catalog.ts';
 import { startWorker } from '../../queues/worker.ts';
 import type { Attempt, QueueWorker } from '../../queues/worker.ts';
 import type { Deps, SettleDeps } from '../../processors/deps.ts';
@@ -20,6 +21,7 @@ import { scanModel } from '../dispatcher/json-scan.ts';
 import { findLost } from '../dispatcher/lost-parts.ts';
 import { Dispatcher } from '../dispatcher/dispatcher.ts';
 import type { Load } from '../dispatcher/dispatcher.ts';
+import { goodLines } from '../dispatcher/remote-input.ts';
 import { selectLines } from '../dispatcher/select-lines.ts';
 import { describeError, SluiceError, transient } from '../domain/errors.ts';
 import { segmentKey } from '../domain/file.ts';
@@ -27,12 +29,14 @@ import { isFinal, JOB } from '../domain/job.ts';
 import type { JobRecord, JobState } from '../domain/job.ts';
 import { PROVISION } from '../domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../domain/provision.ts';
-import { MANAGERS } from '../resources/index.ts';
+import { createStaticManager } from '../resources/static/index.ts';
 import type { Runtime } from '../runtimes/contract.ts';
-import { createEndpointRuntime } from '../runtimes/index.ts';
 import type { JobChange } from '../store/jobs.ts';
+import type { ProvisionChange } from '../store/provisions.ts';
 import { clock } from './clock.ts';
+import { assembleRemotely, openRemote } from './remote.ts';
 import { createIsolation, createShareEngine } from './engine-share.ts';
+import { openReach } from './reach.ts';
 import { planInput } from './plan-input.ts';
 import { soon } from './soon.ts';
 import { version } from './version.ts';
@@ -63,13 +67,14 @@ export function settleDeps(
     store,
     add,
     advanceJob,
-    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, { reason?: string }>(
+    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, ProvisionChange>(
       PROVISION,
       (provision, to, change) => store.provisions.move(provision, to, change),
       add,
     ),
     now: clock.now,
-    manager: MANAGERS[settings.provisioner ?? 'static'](settings),
+    pauseReleaseMs: settings.pauseRelease * 1_000,
+    manager: createStaticManager(settings),
     ahead,
     log,
   };
@@ -100,18 +105,22 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     onEngines: () => dispatcher.enginesChanged(),
     log,
   });
-  const runtime = createEndpointRuntime(settings);
+  const reach = await openReach(system, now);
+  const { runtime, leasing } = reach;
+  const remote = openRemote(settings);
   const processes = () => heartbeat?.dispatchers ?? 1;
   const early = createEarlyFiles({ name: system.name, deps: () => deps });
   const dispatcher = createDispatcher(system, { settling, runtime, processes, early });
   const deps: Deps = {
     ...settling,
     ...processorParts(system, runtime),
+    leasing,
     now,
     dispatcher,
     watches,
     failedTries: createFailedTries(),
     early,
+    remote,
     crashApartMs: settings.crashApart,
     graceOver: graceOver.signal,
   };
@@ -131,6 +140,8 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
       await soon(closing, settings.shutdownGrace + AFTER_GRACE_MS);
       clearTimeout(grace);
       await dispatcher.close();
+      await soon(reach.close(), AFTER_GRACE_MS);
+      await remote?.close();
       await soon(stops.close(), AFTER_GRACE_MS);
       await soon(heart.close(), AFTER_GRACE_MS);
     },
@@ -144,6 +155,7 @@ function serveQueues(system: System, deps: Deps, stopping: AbortSignal): QueueWo
   const workers = settings.queues.map((queue) =>
     startWorker({
       queue,
+      concurrency: concurrencyOf(queue, settings.plannerWorkerCount),
       connection: patient.redis.queues,
       namespace,
       name,
@@ -166,6 +178,9 @@ function processorParts(system: System, runtime: Runtime) {
     runtime,
     selectLines: (...[input, errors, shards]: Parameters<Deps['selectLines']>) =>
       selectLines(input, errors, { maxLineBytes, shards }),
+    goodLines: (...[input, shards]: Parameters<Deps['goodLines']>) =>
+      goodLines(input, shards, maxLineBytes),
+    assembleRemote: assembleRemotely(system.settings),
     readPlan: planInput.bind(null, system.settings),
     findLost,
     assemble: (...[source, sinks, options]: Parameters<Deps['assemble']>) =>

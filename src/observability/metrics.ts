@@ -20,6 +20,8 @@ export interface Metrics {
   budgetBytes: Gauge;
   queued: Gauge<'queue' | 'state'>;
   jobsFinished: Counter<'outcome'>;
+  machines: Gauge<'provider' | 'state'>;
+  leakedMachines: Gauge<'provider'>;
   /** What this process counted, for another one that renders it; it survives structured cloning. */
   snapshot(): Promise<Snapshot>;
   /** From now on `render` adds what these other processes counted. */
@@ -70,6 +72,9 @@ function tally<K extends string>(
   });
 }
 
+/** Seconds, from a cached answer to a long upload. */
+const BUCKETS = [0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600];
+
 /** Makes a process's own registry. */
 export function createMetrics(): Metrics {
   const registry = new Registry();
@@ -91,8 +96,7 @@ export function createMetrics(): Metrics {
     return new Gauge<L>({ name, help, labelNames, registers });
   }
   function histogram<L extends string>(name: string, help: string, labelNames: readonly L[]) {
-    const buckets = [0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 600];
-    return new Histogram<L>({ name, help, labelNames, buckets, registers });
+    return new Histogram<L>({ name, help, labelNames, buckets: BUCKETS, registers });
   }
   return {
     httpSeconds: histogram('sluice_http_request_duration_seconds', 'HTTP requests by route.', [
@@ -114,6 +118,8 @@ export function createMetrics(): Metrics {
     jobsFinished: counter('sluice_jobs_finished_total', 'Jobs that ended, by outcome.', [
       'outcome',
     ]),
+    machines: gauge('sluice_machines', 'Machines that are leased.', ['provider', 'state']),
+    leakedMachines: gauge('sluice_leaked_machines', 'Machines that no record wants.', ['provider']),
     snapshot: () => registry.getMetricsAsJSON(),
     include(source) {
       others = source;

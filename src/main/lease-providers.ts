@@ -1,0 +1,142 @@
+import { createHash } from 'node:crypto';
+import type { Settings } from '../../config/schema.ts';
+import { invalidInput } from '../domain/errors.ts';
+import { imageOf } from '../domain/engines/index.ts';
+import { ENGINE_PORT } from '../domain/engines/public-url.ts';
+import type { JobResources } from '../domain/lease.ts';
+import { leaseProvider } from '../domain/provision.ts';
+import type { LeaseProvider } from '../domain/provision.ts';
+import { createLambdaCloud, LAMBDA_CLOUD_LIMITS } from '../resources/lambda-cloud/index.ts';
+import type { LeaseAccount, Pace } from '../resources/lease-contract.ts';
+import { bucketName, createPace } from '../resources/pace.ts';
+import type { DrawUnits, PaceLimits } from '../resources/pace.ts';
+import { createRunPod, RUNPOD_LIMITS } from '../resources/runpod/index.ts';
+import { checkKeyFile } from '../runtimes/ssh/keys.ts';
+import type { Storage } from '../storage/contract.ts';
+
+/** What a manager is opened with beside its settings. */
+interface Given {
+  stamp: string;
+  pace: Pace;
+  now: () => number;
+}
+
+/** All that is known here of one provider. */
+interface LeaseParts {
+  /** What its calls are counted by. */
+  credential(settings: Settings): string;
+  limits: PaceLimits;
+  open(settings: Settings, given: Given): LeaseAccount;
+  /** Which setting says where machines may be. */
+  regionSetting: string;
+  /** Volume or file system that keeps weights, by id or name; null: none. */
+  modelCache(settings: Settings): string | null;
+  /** Image that a machine is leased with; '' where machines run no image. */
+  image(settings: Settings, resources: Pick<JobResources, 'spec'>): string;
+}
+
+/** A provider that is added is added here. */
+export const LEASE_PARTS = {
+  runpod: {
+    credential: ({ runpodApiKey = '' }) => runpodApiKey,
+    limits: RUNPOD_LIMITS,
+    regionSetting: 'RUNPOD_DATA_CENTERS',
+    open: (settings, { pace, now }) =>
+      createRunPod(
+        {
+          apiKey: settings.runpodApiKey ?? '',
+          baseUrl: settings.runpodBaseUrl ?? null,
+          apiVersion: settings.runpodApiVersion ?? null,
+          cloudType: settings.runpodCloudType,
+          dataCenters: settings.runpodDataCenters,
+          ...(settings.runpodProxy === null ? {} : { publicPort: ENGINE_PORT }),
+        },
+        { pace, now },
+      ),
+    modelCache: ({ runpodNetworkVolume = null }) => runpodNetworkVolume,
+    image: ({ runpodImage }, { spec }) => runpodImage ?? imageOf(spec.engine),
+  },
+  lambdaCloud: {
+    credential: ({ lambdaCloudApiKey = '' }) => lambdaCloudApiKey,
+    limits: LAMBDA_CLOUD_LIMITS,
+    regionSetting: 'LAMBDA_CLOUD_REGION',
+    open: (settings, { stamp, pace, now }) =>
+      createLambdaCloud(
+        {
+          apiKey: settings.lambdaCloudApiKey ?? '',
+          ...(settings.lambdaCloudBaseUrl === undefined
+            ? {}
+            : { baseUrl: settings.lambdaCloudBaseUrl }),
+          stamp,
+          sshKeyNames: settings.lambdaCloudSshKeys,
+          regions: settings.lambdaCloudRegions,
+          now,
+        },
+        { pace },
+      ),
+    modelCache: ({ lambdaCloudFileSystem = null }) => lambdaCloudFileSystem,
+    image: () => '',
+  },
+} as const satisfies Record<LeaseProvider, LeaseParts>;
+
+/** Those that PROVISIONER names, in its order. */
+export function enabledLeases({ provisioners }: Pick<Settings, 'provisioners'>): LeaseProvider[] {
+  return provisioners.map(leaseProvider).filter((provider) => provider !== null);
+}
+
+/** What the names of all machines of a deployment begin with: its storage is what no other has. */
+export async function stampOf(storage: Pick<Storage, 'identity'>): Promise<string> {
+  const print = createHash('sha256')
+    .update(await storage.identity())
+    .digest('hex');
+  return `sl-${print.slice(0, 8)}`;
+}
+
+/** What managers are opened with; who shares `draw` shares their rates. */
+interface Shared {
+  stamp: string;
+  draw: DrawUnits;
+  now: () => number;
+}
+
+/** Throws InvalidInput for settings at odds. */
+export function openManager(
+  provider: LeaseProvider,
+  settings: Settings,
+  { stamp, draw, now }: Shared,
+): LeaseAccount {
+  const { credential, limits, open } = LEASE_PARTS[provider];
+  const name = bucketName(provider, credential(settings));
+  return open(settings, { stamp, pace: createPace({ name, limits, draw }), now });
+}
+
+/** The managers that are enabled. Throws InvalidInput for settings at odds. */
+export function openManagers(settings: Settings, shared: Shared): Map<LeaseProvider, LeaseAccount> {
+  const enabled = enabledLeases(settings);
+  return new Map(enabled.map((each) => [each, openManager(each, settings, shared)]));
+}
+
+/** Type and key without the comment. */
+function material(key: string): string {
+  return key.trim().split(/\s+/).slice(0, 2).join(' ');
+}
+
+/**
+ * The public key that machines let in; '' where this process knows none, and so leases none. Throws InvalidInput
+ * `ssh.key_file` for a file that cannot be used, and `ssh.key_mismatch` where RUNPOD_SSH_PUBLIC_KEY is of another key.
+ */
+export async function authorizedKeyOf({
+  sshKeyFile,
+  runpodSshPublicKey,
+  provisioners,
+}: Pick<Settings, 'sshKeyFile' | 'runpodSshPublicKey' | 'provisioners'>): Promise<string> {
+  if (sshKeyFile === undefined) return material(runpodSshPublicKey ?? '');
+  const { publicKey } = await checkKeyFile(sshKeyFile);
+  const isOther = runpodSshPublicKey !== undefined && material(runpodSshPublicKey) !== publicKey;
+  if (!isOther || !provisioners.includes('runpod')) return publicKey;
+  throw invalidInput(
+    'ssh.key_mismatch',
+    `RUNPOD_SSH_PUBLIC_KEY is not the public half of ${sshKeyFile}, with which pods are logged in to: leave it out, or ` +
+      `set it to ${publicKey}`,
+  );
+}

@@ -1,0 +1,74 @@
+import type { Leasing } from '../../processors/leasing.ts';
+import { siteOf } from '../../processors/lease-engine.ts';
+import { enginePaths } from '../domain/engines/index.ts';
+import { transient } from '../domain/errors.ts';
+import { leasedProvision } from '../domain/provision.ts';
+import type { LeaseProvider } from '../domain/provision.ts';
+import type { LeaseCapabilities } from '../resources/lease-contract.ts';
+import type { LeasedSite, Runtime } from '../runtimes/contract.ts';
+import { createEndpointRuntime, createMachineRuntime, createRuntime } from '../runtimes/index.ts';
+import { checkKeyFile } from '../runtimes/ssh/keys.ts';
+import { engineParts } from './engine-parts.ts';
+import { openLeasing } from './leasing.ts';
+import type { System } from './system.ts';
+
+/** How this process reaches engines, and leases machines for them. */
+export interface Reach {
+  runtime: Runtime;
+  /** Null where no provider leases, or this process does not log in to machines. */
+  leasing: Leasing | null;
+  /** Ends the connections to machines that `leasing` and looks have. */
+  close(): Promise<void>;
+}
+
+/**
+ * Opens what the settings let this process reach; engines on leased machines where it has the key that machines let
+ * in. Rejects with InvalidInput where settings or the key file are of no use.
+ *
+ * @param now Redis' time, ms
+ */
+export async function openReach(system: System, now: () => number): Promise<Reach> {
+  const { settings, patient } = system;
+  const endpoint = createEndpointRuntime(settings);
+  const isLeasing = settings.provisioners.some((provider) => provider !== 'static');
+  if (!isLeasing || settings.sshKeyFile === undefined) {
+    return { runtime: endpoint, leasing: null, close: async () => {} };
+  }
+  const { privateKey } = await checkKeyFile(settings.sshKeyFile);
+  const machines = createMachineRuntime({
+    ...engineParts(settings),
+    privateKey,
+    engineForm: (provider) => capabilities(provider).engineForm,
+    modelCachePath(provider) {
+      const isKept = (leasing?.modelCache(provider) ?? null) !== null;
+      return isKept ? capabilities(provider).modelCachePath : null;
+    },
+  });
+  const leasing = await openLeasing(system, { machines, now });
+
+  function capabilities(provider: LeaseProvider): LeaseCapabilities {
+    const manager = leasing?.manager(provider) ?? null;
+    if (manager !== null) return manager.capabilities;
+    throw transient('lease.no_settings', `PROVISIONER of this process does not name ${provider}`);
+  }
+
+  const { connectTimeout } = settings;
+  async function find(address: string): Promise<LeasedSite> {
+    const { jobs, provisions } = patient.store;
+    const id = leasedProvision(address);
+    const provision = id === null ? null : await provisions.get(id);
+    const site = provision === null || leasing === null ? null : siteOf(provision, leasing);
+    const job = provision === null ? null : await jobs.get(provision.job);
+    const spec = job?.options.resources?.spec;
+    if (site !== null) return { ...site, ...(spec && enginePaths(spec.engine)) };
+    throw transient('lease.no_machine', `${address} has no machine that could be logged in to now`);
+  }
+  const runtime = createRuntime({ endpoint, privateKey, siteOf: find, connectTimeout });
+  return {
+    runtime,
+    leasing,
+    async close() {
+      await Promise.all([runtime.close(), machines.close()]);
+    },
+  };
+}
