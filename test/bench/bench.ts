@@ -2,6 +2,7 @@ import { parseArgs } from 'node:util';
 import { benchDispatch } from './dispatch.ts';
 import { benchFairness } from './fairness.ts';
 import { benchLatency } from './latency.ts';
+import { benchLease } from './lease.ts';
 import { benchLimits } from './limits.ts';
 import { benchRecovery } from './recovery.ts';
 import { benchScale } from './scale.ts';
@@ -20,6 +21,8 @@ interface BenchOptions {
   lines: number | null;
   /** `storage` only: size of the file that is sent, such as 5GiB. */
   upload: string;
+  /** `lease` only: how many jobs lease a machine at the same time. */
+  jobs: number;
   /** `recovery` only: how often a worker process is killed. */
   kills: number;
   /** `window` only: names or files of the simulator's profiles, instead of its own three. */
@@ -31,6 +34,7 @@ const BENCHES: Record<string, (options: BenchOptions) => Promise<void>> = {
   dispatch: benchDispatch,
   fairness: benchFairness,
   latency: benchLatency,
+  lease: benchLease,
   limits: benchLimits,
   recovery: benchRecovery,
   scale: ({ json, lines }) => benchScale({ json, lines: lines ?? 5_000_000 }),
@@ -48,6 +52,7 @@ const { values, positionals } = parseArgs({
     gigabytes: { type: 'string', default: '5' },
     lines: { type: 'string' },
     upload: { type: 'string', default: '512MiB' },
+    jobs: { type: 'string', default: '50' },
     kills: { type: 'string', default: '100' },
     profile: { type: 'string', multiple: true, default: [] },
   },
@@ -56,7 +61,7 @@ const bench = BENCHES[positionals[0] ?? ''];
 if (bench === undefined) {
   const names = Object.keys(BENCHES).join(', ');
   console.error(
-    `npm run bench -- NAME [--json] [--ids COUNT] [--gigabytes GB] [--lines N] [--upload SIZE] [--kills N] [--profile FILE], NAME one of: ${names}`,
+    `npm run bench -- NAME [--json] [--ids COUNT] [--gigabytes GB] [--lines N] [--upload SIZE] [--jobs N] [--kills N] [--profile FILE], NAME one of: ${names}`,
   );
   process.exitCode = 1;
 } else {
@@ -66,6 +71,7 @@ if (bench === undefined) {
     gigabytes: Number(values.gigabytes),
     lines: values.lines === undefined ? null : Number(values.lines),
     upload: values.upload,
+    jobs: Number(values.jobs),
     kills: Number(values.kills),
     profiles: values.profile,
   });

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm, statfs } from 'node:fs/promises';
 import { request } from 'node:http';
@@ -9,6 +9,7 @@ import { text } from 'node:stream/consumers';
 import { pipeline } from 'node:stream/promises';
 import * as v from 'valibot';
 import { startSluice } from '../support/server.ts';
+import type { Environment } from '../support/server.ts';
 
 const PART_BYTES = 64 * 1024 ** 2;
 const PIECE_BYTES = 1024 ** 2;
@@ -45,7 +46,11 @@ export async function benchUploads({ json, gigabytes }: Options): Promise<void> 
     await using server = await startSluice({
       dataDir: join(folder, 'data'),
       roles: ['api', 'sweeper'],
-      env: { MAX_UPLOAD_BYTES: String(bytes), MAX_BATCH_FILE_BYTES: String(bytes) },
+      env: {
+        MAX_UPLOAD_BYTES: String(bytes),
+        MAX_BATCH_FILE_BYTES: String(bytes),
+        ...bucketEnvironment(),
+      },
     });
     const idleMiB = await peakMemory(server.pid);
     const begun = performance.now();
@@ -61,6 +66,14 @@ export async function benchUploads({ json, gigabytes }: Options): Promise<void> 
   } finally {
     await rm(folder, { recursive: true, force: true });
   }
+}
+
+/** Where S3_BUCKET names a bucket, files go there: below a prefix of their own, which stays. */
+function bucketEnvironment(): Environment {
+  const names = ['S3_BUCKET', 'S3_ENDPOINT', 'AWS_ACCESS_KEY_ID', 'AWS_SECRET_ACCESS_KEY'];
+  if (process.env['S3_BUCKET'] === undefined) return {};
+  const given = names.map((name) => [name, process.env[name]] as const);
+  return { ...Object.fromEntries(given), S3_PREFIX: `bench-${randomUUID()}/` };
 }
 
 interface Measured {

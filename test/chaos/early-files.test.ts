@@ -1,9 +1,8 @@
 import { afterAll, expect, test } from 'vitest';
 import { expectExact, makeInput, submit, untilFinal } from '../support/batch.ts';
-import { startRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { requireNothingLeft } from '../support/server.ts';
+import { openSite } from '../support/site.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
 import { logged, untilWorking } from '../support/worker-processes.ts';
 
 afterAll(requireNothingLeft);
@@ -16,17 +15,10 @@ const LATENCY_MS = 40;
 const CONCURRENCY = 96;
 
 test('whoever writes the files of a running job is killed, and another one ends the job', async () => {
-  await using redis = await startRedis();
   const flags = ['--profile', 'zero', '--set', `answer_tokens=${ANSWER_TOKENS}`];
-  await using engine = await startVllmProcess({ flags });
+  await using site = await openSite({ flags, env: { WORKER_PROCESSES: '1' } });
+  const { engine, sluice } = site;
   await engine.setConfig({ latency_ms: LATENCY_MS });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    redisUrl: redis.url,
-    engines: [engine.url],
-    env: { WORKER_PROCESSES: '1' },
-  });
   await untilWorking(sluice, 1);
   const input = makeInput(LINES);
   const id = await submit(sluice.url, input, { maxConcurrency: CONCURRENCY });

@@ -10,16 +10,14 @@ import {
   expectUnharmed,
   LONG,
   onNewFile,
-  openRedis,
   submitInPieces,
 } from '../support/chaos.ts';
-import { startRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { requireNothingLeft, startSluice } from '../support/server.ts';
 import type { Sluice } from '../support/server.ts';
+import { openGround } from '../support/site.ts';
 import { startTapProxy } from '../support/tap-proxy.ts';
 import type { TapProxy } from '../support/tap-proxy.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
 import type { VllmProcess } from '../support/vllm-process.ts';
 import { isAlive, workerPids } from '../support/worker-processes.ts';
 
@@ -47,15 +45,13 @@ let world: World;
 const stack = new AsyncDisposableStack();
 
 beforeAll(async () => {
-  const server = stack.use(await startRedis());
-  const engine = stack.use(await startVllmProcess({ flags: ['--profile', 'zero'] }));
-  const { client: redis } = stack.use(openRedis(server.url));
+  const { redis: server, store: redis, engine, shared } = stack.use(await openGround());
   const toRedis = stack.use(await startTapProxy(server));
   const toEngine = stack.use(await startTapProxy({ host: '127.0.0.1', port: engine.port }));
-  const folder = stack.use(await makeFolder());
+  const { dataDir } = shared;
   const sluice = stack.use(
     await startSluice({
-      dataDir: folder.path,
+      dataDir,
       redisUrl: `redis://${toRedis.host}:${toRedis.port}`,
       engines: [`http://${toEngine.host}:${toEngine.port}`],
       env: { WORKER_PROCESSES: '1' },
@@ -64,8 +60,8 @@ beforeAll(async () => {
   const input = makeInput(LINES);
   const clean = await cleanOutput(sluice.url, engine, input);
   const file = await upload(sluice.url, input.text);
-  world = { sluice, engine, redis, toRedis, toEngine, dataDir: folder.path, input, file, clean };
-}, 120_000);
+  world = { sluice, engine, redis, toRedis, toEngine, dataDir, input, file, clean };
+});
 
 afterAll(async () => {
   const pids = workerPids(world.sluice);

@@ -1,15 +1,14 @@
 import { readdir, readFile, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, expect, test } from 'vitest';
 import { makeInput, say, submit, untilAnswered, untilFinal } from '../support/batch.ts';
-import { cleanOutput, expectUnharmed, openRedis } from '../support/chaos.ts';
+import { cleanOutput, expectUnharmed } from '../support/chaos.ts';
 import { restartRedis } from '../support/redis-again.ts';
-import { startRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { openRedis, startRedis } from '../support/redis.ts';
+import { requireNothingLeft, startSluice } from '../support/server.ts';
+import { openGround, openSite } from '../support/site.ts';
 import { startTapProxy } from '../support/tap-proxy.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
-import type { VllmProcess } from '../support/vllm-process.ts';
 
 const LINES = 2_200;
 const CONCURRENCY = 24;
@@ -20,16 +19,8 @@ const MAY_LEAVE = 4;
 const input = makeInput(LINES);
 /** What an undisturbed run over it writes. */
 let clean: string | undefined;
-let engine: VllmProcess;
 
-beforeAll(async () => {
-  engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-}, 120_000);
-
-afterAll(async () => {
-  await engine[Symbol.asyncDispose]();
-  requireNothingLeft();
-});
+afterAll(requireNothingLeft);
 
 /** The append-only file that Redis writes to now. */
 async function tailFile(folder: string): Promise<string> {
@@ -64,13 +55,8 @@ function commandEnd(log: Buffer, from: number): number {
 }
 
 test('Redis loses the last seconds of its append-only file', async () => {
-  await using redis = await startRedis();
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    redisUrl: redis.url,
-    engines: [engine.url],
-  });
+  await using site = await openSite();
+  const { redis, store, engine, shared, sluice } = site;
   clean ??= await cleanOutput(sluice.url, engine, input);
   await engine.setConfig({ latency_ms: LATENCY_MS });
   const before = await engine.counts();
@@ -93,10 +79,9 @@ test('Redis loses the last seconds of its append-only file', async () => {
   expect(again).toBeDefined();
   await engine.setConfig({ latency_ms: 5 });
   const batch = await untilFinal(sluice.url, id, 120_000);
-  await using store = openRedis(redis.url);
   const askedTwice = (await engine.counts()).requests - before.requests - LINES;
   await expectUnharmed(
-    { url: sluice.url, batch, input, dataDir: folder.path, redis: store.client, clean },
+    { url: sluice.url, batch, input, dataDir: shared.dataDir, redis: store, clean },
     { name: 'cut append-only file', kills: 1, askedTwice, mayLeave: MAY_LEAVE },
   );
   const forgotten = requests - before.requests - (counts?.completed ?? 0);
@@ -106,7 +91,8 @@ test('Redis loses the last seconds of its append-only file', async () => {
 });
 
 test('Redis fails over to a replica that had stood still', async () => {
-  await using master = await startRedis();
+  await using ground = await openGround();
+  const { redis: master, engine, shared } = ground;
   await using replica = await startRedis();
   await using link = await startTapProxy(master);
   await using tap = await startTapProxy(master);
@@ -114,12 +100,8 @@ test('Redis fails over to a replica that had stood still', async () => {
   await store.client.call('REPLICAOF', link.host, link.port);
   const isUp = async () => (await store.client.info('replication')).includes('link_status:up');
   await until(isUp, { timeoutMs: 60_000, what: 'the replication' });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    redisUrl: `redis://${tap.host}:${tap.port}`,
-    engines: [engine.url],
-  });
+  const redisUrl = `redis://${tap.host}:${tap.port}`;
+  await using sluice = await startSluice({ ...shared, redisUrl });
   clean ??= await cleanOutput(sluice.url, engine, input);
   await engine.setConfig({ latency_ms: LATENCY_MS });
   const before = await engine.counts();
@@ -139,7 +121,7 @@ test('Redis fails over to a replica that had stood still', async () => {
   expect(Number(known), 'the replica lacks a commit').toBe(counts?.completed);
   const askedTwice = (await engine.counts()).requests - before.requests - LINES;
   await expectUnharmed(
-    { url: sluice.url, batch, input, dataDir: folder.path, redis: store.client, clean },
+    { url: sluice.url, batch, input, dataDir: shared.dataDir, redis: store.client, clean },
     { name: 'failover', kills: 1, askedTwice, mayLeave: MAY_LEAVE },
   );
   const forgotten = requests - before.requests - (counts?.completed ?? 0);

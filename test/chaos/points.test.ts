@@ -1,4 +1,3 @@
-import type { Redis } from 'ioredis';
 import type OpenAI from 'openai';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { recordKey, shardKey } from '../../src/store/keys.ts';
@@ -13,44 +12,26 @@ import {
   untilFinal,
   upload,
 } from '../support/batch.ts';
-import { endLocks, LONG, openRedis, submitInPieces } from '../support/chaos.ts';
-import { startRedis } from '../support/redis.ts';
-import type { TestRedis } from '../support/redis.ts';
+import { endLocks, LONG, submitInPieces } from '../support/chaos.ts';
 import { requireNothingLeft, makeFolder, startSluice } from '../support/server.ts';
+import { openGround } from '../support/site.ts';
+import type { Ground } from '../support/site.ts';
 import { startTapProxy } from '../support/tap-proxy.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
-import type { VllmProcess } from '../support/vllm-process.ts';
 
 const SHARDS = 300;
 const LINES = LONG ? 12_000 : 1_500;
 
-/** A Redis, an engine and storage that servers come to and go from. */
-interface World {
-  redis: TestRedis;
-  store: Redis;
-  engine: VllmProcess;
-  shared: { dataDir: string; engines: string[] };
-}
-
-let world: World;
-const stack = new AsyncDisposableStack();
-
+let ground: Ground;
 beforeAll(async () => {
-  const redis = stack.use(await startRedis());
-  const { client: store } = stack.use(openRedis(redis.url));
-  const engine = stack.use(await startVllmProcess({ flags: ['--profile', 'zero'] }));
-  const { path: dataDir } = stack.use(await makeFolder());
-  world = { redis, store, engine, shared: { dataDir, engines: [engine.url] } };
-}, 120_000);
-
+  ground = await openGround();
+});
 afterAll(async () => {
-  await stack.disposeAsync();
+  await ground[Symbol.asyncDispose]();
   requireNothingLeft();
 });
 
 test('the API dies right after it said yes, before or after the job was queued', async () => {
-  const { redis, store, engine } = world;
-  const shared = { ...world.shared, redisUrl: redis.url };
+  const { store, engine, shared } = ground;
   const input = makeInput(200, { name: 'api' });
   let id = '';
   {
@@ -72,8 +53,7 @@ test('the API dies right after it said yes, before or after the job was queued',
 });
 
 test('planning is killed in the middle of writing its shards: another one cuts alike', async () => {
-  const { redis, store } = world;
-  const shared = { ...world.shared, redisUrl: redis.url };
+  const { redis, store, shared } = ground;
   await using tap = await startTapProxy(redis);
   await using api = await startSluice({ ...shared, roles: ['api', 'sweeper'] });
   const planner = { ...shared, roles: ['worker'], queues: ['planning'] };
@@ -125,9 +105,9 @@ test('planning is killed in the middle of writing its shards: another one cuts a
 });
 
 test('the whole server is killed right after the last answer', async () => {
-  const { engine } = world;
+  const { engine } = ground;
   await using folder = await makeFolder();
-  const options = { ...world.shared, dataDir: folder.path };
+  const options = { dataDir: folder.path, engines: [engine.url] };
   const count = LONG ? 10_000 : 2_000;
   const input = makeInput(count, { name: 'whole', padding: 1_000 });
   const { repeated } = await engine.counts();

@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { queuePrefix } from '../../queues/queues.ts';
 import { QUEUE_NAMES } from '../../src/domain/job.ts';
@@ -17,23 +17,21 @@ import { LONG } from '../support/chaos.ts';
 import { restartRedis } from '../support/redis-again.ts';
 import { startRedis } from '../support/redis.ts';
 import { requireNothingLeft, makeFolder, startSluice } from '../support/server.ts';
+import { openSite } from '../support/site.ts';
+import type { Site } from '../support/site.ts';
 import { startSwallowingProxy } from '../support/swallowing-proxy.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
-import type { VllmProcess } from '../support/vllm-process.ts';
 
 const LINES = LONG ? 4_000 : 1_600;
 const CONCURRENCY = 64;
 /** So slow that there are several commits, which are two seconds apart. */
 const LATENCY_MS = 200;
 
-let engine: VllmProcess;
-
+let site: Site;
 beforeAll(async () => {
-  engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-}, 120_000);
-
+  site = await openSite();
+});
 afterAll(async () => {
-  await engine[Symbol.asyncDispose]();
+  await site[Symbol.asyncDispose]();
   requireNothingLeft();
 });
 
@@ -47,14 +45,8 @@ async function flushQueues(client: Redis): Promise<number> {
 }
 
 test("all jobs complete though BullMQ's keys are flushed in mid-run", async () => {
-  await using redis = await startRedis();
+  const { store, engine, sluice } = site;
   await engine.setConfig({ latency_ms: LATENCY_MS });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    redisUrl: redis.url,
-    engines: [engine.url],
-  });
   const inputs = [600, 1_200, 300].map((count, n) => makeInput(count, { name: `flushed${n}` }));
   const jobs: { id: string; input: (typeof inputs)[number] }[] = [];
   for (const input of inputs) {
@@ -62,14 +54,12 @@ test("all jobs complete though BullMQ's keys are flushed in mid-run", async () =
   }
   const [first] = jobs;
   await untilAnswered(sluice.url, first?.id ?? '', 1, 60_000);
-  const client = new Redis(redis.url);
-  expect(await flushQueues(client)).toBeGreaterThan(0);
+  expect(await flushQueues(store)).toBeGreaterThan(0);
   // One more while nothing but the flush has happened, and a second flush under it.
   const late = makeInput(50, { name: 'late' });
   jobs.push({ id: await submit(sluice.url, late), input: late });
-  await flushQueues(client);
+  await flushQueues(store);
   await engine.setConfig({ latency_ms: 1 });
-  client.disconnect();
   const flushedAt = performance.now();
 
   for (const { id, input } of jobs) {
@@ -81,6 +71,7 @@ test("all jobs complete though BullMQ's keys are flushed in mid-run", async () =
 });
 
 test('the embedded Redis is killed twice in mid-run', async () => {
+  const { engine } = site;
   await engine.setConfig({ latency_ms: LATENCY_MS });
   await using folder = await makeFolder();
   await using sluice = await startSluice({ dataDir: folder.path, engines: [engine.url] });
@@ -100,32 +91,6 @@ test('the embedded Redis is killed twice in mid-run', async () => {
   await expectExact(sluice.url, batch, input);
   expect((await engine.counts()).repeated).toBe(repeated);
   expect(await sluice.stop()).toMatchObject({ code: 0 });
-});
-
-test("the user's own Redis is killed and started again", async () => {
-  await using redis = await startRedis();
-  await engine.setConfig({ latency_ms: LATENCY_MS });
-  await using folder = await makeFolder();
-  await using sluice = await startSluice({
-    dataDir: folder.path,
-    redisUrl: redis.url,
-    engines: [engine.url],
-  });
-  const input = makeInput(LINES, { name: 'own' });
-  const { repeated } = await engine.counts();
-  const id = await submit(sluice.url, input, { maxConcurrency: CONCURRENCY });
-  await untilAnswered(sluice.url, id, 1, 60_000);
-  await redis.kill();
-  // While Redis is away the API says so instead of hanging.
-  const answer = await fetch(`${sluice.url}/v1/batches/${id}`);
-  expect(answer.status).toBe(503);
-  await using again = restartRedis(redis);
-  await engine.setConfig({ latency_ms: 1 });
-  const batch = await untilFinal(sluice.url, id, 120_000);
-  expect(again).toBeDefined();
-  expect(batch.status).toBe('completed');
-  await expectExact(sluice.url, batch, input);
-  expect((await engine.counts()).repeated).toBe(repeated);
 });
 
 /** Follows a batch to its end, and tells for how long at most nothing of it changed. */
@@ -153,6 +118,7 @@ async function watch(url: string, id: string) {
 test('the reply of every command is lost once', async () => {
   await using redis = await startRedis();
   await using folder = await makeFolder();
+  const { engine } = site;
   await engine.setConfig({ latency_ms: 0 });
   const proxy = await startSwallowingProxy(redis);
   try {
@@ -178,4 +144,24 @@ test('the reply of every command is lost once', async () => {
   } finally {
     await proxy.close();
   }
+});
+
+test("the user's own Redis is killed and started again", async () => {
+  const { redis, engine, sluice } = site;
+  await engine.setConfig({ latency_ms: LATENCY_MS });
+  const input = makeInput(LINES, { name: 'own' });
+  const { repeated } = await engine.counts();
+  const id = await submit(sluice.url, input, { maxConcurrency: CONCURRENCY });
+  await untilAnswered(sluice.url, id, 1, 60_000);
+  await redis.kill();
+  // While Redis is away the API says so instead of hanging.
+  const answer = await fetch(`${sluice.url}/v1/batches/${id}`);
+  expect(answer.status).toBe(503);
+  await using again = restartRedis(redis);
+  await engine.setConfig({ latency_ms: 1 });
+  const batch = await untilFinal(sluice.url, id, 120_000);
+  expect(again).toBeDefined();
+  expect(batch.status).toBe('completed');
+  await expectExact(sluice.url, batch, input);
+  expect((await engine.counts()).repeated).toBe(repeated);
 });

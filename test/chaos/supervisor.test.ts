@@ -1,6 +1,5 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Redis } from 'ioredis';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import {
   expectExact,
@@ -11,14 +10,12 @@ import {
   untilFinal,
   upload,
 } from '../support/batch.ts';
-import { keepLocks, LONG, openRedis, submitInPieces } from '../support/chaos.ts';
-import { startRedis } from '../support/redis.ts';
-import type { TestRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { keepLocks, LONG, submitInPieces } from '../support/chaos.ts';
+import { requireNothingLeft, startSluice } from '../support/server.ts';
 import type { Sluice } from '../support/server.ts';
+import { openGround } from '../support/site.ts';
+import type { Ground } from '../support/site.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
-import type { VllmProcess } from '../support/vllm-process.ts';
 import type { LogEntry } from '../simulators/vllm/request-log.ts';
 import {
   isAlive,
@@ -35,27 +32,13 @@ const LATENCY_MS = 100;
 const HELD_MS = 1_500;
 const IMPATIENT = { SHUTDOWN_GRACE: '0ms' };
 
-interface World {
-  redis: TestRedis;
-  store: Redis;
-  engine: VllmProcess;
-  dataDir: string;
-}
-
-let world: World;
-const stack = new AsyncDisposableStack();
-
+let ground: Ground;
 beforeAll(async () => {
-  const redis = stack.use(await startRedis());
-  const { client: store } = stack.use(openRedis(redis.url));
-  const engine = stack.use(await startVllmProcess({ flags: ['--profile', 'zero'] }));
-  const { path: dataDir } = stack.use(await makeFolder());
-  world = { redis, store, engine, dataDir };
-}, 120_000);
-
+  ground = await openGround();
+});
 afterAll(async () => {
   for (const server of servers.values()) await server[Symbol.asyncDispose]();
-  await stack.disposeAsync();
+  await ground[Symbol.asyncDispose]();
   requireNothingLeft();
 });
 
@@ -63,14 +46,12 @@ afterAll(async () => {
 const servers = new Map<number, Sluice>();
 
 async function serverOf(processes: 1 | 2): Promise<Sluice> {
-  const { redis, engine, dataDir } = world;
   const running = servers.get(processes);
   if (running !== undefined) return running;
   const env = { WORKER_PROCESSES: String(processes), ...(processes === 1 ? IMPATIENT : {}) };
   // Nobody sweeps behind the first: what is handed back has to be found as it is.
   const roles = processes === 1 ? ['api', 'worker', 'sweeper'] : ['api', 'worker'];
-  const shared = { dataDir, redisUrl: redis.url, engines: [engine.url] };
-  const server = await startSluice({ ...shared, roles, env });
+  const server = await startSluice({ ...ground.shared, roles, env });
   servers.set(processes, server);
   return server;
 }
@@ -99,7 +80,7 @@ function takeoverOf(
 }
 
 test('what a killed worker process had in hand is asked again though its locks never run out', async () => {
-  const { engine, store } = world;
+  const { engine, store } = ground;
   await engine.setConfig({ log: 'full' });
   const sluice = await serverOf(2);
   const lines = KILLS * 800;
@@ -149,7 +130,7 @@ test('what a killed worker process had in hand is asked again though its locks n
 });
 
 test('of a killed server no worker process is left, and another server goes on', async () => {
-  const { engine } = world;
+  const { engine } = ground;
   await engine.setConfig({ latency_ms: LATENCY_MS, log: 'counts' });
   const first = await serverOf(2);
   const input = makeInput(2_000, { name: 'orphan' });
@@ -175,10 +156,9 @@ test('of a killed server no worker process is left, and another server goes on',
 });
 
 test('a worker process that dies at its start is started ever later, and in the end works', async () => {
-  const { dataDir } = world;
   const sluice = await serverOf(1);
   // Another folder's storage: whoever starts from now on refuses it.
-  const path = join(dataDir, 'storage/identity');
+  const path = join(ground.folder.path, 'storage/identity');
   const identity = await readFile(path, 'utf8');
   await writeFile(path, `${'0'.repeat(32)}\n`);
   const deaths = () => logged(sluice, 'worker process ended', 'worker process does not stay up');

@@ -6,13 +6,11 @@ import {
   endLocks,
   expectUnharmed,
   LONG,
-  openRedis,
   submitInPieces,
 } from '../support/chaos.ts';
-import { startRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { requireNothingLeft, startSluice } from '../support/server.ts';
+import { openGround } from '../support/site.ts';
 import { startTapProxy } from '../support/tap-proxy.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
 
 afterAll(requireNothingLeft);
 
@@ -24,17 +22,10 @@ const STATES = LONG
   : ['starting', 'in_progress', 'finalizing'];
 
 test('between transition and enqueue: the worker is killed at each move of job and provision', async () => {
-  await using server = await startRedis();
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using store = openRedis(server.url);
-  await using tap = await startTapProxy(server);
-  await using folder = await makeFolder();
-  const shared = { dataDir: folder.path, engines: [engine.url] };
-  await using api = await startSluice({
-    ...shared,
-    redisUrl: server.url,
-    roles: ['api', 'sweeper'],
-  });
+  await using ground = await openGround();
+  const { redis, store, engine, shared } = ground;
+  await using tap = await startTapProxy(redis);
+  await using api = await startSluice({ ...shared, roles: ['api', 'sweeper'] });
   const redisUrl = `redis://${tap.host}:${tap.port}`;
   const startWorker = () => startSluice({ ...shared, redisUrl, roles: ['worker'] });
   const input = makeInput(LINES);
@@ -56,20 +47,20 @@ test('between transition and enqueue: the worker is killed at each move of job a
         act: () => process.kill(worker.pid, 'SIGKILL'),
       });
       if (id === '') {
-        const where = { url: api.url, redis: store.client, workers: [worker.pid] };
+        const where = { url: api.url, redis: store, workers: [worker.pid] };
         id = await submitInPieces(where, file, { maxConcurrency: 64, pieceLines: PIECE });
       }
       await fired;
       const killedAt = performance.now();
       await worker.exited;
-      if (!LONG) await endLocks(store.client, worker.pid);
+      if (!LONG) await endLocks(store, worker.pid);
       worker = await startWorker();
       takeovers.push(performance.now() - killedAt);
     }
     const batch = await untilFinal(api.url, id, 120_000);
     const askedTwice = (await engine.counts()).requests - before.requests - LINES;
     await expectUnharmed(
-      { url: api.url, batch, input, dataDir: folder.path, redis: store.client, clean },
+      { url: api.url, batch, input, dataDir: shared.dataDir, redis: store, clean },
       { name: 'between transition and enqueue', kills: STATES.length, askedTwice, takeovers },
     );
     expect(askedTwice).toBe(0);

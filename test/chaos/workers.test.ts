@@ -1,5 +1,4 @@
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Redis } from 'ioredis';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import {
   expectExact,
@@ -16,15 +15,13 @@ import {
   endLocks,
   expectUnharmed,
   LONG,
-  openRedis,
   submitInPieces,
 } from '../support/chaos.ts';
-import { startRedis } from '../support/redis.ts';
-import { requireNothingLeft, makeFolder, startSluice } from '../support/server.ts';
+import { requireNothingLeft, startSluice } from '../support/server.ts';
 import type { Sluice } from '../support/server.ts';
+import { openGround } from '../support/site.ts';
+import type { Ground } from '../support/site.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
-import type { VllmProcess } from '../support/vllm-process.ts';
 
 /** So long that the lines which a worker has in hand last for longer than a lock. */
 const LATENCY_MS = 1_500;
@@ -37,9 +34,7 @@ const PIECE = LONG ? 1_000 : 100;
 /** And restarts, in the middle of a run, at least. */
 const KILLS = LONG ? 30 : 3;
 
-interface World {
-  store: Redis;
-  engine: VllmProcess;
+interface World extends Pick<Ground, 'store' | 'engine'> {
   api: Sluice;
   dataDir: string;
   /** Two that all tests share: whoever takes one away starts another in its place. */
@@ -55,11 +50,7 @@ let world: World;
 const stack = new AsyncDisposableStack();
 
 beforeAll(async () => {
-  const redis = stack.use(await startRedis());
-  const { client: store } = stack.use(openRedis(redis.url));
-  const engine = stack.use(await startVllmProcess({ flags: ['--profile', 'zero'] }));
-  const { path: dataDir } = stack.use(await makeFolder());
-  const shared = { dataDir, redisUrl: redis.url, engines: [engine.url] };
+  const { store, engine, shared } = stack.use(await openGround());
   const api = stack.use(await startSluice({ ...shared, roles: ['api', 'sweeper'] }));
   const startWorker = () => startSluice({ ...shared, roles: ['worker'] });
   const input = makeInput(LINES);
@@ -69,8 +60,9 @@ beforeAll(async () => {
   });
   const clean = await cleanOutput(api.url, engine, input);
   const file = await upload(api.url, input.text);
+  const { dataDir } = shared;
   world = { store, engine, api, dataDir, workers, startWorker, input, file, clean };
-}, 120_000);
+});
 
 afterAll(async () => {
   await stack.disposeAsync();

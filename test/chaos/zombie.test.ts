@@ -1,12 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterAll, expect, test } from 'vitest';
 import { makeInput, say, submit, untilAnswered, untilFinal } from '../support/batch.ts';
-import { callsScript, cleanOutput, expectUnharmed, LONG, openRedis } from '../support/chaos.ts';
-import { startRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, startSluice } from '../support/server.ts';
+import { callsScript, cleanOutput, expectUnharmed, LONG } from '../support/chaos.ts';
+import { requireNothingLeft, startSluice } from '../support/server.ts';
+import { openSite } from '../support/site.ts';
 import { startTapProxy } from '../support/tap-proxy.ts';
 import { until } from '../support/until.ts';
-import { startVllmProcess } from '../support/vllm-process.ts';
 
 afterAll(requireNothingLeft);
 
@@ -16,13 +15,9 @@ const CONCURRENCY = 32;
 const LATENCY_MS = 100;
 
 test('a worker stands still until its work is taken over: what it commits then is refused', async () => {
-  await using server = await startRedis();
-  await using engine = await startVllmProcess({ flags: ['--profile', 'zero'] });
-  await using store = openRedis(server.url);
-  await using tap = await startTapProxy(server);
-  await using folder = await makeFolder();
-  const shared = { dataDir: folder.path, engines: [engine.url] };
-  await using first = await startSluice({ ...shared, redisUrl: server.url });
+  await using first = await openSite();
+  const { redis, store, engine, shared } = first;
+  await using tap = await startTapProxy(redis);
   const input = makeInput(LONG ? 20_000 : 2_500);
   await engine.setConfig({ latency_ms: LATENCY_MS });
   const redisUrl = `redis://${tap.host}:${tap.port}`;
@@ -69,7 +64,7 @@ test('a worker stands still until its work is taken over: what it commits then i
   const askedTwice = after.requests - begun.requests - input.customIds.length;
   const clean = await cleanOutput(first.url, engine, input);
   await expectUnharmed(
-    { url: first.url, batch, input, dataDir: folder.path, redis: store.client, clean },
+    { url: first.url, batch, input, dataDir: shared.dataDir, redis: store, clean },
     {
       name: 'stopped and continued',
       kills: 1,

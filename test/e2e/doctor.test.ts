@@ -6,9 +6,11 @@ import { startS3Proxy } from '../support/s3-proxy.ts';
 import type { S3Fate, S3Proxy, S3ProxyOptions, S3Request } from '../support/s3-proxy.ts';
 import { startS3Server } from '../support/s3-server.ts';
 import type { S3Server } from '../support/s3-server.ts';
-import { makeFolder, requireNothingLeft, runCli } from '../support/server.ts';
+import { makeFolder, requireNothingLeft, runCli, startSluice } from '../support/server.ts';
 import type { Environment, TestFolder } from '../support/server.ts';
+import { startVersionedStore } from '../support/versioned-store.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
+import { logged } from '../support/worker-processes.ts';
 
 let redis: TestRedis;
 let server: S3Server;
@@ -205,14 +207,29 @@ describe('a storage that works', () => {
     });
   });
 
-  test('in a bucket that keeps versions is told that deletes are none', async () => {
-    const endpoint = await lying(() => 'pass', { headers: { 'x-amz-version-id': 'v1' } });
-    const { found } = await findings(environment({ S3_ENDPOINT: endpoint }));
-    expect(found).toContainEqual({
-      check: 'storage',
-      state: 'warn',
-      message: expect.stringContaining('expires noncurrent versions'),
+  test('in a bucket that keeps versions is told where these cannot be deleted, by the server as well', async () => {
+    await using store = await startVersionedStore();
+    const env = environment({ S3_ENDPOINT: store.url });
+    const fine = await findings(env);
+    expect(fine.found.filter(({ check }) => check === 'storage')).toEqual([
+      expect.objectContaining({ state: 'ok' }),
+    ]);
+    expect(store.versions).toEqual([]);
+    store.refuse = (what) => (what === 'LIST versions' ? 403 : null);
+    const { code, found } = await findings(env);
+    expect(code).toBe(0);
+    const message = expect.stringContaining(
+      'Allow s3:ListBucketVersions and s3:DeleteObjectVersion',
+    );
+    expect(found).toContainEqual({ check: 'storage', state: 'warn', message });
+    await using sluice = await startSluice({
+      dataDir: folder.path,
+      redisUrl: redis.url,
+      roles: ['api'],
+      env,
     });
+    const [said] = logged(sluice, 'storage could be better');
+    expect(said).toMatchObject({ level: 'warn', warning: message });
   });
 
   test('of TOS says which endpoint it takes instead', async () => {

@@ -1,4 +1,4 @@
-import { readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { readdir, readFile, readlink, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
@@ -138,6 +138,12 @@ test('what cannot be exported is told', async () => {
     expect(code).toBe(1);
     expect(stderr).toContain(message);
   }
+  // What cannot be looked at may be there: it is not written over.
+  const unclear = join(target.path, `${job.replace('job_', 'batch_')}_output.jsonl`);
+  await symlink(unclear, unclear);
+  const refused = await exportTo(job);
+  expect(refused).toMatchObject({ code: 1, stderr: expect.stringContaining('ELOOP') });
+  expect(await readlink(unclear)).toBe(unclear);
   await redis.rename(jobKey(job, 'SEGMENTS'), `${recordKey(job)}:aside`);
   const { code, stderr } = await exportTo(job);
   expect(code).toBe(1);

@@ -289,7 +289,8 @@ test('a process that stops leaves neither a lease nor a half-written file', asyn
   const job = await startJob();
   for (let n = 0; n < 6; n += 1) await job.answer(n);
   await job.untilRead(5);
-  expect(await temporaryFiles(job)).toHaveLength(1);
+  const isWritten = async () => (await temporaryFiles(job)).length === 1;
+  await until(isWritten, { what: 'a file that is being written' });
   await job.early.close();
   expect(await job.world.store.writer(job.id).isHeld()).toBe(false);
   expect(await temporaryFiles(job)).toEqual([]);

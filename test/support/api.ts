@@ -31,6 +31,7 @@ import type { Storage } from '../../src/storage/contract.ts';
 import { createLocalStorage } from '../../src/storage/local.ts';
 import type { JobChange } from '../../src/store/jobs.ts';
 import { createStore } from '../../src/store/store.ts';
+import type { ProvisionChange } from '../../src/store/provisions.ts';
 import type { Store } from '../../src/store/store.ts';
 
 /** The API on a port of its own, over real storage and a real store under a random prefix. */
@@ -85,9 +86,17 @@ export async function startApi(
       maxBatchLines: 50_000,
       maxLineBytes: 1024 ** 2,
     },
-    defaults: { maxConcurrency: 256, engineUrls: ['http://engine:8000'] },
+    defaults: {
+      maxConcurrency: 256,
+      engineUrls: ['http://engine:8000'],
+      providers: [],
+      defaultTemplate: null,
+      spend: { maxCostUsd: null, maxIdleMinutes: null },
+      mostReplicas: 0,
+    },
     provider: 'static',
     catalog: { offers: async () => [] },
+    surveyMachines: async () => ({ machines: [], failures: [] }),
     releaseProvision: (id, choice) => releaseByHand(id, choice, settling(store)),
     live: { liveStreams: 1_000, stopping: new AbortController().signal },
     openPartial: (job, wish) =>
@@ -147,13 +156,14 @@ function settling(store: Store): SettleDeps {
   return {
     store,
     advanceJob: createAdvance<JobRecord, JobState, JobChange>(JOB, store.jobs.move, nobodyServes),
-    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, { reason?: string }>(
+    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, ProvisionChange>(
       PROVISION,
       store.provisions.move,
       nobodyServes,
     ),
     add: nobodyServes,
     manager: createStaticManager({ engineUrls: ['http://engine:8000'] }),
+    pauseReleaseMs: 60_000,
     ahead: () => 2,
     now: Date.now,
     log: pino({ level: 'silent' }),

@@ -115,7 +115,7 @@ export async function untilBatch(
         last = (await readBatch(url, id)) ?? last;
         return last !== null && condition(last) ? last : undefined;
       },
-      { timeoutMs, everyMs: 25, what: `${what} of ${id}` },
+      { timeoutMs, what: `${what} of ${id}` },
     );
   } catch (error) {
     throw new Error(`${String(error)}; it is ${JSON.stringify(last)}`, { cause: error });

@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto';
 import { watch } from 'node:fs';
 import { mkdir, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import { Redis } from 'ioredis';
+import type { Redis } from 'ioredis';
 import type OpenAI from 'openai';
 import { expect } from 'vitest';
 import { jobKey, recordKey } from '../../src/store/keys.ts';
@@ -78,18 +78,6 @@ export async function submitInPieces(
   await cutInto(redis, id, pieceLines);
   for (const pid of workers) process.kill(pid, 'SIGCONT');
   return id;
-}
-
-/** A client that ends with the test. */
-export function openRedis(url: string): { client: Redis } & AsyncDisposable {
-  const client = new Redis(url);
-  client.on('error', () => undefined); // some tests take its server away
-  return {
-    client,
-    async [Symbol.asyncDispose]() {
-      client.disconnect();
-    },
-  };
 }
 
 function segmentFolder(dataDir: string, jobId: string): string {

@@ -7,7 +7,7 @@ import type { Delivery } from '../../queues/catalog.ts';
 import { queueAction } from '../../src/domain/errors.ts';
 import { isFinal, isOpen, JOB } from '../../src/domain/job.ts';
 import type { JobRecord, JobState, QueueName } from '../../src/domain/job.ts';
-import { PROVISION } from '../../src/domain/provision.ts';
+import { NO_LEASE, PROVISION } from '../../src/domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
 import type { JobChange } from '../../src/store/jobs.ts';
 import type { Lease } from '../../src/store/lease.ts';
@@ -51,6 +51,7 @@ function newJob(state: JobState): JobRecord {
     maxConcurrency: 8,
     engines: [],
     options: DEFAULT_OPTIONS,
+    remote: null,
     cut: { lines: 100, bytes: 1_000 },
     models: ['m'],
     lines: 20,
@@ -83,6 +84,7 @@ function newProvision(state: ProvisionState): ProvisionRecord {
     owner: 'sluice',
     address: ADDRESS,
     models: null,
+    ...NO_LEASE,
     reason: '',
     reasonAt: null,
     createdAt: 0,
@@ -155,6 +157,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
         create: async (file) => ({ ...file, createdAt: 0 }),
         get: async () => null,
       }),
+      leases: only<Store['leases']>({}),
       writer: () => only<Lease>({ isHeld: async () => false }),
     },
     storage: only<Deps['storage']>({
@@ -170,6 +173,8 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
         healthy ? { is: 'healthy', models: ['m'] } : { is: 'down', reason: 'gone' },
     },
     manager: { provider: 'static', slots: () => [{ slot: 0, address: ADDRESS }] },
+    leasing: null,
+    pauseReleaseMs: 60_000,
     readPlan: async () => ({
       lines: 20,
       shards: 1,
@@ -201,6 +206,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
     early: { finish: async () => null },
     version: '1.2.3',
     scanModel: () => null,
+    remote: null,
     log: { debug() {}, info() {}, warn() {}, error() {} },
   });
 

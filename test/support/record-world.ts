@@ -8,6 +8,7 @@ import type { JobRecord, JobState, QueueName } from '../../src/domain/job.ts';
 import { PROVISION, provisionId } from '../../src/domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
 import type { JobChange } from '../../src/store/jobs.ts';
+import type { ProvisionChange } from '../../src/store/provisions.ts';
 import { createStore } from '../../src/store/store.ts';
 import type { Store } from '../../src/store/store.ts';
 import { ADDRESS, openJobWorld } from './job-world.ts';
@@ -88,12 +89,13 @@ function moves(store: Store): SettleDeps & Pick<Deps, 'store'> {
       (job, to, change) => store.jobs.move(job, to, change),
       add,
     ),
-    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, { reason?: string }>(
+    advanceProvision: createAdvance<ProvisionRecord, ProvisionState, ProvisionChange>(
       PROVISION,
       (provision, to, change) => store.provisions.move(provision, to, change),
       add,
     ),
     manager: { provider: 'static', slots: () => [{ slot: 0, address: ADDRESS }] },
+    pauseReleaseMs: 60_000,
     ahead: () => 1,
     now: Date.now,
     log: { debug() {}, info() {}, warn() {}, error() {} },

@@ -98,7 +98,13 @@ function redisArguments(folder: string, port: number, options: RedisOptions): st
 
 /** Resolves with the server's own process id; a guard may stand between it and us. */
 async function untilItAnswers(child: ChildProcess, port: number): Promise<number | 'ended'> {
-  const client = new Redis({ host: HOST, port, retryStrategy: () => 10 });
+  // A busy machine lets it wait for longer than so many tries usually last.
+  const client = new Redis({
+    host: HOST,
+    port,
+    retryStrategy: () => 10,
+    maxRetriesPerRequest: null,
+  });
   client.on('error', () => undefined); // refused until it listens
   const abandon = (): void => client.disconnect();
   child.once('exit', abandon);
@@ -127,6 +133,18 @@ function describeRedis(child: ChildProcess, folder: string, port: number, pid: n
   }
   const url = `redis://${HOST}:${port}`;
   return { url, host: HOST, port, folder, pid, kill, stop, [Symbol.asyncDispose]: stop };
+}
+
+/** A client that ends with the test. */
+export function openRedis(url: string): { client: Redis } & AsyncDisposable {
+  const client = new Redis(url);
+  client.on('error', () => undefined); // some tests take its server away
+  return {
+    client,
+    async [Symbol.asyncDispose]() {
+      client.disconnect();
+    },
+  };
 }
 
 /** A loopback port that was free a moment ago, with room for the cluster's bus port above it. */

@@ -344,6 +344,7 @@ function readRequest({ file, batch, job, upload }: Ids): fc.Arbitrary<Buffer> {
     '/api/v1/jobs',
     '/api/v1/models',
     '/api/v1/provisions',
+    '/api/v1/machines',
     '/api/v1/catalog',
     '/api/v1/webhooks',
     '/api/v1/files',

@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { engineKnobs } from '../machines/knobs.ts';
+import type { LogEntry } from '../vllm/request-log.ts';
 import type { FaultInput, FaultReport } from './faults.ts';
 import type { Fleet, Lease } from './fleet.ts';
 import { InvalidControl, merge, parseControl } from './knobs.ts';
@@ -16,6 +17,11 @@ export interface RequestEntry {
   /** The kind of the fault that hit it. */
   fault: string | null;
   asked_by: string;
+}
+
+/** One request that an engine on one of the machines has dealt with. */
+export interface AskedEntry extends LogEntry {
+  machine: string;
 }
 
 /**
@@ -56,6 +62,8 @@ export interface CloudControl {
   inventory(): Promise<LedgerEntry[]>;
   ledger(): Promise<Ledger>;
   requests(): Promise<RequestEntry[]>;
+  /** What engines on its machines have answered, refused or dropped; also on those that are gone. */
+  asked(): Promise<AskedEntry[]>;
   /** Does something to the machine of this id. Throws InvalidControl. */
   act(id: string, act: Act, options?: Record<string, unknown>): Promise<unknown>;
   /** Ends all machines and forgets them, the faults and the requests; knobs stay. */
@@ -142,6 +150,11 @@ export function createControl<Extra>(cloud: Steered<Extra>): CloudControl {
     },
     ledger: async () => cloud.fleet.ledger(),
     requests: async () => [...cloud.requests],
+    asked: async () =>
+      cloud.fleet.all().flatMap((lease) => {
+        const entries = [...lease.asked, ...(lease.machine?.requests() ?? [])];
+        return entries.map((entry) => ({ ...entry, machine: lease.id }));
+      }),
     async act(id, act, options = {}) {
       const lease = cloud.fleet.all().find((one) => one.id === id);
       if (lease === undefined) throw new InvalidControl(`no machine ${id}`);
@@ -174,6 +187,7 @@ export function connectControl(url: string): CloudControl {
     inventory: async () => (await ask(url, '/inventory')) as LedgerEntry[],
     ledger: async () => (await ask(url, '/ledger')) as Ledger,
     requests: async () => (await ask(url, '/requests')) as RequestEntry[],
+    asked: async () => (await ask(url, '/asked')) as AskedEntry[],
     act: async (id, act, options = {}) => ask(url, `/machines/${id}/${act}`, options),
     reset: async () => {
       await ask(url, '/reset', {});

@@ -7,6 +7,7 @@ import { startRelay } from '../machines/relay.ts';
 import type { Relay } from '../machines/relay.ts';
 import type { Yard } from '../machines/yard.ts';
 import { fraction, seededRandom, sha256 } from '../vllm/digest.ts';
+import type { LogEntry } from '../vllm/request-log.ts';
 import { merge, parseControl } from './knobs.ts';
 import type { CloudKnobs, Override } from './knobs.ts';
 import { billedSeconds, idleTimes, summarize } from './ledger.ts';
@@ -41,6 +42,8 @@ export interface Lease<Extra> {
   /** Counts boots: a step of an older one has no say any more. */
   boots: number;
   engines: EngineReport[];
+  /** Of machines that it had before. */
+  asked: LogEntry[];
   override: Override | undefined;
   extra: Extra;
 }
@@ -245,6 +248,7 @@ export function createFleet<Extra>(options: FleetOptions<Extra>): Fleet<Extra> {
     lease.relay = undefined;
     if (machine !== undefined) lease.engines.push(...machine.engines());
     await Promise.all([machine?.stop(), relay?.close()]);
+    lease.asked.push(...(machine?.requests() ?? []));
   }
 
   async function end(lease: Lease<Extra>, reason: EndReason): Promise<void> {
@@ -335,6 +339,7 @@ export function createFleet<Extra>(options: FleetOptions<Extra>): Fleet<Extra> {
         relay: undefined,
         boots: 0,
         engines: [],
+        asked: [],
         override: undefined,
       };
       lease.override = overrideFor(lease);

@@ -30,13 +30,25 @@ const FLAGS = {
   help: { type: 'boolean', default: false },
 } as const;
 
-/** The flags, for `--help`. */
-function usage(name: string, keyFlag: string): string {
-  return `${name} without GPUs, without money. Prints {"listening": URL} once it listens.
+/** Which cloud it is, for `--help`. */
+export interface CloudProgram {
+  name: string;
+  /** As it is started from the top of the repository. */
+  program: string;
+  defaultKey: string;
+  /** What `--ssh-key` is there. */
+  keyFlag: string;
+  /** Settings of a server that leases there, one a line; URL stands for the address. */
+  settings: readonly string[];
+}
+
+function usage({ name, program, defaultKey, keyFlag, settings }: CloudProgram): string {
+  return `${name} without GPUs, without money: node ${program} [FLAGS]
+Prints {"listening": URL} once it listens, and ends with all its machines on SIGTERM and SIGINT.
 
   --port N               0, the default, takes a free one
   --host ADDRESS         default 127.0.0.1
-  --api-key KEY          may be repeated
+  --api-key KEY          may be repeated; default ${defaultKey}
   --ssh-key FILE         ${keyFlag}; may be repeated
   --seed N               of faults, boot times, refusals and capacity that comes and goes
   --machines real|none   real: each machine has namespaces and an sshd of its own (Linux, root);
@@ -45,8 +57,13 @@ function usage(name: string, keyFlag: string): string {
   --until-stdin-closes   ends when its standard input does
   --help
 
-GET  /_sim/knobs /_sim/faults /_sim/inventory /_sim/ledger /_sim/requests
-POST /_sim/knobs /_sim/faults /_sim/reset /_sim/machines/{id}/{act}`;
+GET  /_sim/knobs /_sim/faults /_sim/inventory /_sim/ledger /_sim/requests /_sim/asked
+POST /_sim/knobs /_sim/faults /_sim/reset /_sim/machines/{id}/{act}
+What knobs and faults there are, and what may be done to a machine, is told by cloud/knobs.ts,
+machines/knobs.ts, cloud/faults.ts and cloud/control.ts of this folder.
+
+A server leases there with AIBRIX_BATCH_SSH_KEY_FILE, the other half of the key, and with
+${settings.map((line) => `  ${line}`).join('\n')}`;
 }
 
 function parseFlags(args: string[], defaultKey: string): CloudFlags | undefined {
@@ -74,22 +91,20 @@ function parseFlags(args: string[], defaultKey: string): CloudFlags | undefined 
 
 /** Runs a simulated cloud as a process of its own: until SIGTERM, SIGINT or the end of its standard input. */
 export async function runCloud(
-  name: string,
-  defaultKey: string,
-  keyFlag: string,
+  cloud: CloudProgram,
   start: (flags: CloudFlags) => Promise<StartedCloud>,
 ): Promise<void> {
   try {
-    const flags = parseFlags(process.argv.slice(2), defaultKey);
+    const flags = parseFlags(process.argv.slice(2), cloud.defaultKey);
     if (flags === undefined) {
-      console.log(usage(name, keyFlag));
+      console.log(usage(cloud));
       return;
     }
-    const cloud = await start(flags);
+    const started = await start(flags);
     for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-      process.once(signal, () => void cloud.stop().then(() => process.exit(0)));
+      process.once(signal, () => void started.stop().then(() => process.exit(0)));
     }
-    console.log(JSON.stringify({ listening: cloud.url, machines: flags.machines }));
+    console.log(JSON.stringify({ listening: started.url, machines: flags.machines }));
   } catch (error) {
     console.error(error instanceof Error ? error.message : error);
     process.exit(1); // an open standard input would keep a failed start alive

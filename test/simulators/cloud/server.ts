@@ -94,6 +94,7 @@ async function controlValue(
     'GET /_sim/inventory': async () => control.inventory(),
     'GET /_sim/ledger': async () => control.ledger(),
     'GET /_sim/requests': async () => control.requests(),
+    'GET /_sim/asked': async () => control.asked(),
     'POST /_sim/reset': async () => control.reset(),
   };
   const route = routes[`${method} ${path}`];

@@ -143,6 +143,7 @@ async function serve(args: EngineArgs, knobs: EngineKnobs, report: Report): Prom
     onExit: (code) => process.exit(code),
     ...(apiKey === undefined || apiKey === '' ? {} : { apiKey }),
   });
+  await vllm.setFaults(knobs.faults ?? []);
   report.save({ healthy_at: Date.now() });
   console.log(`INFO:     Started server process [${process.pid}]`);
   console.log('INFO:     Application startup complete.');

@@ -1,4 +1,5 @@
 import * as v from 'valibot';
+import type { FaultInput } from '../vllm/simulator.ts';
 
 /*
  * What a machine is like, and what goes wrong on it. Every field has a default that is an ordinary,
@@ -6,6 +7,9 @@ import * as v from 'valibot';
  */
 
 const ms = v.pipe(v.number(), v.minValue(0), v.maxValue(86_400_000));
+
+/** Parsed by the engine that gets it. */
+const fault = v.custom<FaultInput>((value) => typeof value === 'object' && value !== null);
 
 export const engineKnobs = v.strictObject({
   /** From start to listening, beside the download. */
@@ -23,6 +27,8 @@ export const engineKnobs = v.strictObject({
   profile: v.optional(v.string(), 'small'),
   /** Fields that differ from the profile. */
   set: v.optional(v.record(v.string(), v.unknown()), {}),
+  /** What goes wrong with requests from the start, as POST /admin/faults takes it. */
+  faults: v.optional(v.array(fault)),
   version: v.optional(v.string(), '0.29.0'),
 });
 

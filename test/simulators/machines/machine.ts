@@ -50,7 +50,10 @@ export interface Machine {
   exec(command: string): Promise<{ code: number | null; stdout: string; stderr: string }>;
   /** What the container (or the boot of a virtual machine) has printed. */
   log(): string;
+  /** Also after its end. */
   engines(): EngineReport[];
+  /** What its engines have answered, refused or dropped, one after the other; also after its end. */
+  requests(): LogEntry[];
   /** For engines that start from now on. */
   setEngine(knobs: EngineKnobs): Promise<void>;
   setGpuFault(fault: MachineKnobs['gpu_fault']): Promise<void>;
@@ -218,6 +221,16 @@ function readEngines(folder: string): EngineReport[] {
   return reports.toSorted((one, two) => one.started_at - two.started_at);
 }
 
+/** A kill may cut the last line of a log. */
+function readRequests(folder: string): LogEntry[] {
+  const names = readdirSync(folder).filter((name) => name.endsWith('.jsonl'));
+  const lines = names.flatMap((name) =>
+    readFileSync(path.join(folder, name), 'utf8').split('\n').slice(0, -1),
+  );
+  const entries = lines.map((line) => JSON.parse(line) as LogEntry); // as the simulator wrote it
+  return entries.toSorted((one, two) => one.at - two.at);
+}
+
 async function greets(host: string): Promise<boolean> {
   const { promise, resolve } = Promise.withResolvers<boolean>();
   const socket = connect({ host, port: 22, timeout: 1000 });
@@ -306,9 +319,13 @@ export async function startMachine(yard: string, spec: MachineSpec): Promise<Mac
     if (code !== 0) throw new Error(`in machine ${spec.id}: ${stderr.trim()}`);
   }
 
+  const engineFolder = path.join(sim, 'engines');
+  let last: { engines: EngineReport[]; requests: LogEntry[] } | undefined;
+
   async function stop(): Promise<void> {
     child.kill('SIGKILL');
     await closed.promise;
+    last = { engines: readEngines(engineFolder), requests: readRequests(engineFolder) };
     await rm(folder, { recursive: true, force: true, maxRetries: 5 });
   }
 
@@ -324,8 +341,8 @@ export async function startMachine(yard: string, spec: MachineSpec): Promise<Mac
         path.join(sim, spec.boot.kind === 'container' ? 'container.log' : 'console.log'),
         'utf8',
       ),
-    engines: () =>
-      existsSync(sim) && statSync(sim).isDirectory() ? readEngines(path.join(sim, 'engines')) : [],
+    engines: () => last?.engines ?? readEngines(engineFolder),
+    requests: () => last?.requests ?? readRequests(engineFolder),
     setEngine: async (knobs) => writeFile(path.join(sim, 'engine.json'), JSON.stringify(knobs)),
     setGpuFault: async (fault) => writeFile(path.join(sim, 'gpu-fault'), fault ?? ''),
     async changeAddress() {
