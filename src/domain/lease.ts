@@ -2,7 +2,7 @@ import type { SpendLimits } from './cost.ts';
 import type { LeaseProvider, Slot } from './provision.ts';
 import type { TemplateSpec } from './template.ts';
 
-/** What a job that leases machines wants of them; fixed when it is created. */
+/** What a job whose engines are started for it wants of their machines; fixed when it is created. */
 export interface JobResources extends SpendLimits {
   /** The template as it was then. */
   spec: TemplateSpec;
@@ -22,6 +22,15 @@ export interface JobResources extends SpendLimits {
   interruptible: boolean;
   /** US dollars an hour for one machine; null: whatever it costs. */
   maxPricePerHour: number | null;
+  /** The machine of the caller's that it runs on; absent: machines are leased. */
+  machine?: CallerMachine;
+}
+
+/** A machine that a job brings with it: its engine is started and stopped there, and the machine is left alone. */
+export interface CallerMachine {
+  login: MachineLogin;
+  /** Its public host key in one line, or the `SHA256:…` of that; null: the first one that it shows. */
+  hostKey: string | null;
 }
 
 /** One slot a machine. */

@@ -63,9 +63,13 @@ export interface ProvisionRecord {
   current: number;
   /** How that one's machine is logged in to; null while that is not known. */
   login: MachineLogin | null;
+  /** Public host key of a machine of the caller's, which it has to prove itself with; null: not known yet, or leased. */
+  hostKey: string | null;
+  /** When it claimed a machine of the caller's: from then on what runs there may be its engine; null: it has not. */
+  claimedAt: number | null;
   /** Since when no machine was to be had; null: one is there, or was not asked for yet. */
   waitingSince: number | null;
-  /** When its engine was started first, on the machine that it has now; null: not yet. */
+  /** Since when its engine is to become healthy, on the machine that it has now: its start, or its last loss; null: not yet. */
   engineAt: number | null;
   /** How often its engine ended by itself. */
   crashes: number;
@@ -92,6 +96,8 @@ export const NO_LEASE = {
   attempts: [],
   current: 0,
   login: null,
+  hostKey: null,
+  claimedAt: null,
   waitingSince: null,
   engineAt: null,
   crashes: 0,
@@ -169,8 +175,14 @@ export function currentAttempt({
   return attempts.find(({ n }) => n === current) ?? null;
 }
 
+/** Whether it has a machine to itself, leased or the caller's, on which its engine is started. */
 export function isLeased({ address }: Pick<ProvisionRecord, 'address'>): boolean {
   return leasedProvision(address) !== null;
+}
+
+/** Whether its machine is one that the caller named: nobody but its owner makes it, pays for it or destroys it. */
+export function isOnCallersMachine(provision: Pick<ProvisionRecord, 'address' | 'owner'>): boolean {
+  return provision.owner === 'caller' && isLeased(provision);
 }
 
 /**
