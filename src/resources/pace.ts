@@ -43,6 +43,8 @@ export function bucketName(provider: string, credential: string): string {
 
 const RANK: Record<CallPurpose, number> = { release: 0, look: 1, create: 2, catalog: 3 };
 
+const BEFORE_LOOKS = (RANK.release + RANK.look) / 2;
+
 /**
  * Who was refused comes again when the next unit has flowed in, and so much later a rank: of processes that wait, the
  * one with the more pressing purpose, or that was refused more often, is there first.
@@ -91,6 +93,8 @@ class Line {
   /** Before that there is no unit for a create. */
   #createsFrom = -Infinity;
   #isDrawing = false;
+  /** What went last. */
+  #last: CallPurpose | null = null;
   /** What is paused for, and how to end it; null: no pause, or one that nobody may end. */
   #pause: { rank: number; end: () => void } | null = null;
 
@@ -167,6 +171,7 @@ class Line {
       // A create's own unit is drawn last, because all creates keep their distance from when it was.
       if (first.purpose === 'create' && !(await this.#drawCreate(first))) continue;
       if (!this.#remove(first)) continue; // it left meanwhile
+      this.#last = first.purpose;
       first.resolve();
       return true;
     }
@@ -195,13 +200,18 @@ class Line {
     return draw(`${name}:calls`, randomUUID(), limits.callsPerSecond, { ...units, most });
   }
 
+  /** After a look a create goes first: it bears to wait for seconds only, and looks come without end. */
+  #rankOf(purpose: CallPurpose): number {
+    return purpose === 'create' && this.#last === 'look' ? BEFORE_LOOKS : RANK[purpose];
+  }
+
   /** The next one, by purpose and then by turn; undefined where only creates wait and have to. */
   #first(): Waiter | undefined {
     const now = this.#now();
     let found: { waiter: Waiter; rank: number } | undefined;
     for (const waiter of this.#waiting) {
       if (waiter.purpose === 'create' && now < this.#createsFrom) continue;
-      const own = RANK[waiter.purpose];
+      const own = this.#rankOf(waiter.purpose);
       const isAged = now - waiter.since >= AGED_MS * (own - RANK.look);
       const rank = isAged ? Math.min(own, RANK.look) : own;
       if (found === undefined || rank < found.rank) found = { waiter, rank };

@@ -10,6 +10,9 @@ const POD_V2 = {
   name: 'sl-a',
   image: 'vllm/vllm-openai:v0.29.0',
   env: { SLUICE_HOST_KEY: 'c2VjcmV0', PUBLIC_KEY: 'ssh-ed25519 AAAA' },
+  entrypoint: ['/bin/sh', '-c'],
+  cmd: ['exec sshd'],
+  args: '{"cmd":["exec sshd"]}',
   status: 'RUNNING',
   gpu: { id: 'NVIDIA L40S', count: 2 },
   dataCenterId: 'US-KS-2',
@@ -30,6 +33,7 @@ const POD_V1 = {
   name: 'sl-a',
   imageName: 'vllm/vllm-openai:v0.29.0',
   env: { SLUICE_HOST_KEY: 'c2VjcmV0' },
+  dockerStartCmd: ['exec sshd'],
   desiredStatus: 'RUNNING',
   publicIp: '100.65.0.119',
   portMappings: { '22': 10_341 },
@@ -162,9 +166,10 @@ describe.for<[string, Dialect, Record<string, unknown>, readonly string[]]>([
     );
   });
 
-  test('env is kept nowhere', () => {
+  test('env and the start script are kept nowhere', () => {
     const raw = JSON.stringify(dialect.readMachine(pod).raw);
     expect(raw).not.toContain('c2VjcmV0');
+    expect(raw).not.toContain('sshd');
     expect(raw).toContain('vllm/vllm-openai');
   });
 });

@@ -59,12 +59,15 @@ export function readTime(text: string): number | null {
   return Number.isNaN(time) ? null : time;
 }
 
-/** The answer without `env`, which holds the machine's private host key, at any depth. */
-export function withoutEnv(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(withoutEnv);
+/** What says nothing of a machine that we did not say ourselves, `env` with the machine's private host key among it. */
+const OURS = new Set(['env', 'args', 'cmd', 'entrypoint', 'dockerStartCmd', 'dockerEntrypoint']);
+
+/** The answer without what is ours, at any depth. */
+export function withoutOurs(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(withoutOurs);
   if (typeof value !== 'object' || value === null) return value;
-  const kept = Object.entries(value).filter(([key]) => key !== 'env');
-  return Object.fromEntries(kept.map(([key, one]) => [key, withoutEnv(one)]));
+  const kept = Object.entries(value).filter(([key]) => !OURS.has(key));
+  return Object.fromEntries(kept.map(([key, one]) => [key, withoutOurs(one)]));
 }
 
 const MINUTE = 60_000;

@@ -1,7 +1,7 @@
 import * as v from 'valibot';
 import type { Machine, MachineState } from '../lease-contract.ts';
 import { BOOTSTRAP, bootstrapEnv, ENTRYPOINT, VOLUME_PATH } from './bootstrap.ts';
-import { BOOT_DEADLINE_MS, LIST_LAG_MS, readAs, readTime, withoutEnv } from './dialect.ts';
+import { BOOT_DEADLINE_MS, LIST_LAG_MS, readAs, readTime, withoutOurs } from './dialect.ts';
 import type { Dialect, PodOrder } from './dialect.ts';
 
 const text = v.nullish(v.string(), '');
@@ -68,7 +68,7 @@ function readMachine(answer: unknown): Machine {
     pricePerHour: costPerHr,
     createdAt: readTime(createdAt),
     reason: state === 'running' ? '' : reason,
-    raw: withoutEnv(answer),
+    raw: withoutOurs(answer),
   };
 }
 

@@ -2,7 +2,7 @@ import * as v from 'valibot';
 import { transient } from '../../domain/errors.ts';
 import type { MachineState } from '../lease-contract.ts';
 import { BOOTSTRAP, bootstrapEnv, ENTRYPOINT, VOLUME_PATH } from './bootstrap.ts';
-import { BOOT_DEADLINE_MS, LIST_LAG_MS, readAs, readTime, withoutEnv } from './dialect.ts';
+import { BOOT_DEADLINE_MS, LIST_LAG_MS, readAs, readTime, withoutOurs } from './dialect.ts';
 import type { Dialect, PodOrder } from './dialect.ts';
 
 /** Those who page say `limit` and `cursor`; where an account has no pages, both are ignored with 200. */
@@ -121,7 +121,7 @@ export const V2: Dialect = {
       pricePerHour: cost,
       createdAt: readTime(createdAt),
       reason: state === 'running' ? '' : status,
-      raw: withoutEnv(answer),
+      raw: withoutOurs(answer),
     };
   },
   orderBody,
