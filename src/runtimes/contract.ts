@@ -36,17 +36,19 @@ export interface Runtime {
   look(address: string, models: readonly string[], signal: AbortSignal): Promise<Look>;
 }
 
-/** A leased machine as one logs in to it. */
+/** A machine as one logs in to it. */
 export interface MachineSite {
   provider: LeaseProvider;
   login: MachineLogin;
-  /** Public half of the key that it has to prove itself with, in one line. */
+  /** Public half of the key that it has to prove itself with, in one line, or the `SHA256:…` of that. */
   hostKey: string;
   /**
    * Where its engine is reached by the world, without a trailing slash; it asks for a key then. Absent: through a tunnel
    * only.
    */
   publicUrl?: string;
+  /** It is the caller's, of the kind that `provider` leases out: nothing is mounted there that keeps weights. */
+  isCallers?: true;
 }
 
 /** A leased machine with the engine on it. */
@@ -67,11 +69,13 @@ export type EngineState =
   | { is: 'exited'; code: number | null; lastWords: string };
 
 /**
- * Logs in to leased machines and runs one engine on each. Keeps connections for a while, and opens them anew. All
+ * Logs in to machines and runs one engine on each. Keeps connections for a while, and opens them anew. All
  * methods reject with Transient `ssh.…` where the machine cannot be reached now, and Permanent `ssh.host_key_changed`
  * where another machine answers.
  */
 export interface MachineRuntime {
+  /** Logs in to a machine whose host key nobody knows yet, and resolves to that in one line: it is to be pinned. */
+  readHostKey(login: MachineLogin, signal: AbortSignal): Promise<string>;
   /** Asks a machine what it has; resolves to why it is of no use, or to null where it is fit. */
   check(
     site: MachineSite,

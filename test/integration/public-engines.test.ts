@@ -132,7 +132,7 @@ describe('RUNPOD_PROXY', () => {
     const answers = [...(await work.ledger.answers()).values()];
     expect(answers.filter(({ kind }) => kind === 'output')).toHaveLength(100);
     const shown = await world.shell(
-      `tr '\\0' ' ' </proc/$(pgrep -f 'Qwen3-8B' | head -n 1)/cmdline; stat -c %a /root/.sluice /root/.sluice/*.yaml`,
+      `tr '\\0' ' ' </proc/$(pgrep -f '[Q]wen3-8B' | tail -n 1)/cmdline; stat -c %a /root/.sluice /root/.sluice/*.yaml`,
     );
     expect(shown).toMatch(/--host 0\.0\.0\.0 --port 8000/);
     expect(shown).not.toMatch(/api.key [^/]/);

@@ -23,7 +23,7 @@ const KEY_FILE = `/root/.sluice/engines/${ENGINE_NAME}/key.yaml`;
 /** What starting an engine takes beside the template and the machine. */
 export interface EngineParts {
   /** How engines are run on this provider's machines: in a container of their own, or as a process. */
-  engineForm(provider: LeaseProvider): EngineId['kind'];
+  engineForm(provider: LeaseProvider, isCallers?: boolean): EngineId['kind'];
   /** Where what keeps weights beyond a lease is mounted on this provider's machines; null: there is none. */
   modelCachePath(provider: LeaseProvider): string | null;
   /** Entries of the secret of a name; null: there is none of that name. */
@@ -38,14 +38,18 @@ export interface EngineParts {
 /** A machine as far as it matters for how its engine is started. */
 export interface EnginePlace {
   provider: LeaseProvider;
+  isCallers?: boolean;
   /** The key that the engine asks the world for; null: it listens to its machine only. */
   apiKey: string | null;
 }
 
 export type EngineOrder = Pick<JobResources, 'spec' | 'servingName'>;
 
-export function engineOn(provider: LeaseProvider, parts: EngineParts): EngineId {
-  return { name: ENGINE_NAME, kind: parts.engineForm(provider) };
+export function engineOn(
+  { provider, isCallers = false }: Pick<EnginePlace, 'provider' | 'isCallers'>,
+  parts: EngineParts,
+): EngineId {
+  return { name: ENGINE_NAME, kind: parts.engineForm(provider, isCallers) };
 }
 
 /**
@@ -53,12 +57,14 @@ export function engineOn(provider: LeaseProvider, parts: EngineParts): EngineId 
  * `engine.secret_missing`.
  */
 export async function composeStart(
-  { provider, apiKey }: EnginePlace,
+  place: EnginePlace,
   { spec, servingName }: EngineOrder,
   parts: EngineParts,
 ): Promise<EngineStart> {
-  const { name, kind } = engineOn(provider, parts);
-  const cacheDir = parts.modelCachePath(provider) ?? (kind === 'docker' ? HOST_CACHE : null);
+  const { provider, isCallers = false, apiKey } = place;
+  const { name, kind } = engineOn(place, parts);
+  const mounted = isCallers ? null : parts.modelCachePath(provider);
+  const cacheDir = mounted ?? (kind === 'docker' ? HOST_CACHE : null);
   const command = engineCommand(spec, {
     servingName,
     port: ENGINE_PORT,

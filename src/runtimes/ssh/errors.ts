@@ -72,6 +72,6 @@ export function otherHostKey(
   return permanent(
     'ssh.host_key_changed',
     `${showAddress(address)} proves itself with ${found} and not with the pinned host key (${pinned.join(', ')}): ` +
-      'another machine answers there, or it was made anew. It is refused; release the machine and lease another one',
+      'another machine answers there, or it was made anew. It is refused',
   );
 }

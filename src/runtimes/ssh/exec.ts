@@ -97,22 +97,23 @@ async function run(
   const { promise, resolve, reject } = Promise.withResolvers<ExecutedBytes>();
   const stdout = createSink(maxBytes);
   const stderr = createSink(maxBytes);
-  let code: number | null = null;
   channel.on('data', (chunk: Buffer) => stdout.take(chunk));
   channel.stderr.on('data', (chunk: Buffer) => stderr.take(chunk));
-  channel.on('exit', (ended: number | null, signal?: string) => {
-    code = ended ?? SIGNALLED + (SIGNALS.get(signal ?? '') ?? 0);
-  });
   channel.on('error', (error: Error) => reject(cut(session.address, describeError(error))));
-  channel.on('close', () => {
-    if (code === null) {
+  // Not by `exit`: that comes with the answer to the request itself where all of it is read at once, before anybody listens.
+  channel.on('close', (ended?: number | null, signal?: string) => {
+    if (ended === undefined) {
       reject(session.error ?? cut(session.address, 'a command was given up by the machine'));
       return;
     }
+    const code = ended ?? SIGNALLED + (SIGNALS.get(signal ?? '') ?? 0);
     const truncated = stdout.isOver() || stderr.isOver();
     resolve({ code, stdout: stdout.bytes(), stderr: stderr.bytes(), truncated });
   });
-  channel.end(stdin);
+  // Not ended: a channel that is over in both directions closes itself, and a machine that is told so before it has seen
+  // the command's end says nothing of that.
+  if (stdin === '') channel.eof();
+  else channel.write(stdin, () => channel.eof());
   return promise;
 }
 

@@ -8,6 +8,7 @@ import { lookAtEngine, readEngineLog, startEngine, stopEngine } from './engine.t
 import type { EngineLook } from './engine.ts';
 import { showAddress } from './errors.ts';
 import { probe, whyUnfit } from './probe.ts';
+import { openSession } from './session.ts';
 import { createSessionPool } from './session-pool.ts';
 
 const IDLE_MS = 30_000;
@@ -45,6 +46,11 @@ export function createMachineRuntime(options: MachineRuntimeOptions): Machines {
   const { privateKey, idleMs = IDLE_MS } = options;
   const pool = createSessionPool({ privateKey, idleMs });
   return {
+    async readHostKey(login, signal) {
+      const session = await openSession({ ...login, privateKey, hostKeys: 'first-seen', signal });
+      session.close();
+      return session.hostKey;
+    },
     async check(site, need, signal) {
       return pool.use(site, signal, async (session) => {
         const found = await probe(session, '/', signal);
@@ -56,27 +62,27 @@ export function createMachineRuntime(options: MachineRuntimeOptions): Machines {
       });
     },
     async start(site, order, signal) {
-      const { provider, publicUrl, hostKey } = site;
+      const { publicUrl, hostKey } = site;
       const apiKey = publicUrl === undefined ? null : engineKey(privateKey, hostKey);
-      const start = await composeStart({ provider, apiKey }, order, options);
+      const start = await composeStart({ ...site, apiKey }, order, options);
       return pool.use(site, signal, async (session) =>
         stateOf(await startEngine(session, start, signal)),
       );
     },
     async look(site, signal) {
-      const id = engineOn(site.provider, options);
+      const id = engineOn(site, options);
       return pool.use(site, signal, async (session) =>
         stateOf(await lookAtEngine(session, id, signal)),
       );
     },
     async stop(site, signal) {
-      const id = engineOn(site.provider, options);
+      const id = engineOn(site, options);
       await pool.use(site, signal, async (session) =>
         stopEngine(session, id, GRACE_SECONDS, signal),
       );
     },
     async readLog(site, offset, signal) {
-      const id = engineOn(site.provider, options);
+      const id = engineOn(site, options);
       return pool.use(site, signal, async (session) =>
         readEngineLog(session, id, offset, LOG_BYTES, signal),
       );

@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises';
 import { SluiceError, transient } from '../../domain/errors.ts';
 import type { MachineSite } from '../contract.ts';
 import { createKept } from '../kept.ts';
@@ -26,9 +25,6 @@ interface PoolOptions {
   idleMs: number;
 }
 
-/** Within this a cut is known by the connection, too. */
-const KNOWN_MS = 200;
-
 export function createSessionPool({ privateKey, idleMs }: PoolOptions): SessionPool {
   const stop = new AbortController();
   const kept = createKept<Seat>({ idleMs, close: async (seat) => seat.close() });
@@ -44,8 +40,8 @@ export function createSessionPool({ privateKey, idleMs }: PoolOptions): SessionP
           return await work(session);
         } catch (error) {
           if (!isKept || !isCut(error)) throw error;
-          // Its commands may end before the connection itself is known to be over.
-          await Promise.race([session.ended, sleep(KNOWN_MS, undefined, { signal })]);
+          // Its commands may end before the connection itself is known to be over: it is of no use either way.
+          session.close();
           return work(await orAborted(seat.session(), signal));
         }
       });
