@@ -48,6 +48,12 @@ const resources = v.object({
   maxPricePerHour: v.nullable(v.number()),
   maxCostUsd: v.nullable(v.number()),
   maxIdleMinutes: v.nullable(v.number()),
+  machine: v.exactOptional(
+    v.object({
+      login: v.object({ host: v.string(), port: v.number(), user: v.string() }),
+      hostKey: v.nullable(v.string()),
+    }),
+  ),
 });
 
 const options = v.pipe(

@@ -17,7 +17,8 @@
  *     {job_x}:writer      string  the process that writes its files while it runs; a lease
  *     {prov_x}            hash    job slot state version op wake wake_op provider owner address models reason reason_at created_at,
  *                                 <state>_at · current attempt:<n> (JSON) login waiting_since engine_at crashes log_offset
- *                                 unreachable_since handed_to destroying bump_op, of one that leases a machine
+ *                                 unreachable_since handed_to destroying bump_op, of one that leases a machine;
+ *                                 host_key claimed_at, of one that is on a machine of the caller's
  *     {file_x}            hash    op bytes sha256 filename purpose created_at expires_at mime_type location
  *     {file_x}:removed    string  op that removed it, for a minute
  *     {job_x}:erased      string  what of an erased job, or {prov_x}, is still to go, as JSON; for a month

@@ -65,6 +65,8 @@ const provisionFields = v.object({
   created_at: integer,
   current: count,
   login,
+  host_key: textOrNull,
+  claimed_at: integerOrNull,
   waiting_since: integerOrNull,
   engine_at: integerOrNull,
   crashes: count,
@@ -77,13 +79,15 @@ const provisionFields = v.object({
 export function parseProvision(id: string, fields: Fields): ProvisionRecord {
   const { created_at, reason_at, models, ...read } = parseRecord(id, provisionFields, fields);
   const { waiting_since, engine_at, log_offset, unreachable_since, ...rest } = read;
-  const { handed_to: handedTo, destroying, ...provision } = rest;
+  const { handed_to: handedTo, host_key, claimed_at, destroying, ...provision } = rest;
   return {
     id,
     ...provision,
     models: models ?? null,
     reasonAt: reason_at ?? null,
     createdAt: created_at,
+    hostKey: host_key,
+    claimedAt: claimed_at,
     waitingSince: waiting_since,
     engineAt: engine_at,
     logOffset: log_offset,

@@ -31,6 +31,8 @@ export interface ProvisionChange {
   /** Becomes the current one; one of that number that came to nothing is replaced. */
   attempt?: LeaseAttempt;
   login?: MachineLogin | null;
+  /** Of a machine of the caller's. */
+  hostKey?: string;
   waitingSince?: number | null;
   /** Another machine than before: nothing that was found out of the last one stands. */
   isFresh?: true;
@@ -45,6 +47,7 @@ export interface ProvisionFinds {
   crashes?: number;
   logOffset?: number;
   unreachableSince?: number | null;
+  claimedAt?: number | null;
 }
 
 export interface Provisions {
@@ -64,7 +67,8 @@ export interface Provisions {
   keep(id: string, found: ProvisionFinds): Promise<void>;
   /**
    * Writes what became of one of its attempts, whatever its state. False where there is no such attempt, or it is over:
-   * only a machine that turns up after all opens one again that came to nothing.
+   * only a machine that turns up after all opens one again that came to nothing. False, too, for news that there is no
+   * machine, or that nobody knows of one, where it was found meanwhile.
    */
   attempt(id: string, n: number, news: AttemptNews): Promise<boolean>;
   /**
@@ -101,7 +105,7 @@ export interface Provisions {
   unreleased(): AsyncIterable<string>;
   /** Milliseconds since an unreleased provision was made; 0 when it is not among them. */
   age(id: string): Promise<number>;
-  /** Removes the index entry of a provision that is released or has no record. Others stay. */
+  /** Removes the index entry, and the seat, of a provision that is released or has no record. Others stay. */
   forget(id: string): Promise<void>;
 }
 
@@ -218,7 +222,7 @@ function machineKey(id: string): string {
 }
 
 function renderChange(change: ProvisionChange): Record<string, string | number> {
-  const { reason, provider, attempt, login, waitingSince, isFresh } = change;
+  const { reason, provider, attempt, login, hostKey, waitingSince, isFresh } = change;
   return {
     ...(reason === undefined ? {} : { reason }),
     ...(provider === undefined ? {} : { provider }),
@@ -226,6 +230,7 @@ function renderChange(change: ProvisionChange): Record<string, string | number> 
       ? {}
       : { [`${ATTEMPT_FIELD}${attempt.n}`]: JSON.stringify(attempt), current: attempt.n }),
     ...(login === undefined ? {} : { login: JSON.stringify(login) }),
+    ...(hostKey === undefined ? {} : { host_key: hostKey }),
     ...(waitingSince === undefined ? {} : { waiting_since: waitingSince ?? '' }),
     ...(isFresh === undefined
       ? {}
@@ -234,7 +239,8 @@ function renderChange(change: ProvisionChange): Record<string, string | number> 
 }
 
 function renderFinds(found: ProvisionFinds): Record<string, string | number> {
-  const { models, login, waitingSince, engineAt, crashes, logOffset, unreachableSince } = found;
+  const { models, login, waitingSince, engineAt, crashes, logOffset } = found;
+  const { unreachableSince, claimedAt } = found;
   return {
     ...(models === undefined ? {} : { models: JSON.stringify(models) }),
     ...(login === undefined ? {} : { login: JSON.stringify(login) }),
@@ -243,6 +249,7 @@ function renderFinds(found: ProvisionFinds): Record<string, string | number> {
     ...(crashes === undefined ? {} : { crashes }),
     ...(logOffset === undefined ? {} : { log_offset: logOffset }),
     ...(unreachableSince === undefined ? {} : { unreachable_since: unreachableSince ?? '' }),
+    ...(claimedAt === undefined ? {} : { claimed_at: claimedAt ?? '' }),
   };
 }
 
