@@ -81,7 +81,7 @@ export const LEASE_SETTINGS = {
     schema: provisioners,
   },
   sshKeyFile: {
-    doc: 'Private key without a passphrase with which leased machines are logged in to; nobody else may read the file.',
+    doc: 'Private key without a passphrase with which machines are logged in to, leased ones and those that batches name; nobody else may read the file.',
     env: 'AIBRIX_BATCH_SSH_KEY_FILE',
     also: ['BATCH_SSH_KEY_FILE'],
     isRare: true,
