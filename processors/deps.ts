@@ -10,7 +10,7 @@ import type { JobRecord, JobState } from '../src/domain/job.ts';
 import type { Owner, ProvisionRecord, ProvisionState } from '../src/domain/provision.ts';
 import type { AcceptedShard, LostParts } from '../src/domain/segment.ts';
 import type { ResourceManager } from '../src/resources/contract.ts';
-import type { Runtime } from '../src/runtimes/contract.ts';
+import type { MachineRuntime, Runtime } from '../src/runtimes/contract.ts';
 import type { RemoteService } from '../src/runtimes/remote/contract.ts';
 import type { Storage } from '../src/storage/contract.ts';
 import type { JobChange } from '../src/store/jobs.ts';
@@ -52,6 +52,8 @@ export interface Deps extends SettleDeps {
   runtime: Pick<Runtime, 'look'>;
   /** Null where this process has no settings for a provider that leases. */
   leasing: Leasing | null;
+  /** Null where this process has no key for machines. */
+  machines: MachineRuntime | null;
   dispatcher: Pick<Dispatcher, 'run' | 'asideMs'>;
   watches: Pick<Watches, 'open'>;
   readPlan(
@@ -101,6 +103,8 @@ export interface Deps extends SettleDeps {
 }
 
 /** Whose machine an engine of this job is. */
-export function ownerOf(job: { engines: readonly string[] }): Owner {
-  return job.engines.length > 0 ? 'caller' : 'sluice';
+export function ownerOf({ engines, options }: Pick<JobRecord, 'engines' | 'options'>): Owner {
+  const { resources } = options;
+  const isCallers = resources === null ? engines.length > 0 : resources.machine !== undefined;
+  return isCallers ? 'caller' : 'sluice';
 }

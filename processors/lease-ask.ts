@@ -1,8 +1,9 @@
 import type { Verdict } from '../queues/worker.ts';
 import { describeError, shownError, SluiceError } from '../src/domain/errors.ts';
 import type { ErrorKind } from '../src/domain/errors.ts';
-import { machineName, newAttempt } from '../src/domain/lease.ts';
+import { isOver, machineName, newAttempt } from '../src/domain/lease.ts';
 import type { LeaseAttempt } from '../src/domain/lease.ts';
+import { currentAttempt, isReleased } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Machine, MachineWish } from '../src/resources/lease-contract.ts';
 import type { Deps } from './deps.ts';
@@ -11,6 +12,7 @@ import type { Candidate } from './lease-offers.ts';
 import { poolOf } from './lease-pool.ts';
 import { adopted, say } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
+import { readOrNull } from './read-job.ts';
 import { stopJob } from './settle.ts';
 
 /** A create leaves within this of its record, or not at all. */
@@ -30,6 +32,9 @@ const ASK_AGAIN_MS: Record<ErrorKind, number> = {
   Conflict: 60_000,
 };
 
+/** Longer than a second, which is all that names of one attempt differ by. */
+const SOONEST_AGAIN_MS = 1_001;
+
 /** Asks for a machine, one candidate after the other, or says why there is none. */
 export async function begin(task: LeaseTask, deps: Deps): Promise<Verdict> {
   const { provision, resources, leasing } = task;
@@ -37,6 +42,7 @@ export async function begin(task: LeaseTask, deps: Deps): Promise<Verdict> {
   if (await isOffered(task, pool, deps)) return { againInMs: OFFERED_LOOK_MS };
   if (!(await deps.store.leases.sit(provision.id, leasing.maxLeases))) {
     await deps.store.leases.want(pool, provision.id);
+    if (leasing.keepWarmMs > 0) await makeRoom(pool, deps);
     await say(
       task,
       `All ${leasing.maxLeases} machines that may be leased (MAX_LEASES) are in use.`,
@@ -71,17 +77,48 @@ function isPassing({ kind }: SluiceError): boolean {
 /** Whether a machine of the kind is kept warm, and may come over within a moment. */
 async function isOffered({ provision }: LeaseTask, pool: string, deps: Deps): Promise<boolean> {
   if (provision.current > 0 || deps.now() - provision.createdAt > OFFERED_MS) return false;
-  const kept = await deps.store.leases.kept(pool);
-  if (kept.length === 0) return false;
-  await deps.store.leases.want(pool, provision.id);
-  return true;
+  const { leases, provisions } = deps.store;
+  for (const id of await leases.kept(pool)) {
+    const keeper = await readOrNull(provisions, id);
+    if (keeper?.state === 'releasing' && !keeper.isDestroying && keeper.handedTo === null) {
+      await leases.want(pool, provision.id);
+      return true;
+    }
+    // Whoever gave it away or back died before it could say so.
+    await leases.cool(pool, id);
+  }
+  return false;
+}
+
+/**
+ * Has one of the machines given back that are kept warm: they have seats, and are for nobody yet, while somebody waits
+ * for one of another kind. Those of the same kind come over by themselves.
+ */
+async function makeRoom(
+  pool: string,
+  { store: { leases, provisions }, now, log }: Deps,
+): Promise<void> {
+  const seated: ProvisionRecord[] = [];
+  for (const id of await leases.seated()) {
+    const each = await readOrNull(provisions, id);
+    if (each?.state === 'releasing' && each.handedTo === null) seated.push(each);
+  }
+  // There will be room in a moment.
+  if (seated.some(({ isDestroying }) => isDestroying)) return;
+  const same = await leases.kept(pool);
+  // Somebody may be about to take over what is given up this very moment.
+  const idle = seated.find(
+    ({ id, enteredAt: { releasing = Infinity } }) =>
+      !same.includes(id) && now() - releasing >= OFFERED_MS,
+  );
+  if (idle === undefined || !(await provisions.decideDestroy(idle.id))) return;
+  log.info({ provisionId: idle.id }, 'machine kept warm no longer: another job waits for one');
 }
 
 /** What no candidate can be had for: waited for, or the end of the job. */
 async function refused(task: LeaseTask, error: SluiceError | null, deps: Deps): Promise<Verdict> {
   if (error === null || isPassing(error)) return waitForCapacity(task, error, deps);
-  await failJob(task, codeOf(error), shownError(error), deps);
-  return 'done';
+  return failJob(task, codeOf(error), shownError(error), deps);
 }
 
 /** The codes that the Console knows. */
@@ -109,9 +146,7 @@ async function waitForCapacity(
   }
   if (now - since >= leasing.capacityWaitMs) {
     const message = `No machine could be had for ${Math.round(leasing.capacityWaitMs / 1_000)} s (CAPACITY_WAIT). ${why}`;
-    await failJob(task, 'NoCapacity', message, deps);
-    // Where others serve the job, it goes on without this one, which is tried for on.
-    return { againInMs: WAIT_FOR_CAPACITY_MS };
+    return failJob(task, 'NoCapacity', message, deps);
   }
   await say(task, why, deps);
   const left = since + leasing.capacityWaitMs - now;
@@ -133,18 +168,30 @@ function lastError({ attempts }: ProvisionRecord): string {
   return failed?.error ?? 'No machine that is within the limits of this job can be had now.';
 }
 
-/** Ends a job that can have no machine, unless others serve it. */
-async function failJob(task: LeaseTask, code: string, message: string, deps: Deps): Promise<void> {
+/** Ends a job that can have no machine. Where it has others it goes on without this one, which is tried for on. */
+export async function failJob(
+  task: LeaseTask,
+  code: string,
+  message: string,
+  deps: Deps,
+): Promise<Verdict> {
   const { provision, job } = task;
   const all = await deps.store.provisions.ofJob(job.id);
-  const others = all.some(
-    ({ id, state }) => id !== provision.id && (state === 'starting' || state === 'serving'),
-  );
   await say(task, message, deps);
-  if (others) return;
+  if (all.some((each) => each.id !== provision.id && mayServe(each))) {
+    return { againInMs: WAIT_FOR_CAPACITY_MS };
+  }
   const errors = [{ code, message, line: null, param: null }];
   const event = 'No machine can be had for this job.';
   await stopJob(job.id, { outcome: 'resource_failed', event, reason: message, errors }, deps);
+  return 'done';
+}
+
+/** Whether a provision has a machine, or is about to; if it comes to nothing, it ends the job itself. */
+function mayServe(provision: ProvisionRecord): boolean {
+  if (isReleased(provision.state) || provision.state === 'intended') return false;
+  const attempt = currentAttempt(provision);
+  return attempt !== null && !isOver(attempt) && attempt.state !== 'leaving';
 }
 
 /**
@@ -257,7 +304,8 @@ async function notCreated(
     state: 'none',
     error: shownError(error),
     endedAt: now,
-    notBefore: now + (error.retryAfterMs ?? ASK_AGAIN_MS[error.kind]),
+    // A provider that says "at once" would be asked without end.
+    notBefore: now + Math.max(error.retryAfterMs ?? ASK_AGAIN_MS[error.kind], SOONEST_AGAIN_MS),
   });
   deps.log.info(
     { provisionId: provision.id, offer: attempt.offer, reason: message },

@@ -28,7 +28,8 @@ export async function giveUpAttempt(
   deps: GiveBackDeps,
 ): Promise<void> {
   await deps.store.provisions.attempt(provision.id, attempt.n, { state: 'leaving', error });
-  await giveBack({ provision, leasing }, { ...attempt, state: 'leaving' }, deps);
+  // As one that is not leaving yet: it is destroyed whatever lists say of it, also where it has stopped by itself.
+  await giveBack({ provision, leasing }, attempt, deps);
 }
 
 /** Goes on giving back what earlier attempts of a provision may have left. */
@@ -69,8 +70,8 @@ export async function giveBack(
     const state = attempt.machine === null ? 'none' : 'gone';
     // What is missing long enough to be gone was so, and cost nothing more, since it was missing first.
     const endedAt = attempt.missingSince ?? deps.now();
-    await deps.store.provisions.attempt(provision.id, attempt.n, { state, endedAt });
-    return true;
+    // False where its machine was found meanwhile.
+    return await deps.store.provisions.attempt(provision.id, attempt.n, { state, endedAt });
   } catch (error) {
     deps.log.warn(
       { provisionId: provision.id, machine: attempt.machine, reason: describeError(error) },

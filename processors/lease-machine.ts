@@ -1,15 +1,16 @@
 import type { Verdict } from '../queues/worker.ts';
 import { shownError, SluiceError } from '../src/domain/errors.ts';
-import { wantsEngines } from '../src/domain/job.ts';
+import { isPaused, wantsEngines } from '../src/domain/job.ts';
 import { isOver } from '../src/domain/lease.ts';
 import type { LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
 import { currentAttempt } from '../src/domain/provision.ts';
 import type { LeaseManager, Machine } from '../src/resources/lease-contract.ts';
 import type { Deps } from './deps.ts';
-import { begin, SEND_MS } from './lease-ask.ts';
+import { begin, failJob, SEND_MS } from './lease-ask.ts';
 import { giveBackOthers, giveUpAttempt } from './lease-give-back.ts';
 import { adopted, findBooting, isSameLogin, LOOK_MS, say, seen } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
+import { PAUSED_LOOK_MS } from './pause.ts';
 import { settle } from './settle.ts';
 
 /** What a create may take, after which nobody waits for its answer any more. */
@@ -18,11 +19,15 @@ const ANSWER_MS = 60_000;
 const LOOK_FOR_MS = 60_000;
 const LOOK_FOR_LISTS = 3;
 /** While a machine is tried by a way that is known, its provider is asked so seldom whether it is still there. */
-const KNOWN_LOOK_MS = 10_000;
+const KNOWN_LOOK_MS = 30_000;
 const TRY_AGAIN_MS = 500;
 const NO_SETTINGS_MS = 5_000;
 /** A host that gave a machine of no use is given to others for so long. */
 const SHUN_MS = 60 * 60_000;
+/** Each is paid for: so many that could not be used are no bad luck, but a key or a template that fits none. */
+const MOST_USELESS = 10;
+/** Where others serve the job, one more is tried after so long. */
+const USELESS_AGAIN_MS = 60_000;
 
 /** Has a machine for a provision: asks for one, finds again what may have been asked for, and waits until it is reached. */
 export async function leaseMachine(task: LeaseTask, deps: Deps): Promise<Verdict> {
@@ -33,10 +38,20 @@ export async function leaseMachine(task: LeaseTask, deps: Deps): Promise<Verdict
   }
   await giveBackOthers(task, deps);
   const attempt = currentAttempt(provision);
-  if (attempt === null || isOver(attempt) || attempt.state === 'leaving') return begin(task, deps);
+  if (attempt === null || isOver(attempt) || attempt.state === 'leaving') {
+    // Whoever has a machine on its way looks after it; nobody asks for another one.
+    return isPaused(job) ? whileHeld(task, deps) : begin(task, deps);
+  }
   if (attempt.machine === null) return lookFor(task, attempt, deps);
   if (provision.state === 'creating') return adopt(task, attempt, deps);
   return boot(task, attempt, deps);
+}
+
+/** CAPACITY_WAIT begins again when its job goes on. */
+async function whileHeld({ provision }: LeaseTask, { store, now }: Deps): Promise<Verdict> {
+  const { id, waitingSince } = provision;
+  if (waitingSince !== null) await store.provisions.keep(id, { waitingSince: now() });
+  return { againInMs: PAUSED_LOOK_MS };
 }
 
 /** A create was on its way when whoever sent it died, or nobody knows what became of it: its name is looked for. */
@@ -199,5 +214,11 @@ async function nextAttempt(
     'machine given up',
   );
   await giveUpAttempt(task, attempt, reason, deps);
-  return { againInMs: 0 };
+  const useless = task.provision.attempts.filter(
+    ({ machine, reachedAt }) => machine !== null && reachedAt === null,
+  ).length;
+  if (useless < MOST_USELESS) return { againInMs: 0 };
+  const message = `${useless} machines were of no use one after the other. The last one: ${reason}`;
+  const verdict = await failJob(task, 'machines_lost', message, deps);
+  return verdict === 'done' ? 'done' : { againInMs: USELESS_AGAIN_MS };
 }

@@ -33,7 +33,7 @@ export async function candidates(
   const speeds = new Map(
     [...measured].map(([type, { tokensPerSecond }]) => [type, tokensPerSecond]),
   );
-  const offers = await readCatalogs(resources.providers, leasing);
+  const { offers, away } = await readCatalogs(resources.providers, leasing);
   const rules = { policy: leasing.policy, speeds };
   const found: Offer[] = [];
   let refusal: unknown;
@@ -48,7 +48,8 @@ export async function candidates(
       if (refusal === undefined || isPassing) refusal = error;
     }
   }
-  if (found.length === 0) throw refusal;
+  // That the others have no such GPU says nothing of the one that is away.
+  if (found.length === 0) throw away ?? refusal;
   return orderOffers(found, rules).flatMap((offer) => {
     const provider = resources.providers.find((each) => each === offer.provider);
     return provider === undefined ? [] : [{ provider, offer }];
@@ -58,7 +59,7 @@ export async function candidates(
 async function readCatalogs(
   providers: readonly LeaseProvider[],
   leasing: Leasing,
-): Promise<Offer[]> {
+): Promise<{ offers: Offer[]; away: SluiceError | null }> {
   const managers = providers.flatMap((provider) => leasing.manager(provider) ?? []);
   if (managers.length === 0) {
     const message = `This process has no settings for ${providers.join(', ')}: set their credentials.`;
@@ -66,11 +67,17 @@ async function readCatalogs(
   }
   const answers = await Promise.allSettled(managers.map((manager) => manager.catalog()));
   const offers = answers.flatMap((each) => (each.status === 'fulfilled' ? each.value : []));
-  const failed = answers.find((each) => each.status === 'rejected');
+  const failed = answers.filter((each) => each.status === 'rejected').map(toSluiceError);
   // One provider that is away must not keep a job from the others.
-  if (failed === undefined || offers.length > 0) return offers;
-  if (failed.reason instanceof SluiceError) throw failed.reason;
-  throw transient('lease.unavailable', describeError(failed.reason), { cause: failed.reason });
+  const away = failed.find(({ kind }) => kind === 'Transient') ?? null;
+  const worst = away ?? failed[0];
+  if (worst !== undefined && offers.length === 0) throw worst;
+  return { offers, away };
+}
+
+function toSluiceError({ reason }: PromiseRejectedResult): SluiceError {
+  if (reason instanceof SluiceError) return reason;
+  return transient('lease.unavailable', describeError(reason), { cause: reason });
 }
 
 /**

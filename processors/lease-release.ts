@@ -1,12 +1,16 @@
 import type { Verdict } from '../queues/worker.ts';
+import { overspent } from '../src/domain/cost.ts';
+import { isPaused, wantsEngines } from '../src/domain/job.ts';
 import { isOver, parseMachineName } from '../src/domain/lease.ts';
-import type { LeaseAttempt } from '../src/domain/lease.ts';
-import { currentAttempt, isReleased } from '../src/domain/provision.ts';
+import type { JobResources, LeaseAttempt } from '../src/domain/lease.ts';
+import { currentAttempt } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
+import { rentalsOf } from '../src/domain/rentals.ts';
 import type { Deps } from './deps.ts';
 import { giveBack } from './lease-give-back.ts';
 import { poolOf } from './lease-pool.ts';
 import type { Leasing } from './leasing.ts';
+import { readOrNull } from './read-job.ts';
 import { settle } from './settle.ts';
 
 const FIRST_LOOK_MS = 2_000;
@@ -27,6 +31,10 @@ interface Release {
  */
 export async function releaseMachine(provision: ProvisionRecord, deps: Deps): Promise<Verdict> {
   const { leasing } = deps;
+  if (provision.attempts.every(isOver) && provision.handedTo === null) {
+    await deps.advanceProvision(provision, 'released');
+    return 'done';
+  }
   if (leasing === null) {
     deps.log.error(
       { provisionId: provision.id, provider: provision.provider },
@@ -37,11 +45,23 @@ export async function releaseMachine(provision: ProvisionRecord, deps: Deps): Pr
   const release = { provision, leasing };
   if (!provision.isDestroying) {
     const handed = await handOver(release, deps);
-    if (handed === 'handed') return 'done';
+    if (handed === 'handed') {
+      return giveBackAll(release, ({ n }) => n !== provision.current, deps);
+    }
     if (handed === 'kept') return { againInMs: WARM_LOOK_MS };
     if (!(await deps.store.provisions.decideDestroy(provision.id))) return { againInMs: 0 };
   }
-  const open = provision.attempts.filter((attempt) => !isOver(attempt));
+  return giveBackAll(release, () => true, deps);
+}
+
+/** One step towards a provision that is released: nothing of what it asked for is there, but what went over. */
+async function giveBackAll(
+  release: Release,
+  isOwn: (attempt: LeaseAttempt) => boolean,
+  deps: Deps,
+): Promise<Verdict> {
+  const { provision } = release;
+  const open = provision.attempts.filter((attempt) => isOwn(attempt) && !isOver(attempt));
   const over = await Promise.all(open.map(async (attempt) => giveBack(release, attempt, deps)));
   if (over.every((each) => each)) {
     await deps.advanceProvision(provision, 'released');
@@ -75,19 +95,32 @@ async function handOver(release: Release, deps: Deps): Promise<'handed' | 'kept'
   const attempt = currentAttempt(provision);
   if (attempt === null) return 'none';
   const { handedTo } = provision;
+  if (attempt.state === 'handed') return 'handed';
   if (handedTo !== null && (await handTo(release, attempt, handedTo, deps))) return 'handed';
-  const job = await deps.store.jobs.get(provision.job);
+  const job = await readOrNull(deps.store.jobs, provision.job);
   const resources = job?.options.resources ?? null;
   if (resources === null || !isGood(provision, attempt)) return 'none';
   const pool = poolOf(resources);
   if (await findTaker(release, attempt, pool, deps)) return 'handed';
-  const age = deps.now() - (provision.enteredAt.releasing ?? 0);
-  if (age < leasing.keepWarmMs) {
+  if (await isWorthKeeping(provision, resources, leasing, deps)) {
     await deps.store.leases.warm(pool, provision.id);
     return 'kept';
   }
   await deps.store.leases.cool(pool, provision.id);
   return 'none';
+}
+
+/** Whether a machine that nobody wants now is kept on: not for longer than is wished, nor past what its job may spend. */
+async function isWorthKeeping(
+  provision: ProvisionRecord,
+  resources: JobResources,
+  { keepWarmMs }: Leasing,
+  { store, now }: Deps,
+): Promise<boolean> {
+  const idleSince = provision.enteredAt.releasing ?? 0;
+  if (now() - idleSince >= keepWarmMs) return false;
+  const rentals = rentalsOf(await store.provisions.ofJob(provision.job));
+  return overspent(resources, { rentals, idleSince }, now()) === null;
 }
 
 /** Its machine and engine did what they were leased for, up to the end. */
@@ -104,7 +137,9 @@ async function findTaker(
 ): Promise<boolean> {
   const { leases } = deps.store;
   for (const taker of await leases.wanting(pool)) {
-    const isTaken = await handTo(release, attempt, taker, deps);
+    // One whose record is damaged must not keep this machine from being given to others, or back.
+    const isRead = (await readOrNull(deps.store.provisions, taker)) !== null;
+    const isTaken = isRead && (await handTo(release, attempt, taker, deps));
     await leases.unwant(pool, taker);
     if (!isTaken) continue;
     await leases.cool(pool, release.provision.id);
@@ -133,7 +168,8 @@ async function handTo(
     return false;
   }
   if (!hasMachine(taker, attempt)) {
-    const isOpen = isWaiting(taker) && (await provisions.hand(provision.id, 'to', takerId));
+    const isOpen =
+      (await isWaiting(taker, deps)) && (await provisions.hand(provision.id, 'to', takerId));
     const isTaken = isOpen && (await take(provision, attempt, taker, deps));
     if (!isTaken && !(await hasTaken(provision, attempt, takerId, deps))) return false;
   }
@@ -197,7 +233,6 @@ async function finishHanding(
   if (key !== undefined) await provisions.pointKey(key, taker.id);
   await leases.sit(taker.id, leasing.maxLeases, provision.id);
   await provisions.attempt(provision.id, attempt.n, { state: 'handed', endedAt: deps.now() });
-  await deps.advanceProvision(provision, 'released');
   deps.log.info(
     { provisionId: provision.id, machine: attempt.machine, to: taker.id },
     'machine handed over',
@@ -206,9 +241,10 @@ async function finishHanding(
 }
 
 /** Whether a provision waits for a machine, and has asked for none of which it does not know what became. */
-function isWaiting(provision: ProvisionRecord): boolean {
-  if (isReleased(provision.state)) return false;
-  if (provision.state === 'intended') return true;
+async function isWaiting(provision: ProvisionRecord, { store }: Deps): Promise<boolean> {
   const attempt = currentAttempt(provision);
-  return provision.state === 'creating' && (attempt === null || attempt.state === 'none');
+  const isAsking = attempt !== null && attempt.state !== 'none';
+  const isOpen = provision.state === 'intended' || (provision.state === 'creating' && !isAsking);
+  const job = isOpen ? await readOrNull(store.jobs, provision.job) : null;
+  return job !== null && wantsEngines(job.state) && !isPaused(job);
 }

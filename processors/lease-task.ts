@@ -55,7 +55,9 @@ export async function adopted(
   const now = await deps.store.provisions.get(id);
   if (now === null || isReleased(now.state) || now.current !== attempt.n) {
     const manager = task.leasing.manager(attempt.provider);
-    // Whoever releases the provision finds it on record, too.
+    // Whoever releases the provision, or compares inventories with the records, finds it, too.
+    const news = { state: 'leaving', endedAt: deps.now() } as const;
+    await deps.store.provisions.attempt(id, attempt.n, news);
     if (manager !== null) await destroyQuietly(manager, machine.id, deps);
   }
 }

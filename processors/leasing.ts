@@ -18,7 +18,7 @@ export interface Inventories {
   /** Null where this process has no settings for that provider. */
   manager(provider: LeaseProvider): LeaseManager | null;
   /**
-   * The list of a provider, asked for at most `maxAgeMs` ago: who asks at the same time shares one. Rejects as `list`
+   * The list of a provider, answered at most `maxAgeMs` ago, or still to come; 0: asked for now. Rejects as `list`
    * does.
    */
   inventory(provider: LeaseProvider, maxAgeMs: number): Promise<Inventory>;

@@ -56,6 +56,7 @@ async function isNeverRun(job: JobRecord, reason: string | null, deps: Deps): Pr
 async function isNeverLeased({ id, options }: JobRecord, deps: Deps): Promise<boolean> {
   const { leasing } = deps;
   if (options.resources === null || leasing === null) return false;
+  if (options.resources.machine !== undefined) return false;
   try {
     await candidates(options.resources, leasing, deps.store);
     return false;

@@ -23,7 +23,11 @@ export async function releaseByHand(
     if (provision === null) return null;
     const job = await deps.store.jobs.get(provision.job);
     const step = releaseStep(job?.state ?? null, provision.state, choice);
-    if (step === 'nothing') return provision;
+    if (step === 'nothing') {
+      // Its machine may be kept for the next job, which is not wished any more.
+      await deps.store.provisions.decideDestroy(id);
+      return provision;
+    }
     if (step === 'ask') return 'ask';
     if (step === 'end') {
       await stopJob(provision.job, { outcome: 'cancelled', event: ENDED }, deps);

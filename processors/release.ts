@@ -1,6 +1,7 @@
 import type { Processor, Verdict } from '../queues/worker.ts';
 import type { JobRecord } from '../src/domain/job.ts';
-import { isLeased } from '../src/domain/provision.ts';
+import { isLeased, isOnCallersMachine } from '../src/domain/provision.ts';
+import { leaveMachine } from './callers-machine.ts';
 import type { Deps } from './deps.ts';
 import { finalize } from './finalize.ts';
 import { releaseMachine } from './lease-release.ts';
@@ -15,7 +16,7 @@ const LONGEST_CANCELLING_MS = 8_000;
 
 /** Gives a provision back, collects what a stopped job has in flight, or writes a finished job's files. */
 export const release: Processor<Deps> = async (task, deps) => {
-  if (task.id.startsWith('prov_')) return releaseProvision(task.id, task.wake, deps);
+  if (task.id.startsWith('prov_')) return releaseProvision(task, deps);
   const job = await deps.store.jobs.get(task.id);
   if (job === null || job.wake !== task.wake) return 'done';
   if (job.state === 'cancelling') {
@@ -29,9 +30,13 @@ export const release: Processor<Deps> = async (task, deps) => {
 };
 
 /** A static engine is nobody's to switch off: giving it back is a matter of the record. */
-async function releaseProvision(id: string, wake: number, deps: Deps): Promise<Verdict> {
+async function releaseProvision(
+  { id, wake, signal }: Parameters<typeof release>[0],
+  deps: Deps,
+): Promise<Verdict> {
   const provision = await deps.store.provisions.get(id);
   if (provision?.state !== 'releasing' || provision.wake !== wake) return 'done';
+  if (isOnCallersMachine(provision)) return leaveMachine(provision, signal, deps);
   if (isLeased(provision)) return releaseMachine(provision, deps);
   await deps.advanceProvision(provision, 'released');
   return 'done';

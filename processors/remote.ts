@@ -39,8 +39,12 @@ export function whyNotRemote(
   { options }: JobRecord,
   { remote }: Pick<Deps, 'remote'>,
 ): string | null {
+  if (remote === null) return null;
+  if (options.resources?.machine !== undefined) {
+    return 'A batch at METADATA_SERVICE_URL is not run on a machine of yours: unset METADATA_SERVICE_URL.';
+  }
   const replicas = options.resources?.replicas ?? 1;
-  if (remote === null || replicas === 1) return null;
+  if (replicas === 1) return null;
   return `A batch at METADATA_SERVICE_URL uses one machine, not ${replicas}: ask for 1 replica, or unset METADATA_SERVICE_URL.`;
 }
 

@@ -34,7 +34,9 @@ function idleSince(job: JobRecord, provisions: readonly ProvisionRecord[]): numb
   if (reached.length === 0) return null;
   if (job.pausedAt !== null) return Math.max(job.pausedAt, Math.min(...reached));
   if (job.state === 'in_progress') return null;
-  // An engine that is lost was noted when it was.
-  const since = live.map((each) => each.reasonAt ?? each.createdAt);
+  // An engine that is lost was noted when it was, and what is said of it a moment later.
+  const since = live.map(({ reasonAt, createdAt, engineAt }) =>
+    Math.max(reasonAt ?? createdAt, engineAt ?? 0),
+  );
   return Math.max(Math.min(...reached), Math.min(...since));
 }

@@ -6,6 +6,7 @@ import type { JobRecord } from '../src/domain/job.ts';
 import {
   fillsSlot,
   isLeased,
+  isOnCallersMachine,
   isReleased,
   missingModels,
   PROVISION,
@@ -14,7 +15,11 @@ import {
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { Look } from '../src/runtimes/contract.ts';
 import type { Deps, SettleDeps } from './deps.ts';
-import { ensureEngine } from './lease-engine.ts';
+import { ensureCallersEngine, siteOfCallers } from './callers-machine.ts';
+import { endIfLate } from './engine-run.ts';
+import { ensureLeasedEngine, siteOf } from './lease-engine.ts';
+import { giveBackOthers } from './lease-give-back.ts';
+import type { LeaseTask } from './lease-task.ts';
 import { PAUSED_LOOK_MS } from './pause.ts';
 import { followRemote, isRemote } from './remote.ts';
 import { settle, stopJob } from './settle.ts';
@@ -44,12 +49,29 @@ export const submission: Processor<Deps> = async ({ id, wake, signal }, deps) =>
   const held = await ensureLeased(provision, job, signal, deps);
   if (held !== null) return held;
   const look = await lookAt(provision, job, signal, deps);
-  return provision.state === 'starting'
-    ? whileStarting(provision, job, look, signal, deps)
-    : whileServing(provision, job, look, signal, deps);
+  if (provision.state === 'serving') return whileServing(provision, job, look, signal, deps);
+  if (await isLate(provision, job, look, signal, deps)) return 'done';
+  return whileStarting(provision, job, look, signal, deps);
 };
 
-/** What is to be done before an engine on a leased machine can be asked whether it is healthy; null: nothing. */
+/** Whether an engine that we started was not healthy for too long, and its job was ended for it. */
+async function isLate(
+  provision: ProvisionRecord,
+  job: JobRecord,
+  look: Look,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<boolean> {
+  const { resources } = job.options;
+  const { leasing, machines } = deps;
+  if (look.is === 'healthy' || !isLeased(provision)) return false;
+  const leased = leasing === null ? null : siteOf(provision, leasing);
+  const site = isOnCallersMachine(provision) ? siteOfCallers(provision) : leased;
+  if (site === null || resources === null || machines === null) return false;
+  return endIfLate({ provision, job, resources, site, machines, signal }, deps);
+}
+
+/** What is to be done before an engine on a machine that was leased, or is the caller's, can be asked whether it is healthy; null: nothing. */
 async function ensureLeased(
   provision: ProvisionRecord,
   job: JobRecord,
@@ -57,10 +79,26 @@ async function ensureLeased(
   deps: Deps,
 ): Promise<Verdict | null> {
   const { resources } = job.options;
-  const { leasing } = deps;
+  const { machines } = deps;
   if (!isLeased(provision) || provision.state === 'serving') return null;
-  if (resources === null || leasing === null) return { againInMs: LOOK_WHILE_SERVING_MS };
-  return ensureEngine({ provision, job, resources, leasing, signal }, deps);
+  if (isOnCallersMachine(provision) && resources !== null && machines !== null) {
+    return ensureCallersEngine({ provision, job, resources, machines, signal }, deps);
+  }
+  const task = leaseTask(provision, job, signal, deps);
+  return task === null ? { againInMs: LOOK_WHILE_SERVING_MS } : ensureLeasedEngine(task, deps);
+}
+
+/** Null where nothing is leased, or this process has no settings for it. */
+function leaseTask(
+  provision: ProvisionRecord,
+  job: JobRecord,
+  signal: AbortSignal,
+  { leasing }: Deps,
+): LeaseTask | null {
+  const { resources } = job.options;
+  const isTheirs = isOnCallersMachine(provision);
+  if (!isLeased(provision) || isTheirs || resources === null || leasing === null) return null;
+  return { provision, job, resources, leasing, signal };
 }
 
 async function lookAt(
@@ -90,26 +128,35 @@ async function whileStarting(
     return 'done';
   }
   if (isLoading(provision, look)) return { againInMs: LOOK_WHILE_PAID_MS };
-  const isNews = look.reason !== provision.reason;
-  if (isNews && isWished(provision, job, deps)) {
-    await deps.store.provisions.note(provision.id, look.reason);
-    await noteUnlessServed(job.id, look.reason, deps);
-    deps.log.warn(
-      { jobId: job.id, provisionId: provision.id, reason: look.reason },
-      'engine waited for',
-    );
+  if (look.reason !== provision.reason && isWished(provision, job, deps)) {
+    await sayWaiting(provision, look.reason, deps);
   }
-  // Counted from when this very reason was first seen: an engine that was down, or restarts, is unfit for a moment only.
-  const unfitFor = isNews ? 0 : deps.now() - (provision.reasonAt ?? deps.now());
-  if (
-    look.is === 'unfit' &&
-    unfitFor > UNFIT_GRACE_MS &&
-    (await isLastHope(provision, job, signal, deps))
-  ) {
+  const isUnfit = look.is === 'unfit' && isLongSo(provision, look, deps);
+  if (isUnfit && (await isLastHope(provision, job, signal, deps))) {
     await stopUnfit(job, 'No engine can serve this batch.', look.reason, deps);
     return 'done';
   }
   return { againInMs: isLeased(provision) ? LOOK_WHILE_PAID_MS : LOOK_WHILE_STARTING_MS };
+}
+
+/** Counted from when this very reason was first seen: an engine that was down, or restarts, is unfit for a moment only. */
+function isLongSo(
+  { reason, reasonAt }: ProvisionRecord,
+  look: { reason: string },
+  { now }: Deps,
+): boolean {
+  if (reason !== look.reason || reasonAt === null) return false;
+  return now() - reasonAt > UNFIT_GRACE_MS;
+}
+
+async function sayWaiting(
+  { id, job: jobId }: ProvisionRecord,
+  reason: string,
+  deps: Deps,
+): Promise<void> {
+  await deps.store.provisions.note(id, reason);
+  await noteUnlessServed(jobId, reason, deps);
+  deps.log.warn({ jobId, provisionId: id, reason }, 'engine waited for');
 }
 
 /** That an engine which is still loading does not answer is no news; what its machine says of it is told instead. */
@@ -222,12 +269,17 @@ async function whileServing(
   if (look.is === 'healthy') {
     await keepModels(provision, job, look.models, deps);
     await awaitModels(provision, job, signal, deps);
+    const task = leaseTask(provision, job, signal, deps);
+    // They count as paid for until they are found to be gone, and their job may only cost so much.
+    if (task !== null) await giveBackOthers(task, deps);
     return { againInMs: LOOK_WHILE_SERVING_MS };
   }
   deps.log.warn(
     { jobId: provision.job, provisionId: provision.id, reason: look.reason },
     'engine lost',
   );
+  // First of all, so that nobody takes it for one that has been loading, or without a line, since it was started.
+  if (isLeased(provision)) await deps.store.provisions.keep(provision.id, { engineAt: deps.now() });
   const moved = await deps.advanceProvision(provision, 'starting', { reason: '' });
   const why = `The engine ${provision.address} was lost: ${look.reason}`;
   if (moved !== 'stale') await settle(provision.job, deps, { why });

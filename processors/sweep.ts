@@ -44,6 +44,8 @@ export function createSweeper(holder: string, deps: SweepDeps): Sweeper {
       await each(deps.store.provisions.unreleased(), signal, deps, (id) =>
         sweepProvision(id, missing, deps),
       );
+      // Who worked on a provision while it was released may have sat down after that.
+      for (const id of await deps.store.leases.seated()) await deps.store.provisions.forget(id);
       missing.forgetOld();
       return true;
     },

@@ -106,7 +106,7 @@ describe('of a create of which nobody knows what became', () => {
     };
     await leasing.step(id);
     expect(await leasing.machines()).toEqual([]);
-    expect((await leasing.provision(id)).attempts).toMatchObject([{ state: 'there' }]);
+    expect((await leasing.provision(id)).attempts).toMatchObject([{ state: 'leaving' }]);
     await untilReleased(leasing, id);
   });
 

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { loadSettings } from '../../config/load.ts';
-import type { Leasing } from '../../processors/leasing.ts';
+import type { Inventory, Leasing } from '../../processors/leasing.ts';
 import type { JobResources } from '../../src/domain/lease.ts';
 import type { LeaseProvider } from '../../src/domain/provision.ts';
 import { EXAMPLE_TEMPLATE } from '../../src/api/docs/examples.ts';
@@ -21,6 +21,7 @@ import { connectTo } from '../support/store-back-ends.ts';
 
 const KEY = createKeyPair();
 const MACHINES: MachineRuntime = {
+  readHostKey: async () => '',
   check: async () => null,
   start: async () => ({ is: 'absent' }),
   look: async () => ({ is: 'absent' }),
@@ -154,6 +155,26 @@ interface Pod {
 async function podsOf({ url }: CloudSimulator): Promise<Pod[]> {
   return (await call<{ pods: Pod[] }>(url, 'GET', '/v2/pods')).body.pods;
 }
+
+test('a list that waits for its turn is shared by all who bear any age, and the next one by all who bear none', async () => {
+  const gate = Promise.withResolvers<undefined>();
+  let time = 1_000_000;
+  async function draw(...units: Parameters<typeof FREE_LIMITS.draw>) {
+    await gate.promise;
+    return FREE_LIMITS.draw(...units);
+  }
+  const leasing = await open({}, { limits: { draw }, now: () => time });
+  const asked: { age: number; list: Promise<Inventory> }[] = [];
+  for (const age of [2_000, 2_000, 0, 2_000, 0]) {
+    asked.push({ age, list: leasing.inventory('runpod', age) });
+    time += 3_000;
+  }
+  gate.resolve(undefined);
+  const lists = await Promise.all(asked.map(async ({ list }) => (await list).at));
+  expect(lists).toEqual([1_000_000, 1_000_000, time, 1_000_000, time]);
+  const requests = await clouds.runpod.control.requests();
+  expect(requests.filter(({ op }) => op === 'list')).toHaveLength(2);
+});
 
 describe('PROVISIONER', () => {
   test('static leases nothing', async () => {
@@ -390,6 +411,23 @@ describe('an inventory', () => {
     expect((await leasing.inventory('runpod', 2_999)).at).toBe(1_003_000);
     expect(await lists()).toBe(before + 2);
     expect((await leasing.inventory('lambdaCloud', 9_000)).machines).toEqual([]);
+  });
+
+  test('that waits for its turn or its answer is shared by those who come meanwhile', async () => {
+    let now = 1_000_000;
+    const leasing = await open({}, { now: () => now });
+    await clouds.runpod.control.setFaults([{ kind: 'slow', op: 'list', delay_ms: 300, count: 1 }]);
+    const before = await lists();
+    const first = leasing.inventory('runpod', 2_000);
+    now += 5_000;
+    const second = await leasing.inventory('runpod', 2_000);
+    expect([(await first).at, second.at]).toEqual([1_000_000, 1_000_000]);
+    now += 2_000;
+    await leasing.inventory('runpod', 2_000);
+    expect(await lists()).toBe(before + 1);
+    // Whoever wants one that was asked for now gets it.
+    expect((await leasing.inventory('runpod', 0)).at).toBe(1_007_000);
+    expect(await lists()).toBe(before + 2);
   });
 
   test('has none of another deployment', async () => {

@@ -312,6 +312,18 @@ test('several replicas are refused before anything is leased: a batch uses one m
   expect(await world.store.provisions.ofJob(id)).toEqual([]);
 });
 
+test('a machine of the caller is refused: no batch service is given it', async () => {
+  await using service = await startMetadataService();
+  await using world = openRemoteWorld({ url: service.url });
+  const login = { host: '192.0.2.9', port: 22, user: 'root' };
+  const resources = resourcesOf({ machine: { login, hostKey: null } });
+  const id = await world.plan(requestLines(2), { options: { resources } });
+  const { state, reason } = await world.job(id);
+  expect(state).toBe('resource_failed');
+  expect(reason).toContain('unset METADATA_SERVICE_URL');
+  expect(service.calls).toEqual([]);
+});
+
 test('a job that is stopped as its batch is about to be asked for has none', async () => {
   await using service = await startMetadataService();
   await using world = openRemoteWorld({ url: service.url });

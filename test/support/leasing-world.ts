@@ -28,6 +28,9 @@ export interface LeasingWorld extends AsyncDisposable {
   inside: {
     check: () => Promise<string | null>;
     engine: () => Promise<EngineState>;
+    /** The host key that a machine shows whose key nobody knows. */
+    hostKey: () => Promise<string>;
+    stop: () => Promise<void>;
     healthy: boolean;
     started: number;
   };
@@ -116,6 +119,8 @@ export async function openLeasingWorld(
   const inside: LeasingWorld['inside'] = {
     check: async () => null,
     engine: async () => ({ is: 'running' }),
+    hostKey: async () => createKeyPair().publicKey,
+    stop: async () => {},
     healthy: true,
     started: 0,
   };
@@ -127,13 +132,14 @@ export async function openLeasingWorld(
     inventory: async () => ({ at: world.deps.now(), machines: await manager.list(stamp) }),
     newHostKey: createKeyPair,
     machines: {
+      readHostKey: () => inside.hostKey(),
       check: () => inside.check(),
       async start() {
         inside.started += 1;
         return inside.engine();
       },
       look: () => inside.engine(),
-      stop: async () => {},
+      stop: () => inside.stop(),
       readLog: async (_site, offset) => ({ text: '', next: offset }),
     },
     publicUrl: () => null,
@@ -148,6 +154,7 @@ export async function openLeasingWorld(
   };
   Object.assign(world.deps, {
     leasing,
+    machines: leasing.machines,
     manager: createStaticManager({ engineUrls: [] }),
     runtime: {
       look: async () =>
