@@ -1,7 +1,7 @@
 import * as v from 'valibot';
 import { exactObject } from './body.ts';
 import { clientSchema, clientWish } from './client.ts';
-import { requireEngines, runtimeSchema } from './engines.ts';
+import { runtimeSchema, runtimeWish } from './engines.ts';
 import { isJobId } from './ids.ts';
 import { outputPrefixSchema, outputWish } from './places.ts';
 import { allocationSchema, allocationWish } from './resource-wish.ts';
@@ -35,7 +35,7 @@ type Extension = v.InferOutput<typeof aibrixSchema> | null | undefined;
 /** What the extension asks for beside the batch itself. */
 export function aibrixWish(extension: Extension): Pick<
   JobWish,
-  'jobId' | 'maxConcurrency' | 'engines' | 'template' | 'model' | 'output' | 'resources'
+  'jobId' | 'maxConcurrency' | 'engines' | 'machine' | 'template' | 'model' | 'output' | 'resources'
 > & {
   options: JobWish['options'];
 } {
@@ -45,7 +45,7 @@ export function aibrixWish(extension: Extension): Pick<
   const resources = allocationWish(extension?.resource_allocation);
   return {
     maxConcurrency: wish.maxConcurrency,
-    engines: runtime ? requireEngines(runtime, 'aibrix.runtime.options') : [],
+    ...(runtime ? runtimeWish(runtime, 'aibrix.runtime.options') : { engines: [] }),
     options: {
       ...wish.options,
       ...(validation ? { validation } : {}),

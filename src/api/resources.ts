@@ -168,7 +168,7 @@ function nominalSite(provider: LeaseProvider, servingName: string): EngineSite {
 }
 
 /** What an engine would refuse is refused before a machine is paid for. */
-function requireStartable(
+export function requireStartable(
   { name, version, spec, servingName }: ResolvedTemplate,
   providers: readonly LeaseProvider[],
   param: string,

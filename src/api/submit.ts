@@ -12,8 +12,10 @@ import type { Files } from '../store/files.ts';
 import type { NewJob } from '../store/jobs.ts';
 import type { WebhookRules } from './webhook-target.ts';
 import { canonicalJson } from './body.ts';
+import { requireLogin, resolveMachine } from './callers-machine.ts';
 import { resolveTemplate, useTemplate } from './console/templates.ts';
 import type { TemplatesDeps, TemplateWish } from './console/templates.ts';
+import type { MachineWish } from './engines.ts';
 import { derivedText, randomText, sha256 } from './ids.ts';
 import { findInput, requireWritable } from './places.ts';
 import type { FoundInput, OutputWish, PlacesDeps } from './places.ts';
@@ -39,6 +41,8 @@ export interface SubmitDeps {
     maxConcurrency: number;
     /** A service that runs jobs in place of this server, whether or not that has engines. */
     metadataServiceUrl?: string | undefined;
+    /** With which machines are logged in to. */
+    sshKeyFile?: string | undefined;
   };
 }
 
@@ -63,6 +67,8 @@ export interface JobWish {
   metadata: Record<string, string>;
   maxConcurrency: number | null;
   engines: string[];
+  /** A machine of the caller's to start the engine on. */
+  machine?: MachineWish;
   options: Partial<JobOptions>;
   /** The deployment template that describes the engine. */
   template?: TemplateWish;
@@ -110,6 +116,7 @@ export async function submitJob(
     template: _template,
     model: _model,
     resources: _resources,
+    machine: _machine,
     output,
     ...asked
   } = wish;
@@ -169,7 +176,7 @@ async function checkNew(
   { fields, inputFollows }: { fields: FieldNames; inputFollows: boolean },
 ): Promise<Checked> {
   const found = inputFollows ? null : await findInput(deps, wish.input, fields.input);
-  checkEngines(deps, wish.engines);
+  checkEngines(deps, wish);
   if (wish.output !== undefined) await requireWritable(deps, wish.output);
   return { found, pinned: await pinOptions(deps, wish, fields) };
 }
@@ -212,11 +219,13 @@ async function pinOptions(
   const template = asked === null ? null : await resolveTemplate(deps, asked);
   const { model } = wish;
   if (template === null) {
-    const resources = machinesFor(deps, wish, null, fields);
+    const own = callersMachine(deps, wish, null, fields);
+    const resources = own ?? machinesFor(deps, wish, null, fields);
     return { ...(model === undefined ? {} : { pinnedModel: model.name }), resources };
   }
   requireServed(template, wish);
-  const resources = machinesFor(deps, wish, template, fields);
+  const own = callersMachine(deps, wish, template, fields);
+  const resources = own ?? machinesFor(deps, wish, template, fields);
   if (!isDryRun) await useTemplate(deps, template);
   const { name, version, servingName } = template;
   return { pinnedModel: servingName, template: { name, version }, resources };
@@ -234,16 +243,20 @@ function templateWish(
   if (wish.template !== undefined) return wish.template;
   const { template: copied, resources: kept } = wish.options;
   // What is copied with its machines has its template in them.
-  if (!isLeasedFor(defaults, wish) || kept) return null;
+  if (kept || (!isLeasedFor(defaults, wish) && wish.machine === undefined)) return null;
   const param = fields.template;
   if (copied) return { ...copied, param };
   const modelId = wish.model?.id;
   if (defaults.defaultTemplate !== null) {
     return { name: defaults.defaultTemplate, modelId, param, isDefault: true };
   }
+  const what =
+    wish.machine === undefined
+      ? `This server leases machines (PROVISIONER=${defaults.providers.join()})`
+      : 'An engine is started on your machine';
   throw invalidInput(
     'template_required',
-    `This server leases machines (PROVISIONER=${defaults.providers.join()}), and a deployment template says what is started on them: ` +
+    `${what}, and a deployment template says what is started on them: ` +
       `name one in '${param}', or start the server with DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE. ` +
       'For an engine that runs already use aibrix.runtime of /v1/batches.',
     { param },
@@ -265,6 +278,24 @@ function requireServed(
   throw invalidInput('model_mismatch', message, { param: model.param });
 }
 
+/** What a job has that brings its machine with it, or is a copy of one that did; null: it brings none. */
+function callersMachine(
+  { defaults }: SubmitDeps,
+  { machine, resources: asked, options }: JobWish,
+  template: ResolvedTemplate | null,
+  fields: FieldNames,
+): JobResources | null {
+  const { resources: kept = null } = options;
+  if (template === null) {
+    if (kept?.machine === undefined) return null;
+    requireLogin(defaults, fields.resources);
+    return kept;
+  }
+  if (machine === undefined) return null;
+  if (asked !== undefined) refuseResources(defaults, asked, [machine.login.host], fields.resources);
+  return resolveMachine(defaults, machine, template, fields.template);
+}
+
 /** The machines that are leased for a job; null: none, it runs on engines that are there. */
 function machinesFor(
   { defaults }: SubmitDeps,
@@ -273,11 +304,11 @@ function machinesFor(
   fields: FieldNames,
 ): JobResources | null {
   const { resources: asked = null, engines } = wish;
+  const { resources: kept = null } = wish.options;
   if (!isLeasedFor(defaults, wish)) {
     if (asked !== null) refuseResources(defaults, asked, engines, fields.resources);
     return null;
   }
-  const { resources: kept = null } = wish.options;
   if (template === null) return kept && renewResources(defaults, kept, fields.resources);
   const params = { param: fields.resources, templateParam: fields.template };
   return resolveResources(defaults, asked ?? NO_WISH, template, params);
@@ -296,7 +327,7 @@ export async function checkWish(
 ): Promise<{ rules: LineRules; key: string; bytes: number; resources: JobResources | null }> {
   parseCompletionWindow(wish.completionWindow);
   const { file } = await findInput(deps, wish.input, fields.input);
-  checkEngines(deps, wish.engines);
+  checkEngines(deps, wish);
   if (wish.output !== undefined) await requireWritable(deps, wish.output);
   const pinned = await pinOptions(deps, wish, fields, { isDryRun: true });
   const { pinnedModel = null, resources = null } = pinned;
@@ -304,7 +335,8 @@ export async function checkWish(
   return { rules, key: contentKey(file), bytes: file.bytes, resources };
 }
 
-function checkEngines({ defaults }: SubmitDeps, engines: readonly string[]): void {
+function checkEngines({ defaults }: SubmitDeps, { engines, machine, options }: JobWish): void {
+  if (machine !== undefined || options.resources?.machine !== undefined) return;
   if (engines.length > 0 || defaults.engineUrls.length > 0 || defaults.providers.length > 0) return;
   if (defaults.metadataServiceUrl !== undefined) return;
   throw invalidInput(

@@ -49,7 +49,7 @@ export function validateRoutes(deps: ValidateDeps): Route[] {
       const [found, offers] = await whileConnected(c, (signal) =>
         Promise.all([deps.inspectInput(key, rules, signal), offersFor(wish, deps)]),
       );
-      if (resources === null) {
+      if (resources === null || resources.machine !== undefined) {
         const warnings = modelWarnings(found.models, offers, validationOf(wish.options));
         return c.json(validationView(wish, bytes, found, { warnings, cost: null }));
       }
@@ -106,10 +106,10 @@ async function whileConnected<T>(
 
 /** What the job could run on, as the catalog knows it; nothing where it names its own engines, which nobody asks. */
 async function offersFor(
-  { engines }: JobWish,
+  { engines, machine }: JobWish,
   { catalog }: CatalogDeps,
 ): Promise<readonly Offer[]> {
-  return engines.length > 0 ? [] : catalog.offers();
+  return engines.length > 0 || machine !== undefined ? [] : catalog.offers();
 }
 
 /** Something that may keep a batch waiting or end it, and is no reason to refuse it: engines come and go. */

@@ -18,7 +18,7 @@ export function allocationView(
   provisionId: string,
 ) {
   const { resources } = job.options;
-  if (resources === null) return null;
+  if (resources === null || resources.machine !== undefined) return null;
   const leased = machinesOf(provisions);
   const view = {
     provision_id: provisionId,
@@ -85,7 +85,8 @@ function asked({ spec, gpuTypes, replicas }: JobResources) {
 
 /** What the machines of a job have cost by `now` (ms); null: none are leased for it. */
 export function costView(job: JobRecord, provisions: readonly ProvisionRecord[], now: number) {
-  if (job.options.resources === null) return null;
+  const { resources } = job.options;
+  if (resources === null || resources.machine !== undefined) return null;
   const { cost, perHour, unpriced, isFinal: isPaidUp } = jobCost(rentalsOf(provisions), now);
   // A machine that was asked for may come to be, and be paid for, until it is known that it did not.
   const isSettled = provisions.every(({ attempts }) => attempts.every(isOver));

@@ -89,7 +89,9 @@ async function describeQueue(job: JobRecord, deps: JobsDeps): Promise<Explanatio
 async function describeEngines(job: JobRecord, deps: JobsDeps): Promise<Explanation> {
   const all = await deps.store.provisions.ofJob(job.id);
   const live = all.filter(({ state }) => !isReleased(state));
-  const machines = explainMachines(live.filter(isLeased));
+  const machines = explainMachines(
+    live.filter((each) => isLeased(each) && each.owner === 'sluice'),
+  );
   if (machines !== null) {
     const { code, text, since } = machines;
     return { code, text: `${text} (since ${moment(since)}).` };
@@ -100,11 +102,14 @@ async function describeEngines(job: JobRecord, deps: JobsDeps): Promise<Explanat
     return { code: 'engine_starting', text: 'Its engine is being looked at for the first time.' };
   }
   const others = silent.length === 1 ? '' : ` (and ${silent.length - 1} more)`;
-  return { code: 'engine_away', text: `It waits for ${describeEngine(first)}${others}.` };
+  return { code: 'engine_away', text: `It waits for ${describeEngine(first, job)}${others}.` };
 }
 
-function describeEngine({ address, reason, reasonAt, createdAt }: ProvisionRecord): string {
-  return `the engine ${address}, which does not serve it since ${moment(reasonAt ?? createdAt)}: ${withoutStop(reason)}`;
+function describeEngine(provision: ProvisionRecord, { options }: JobRecord): string {
+  const { address, reason, reasonAt, createdAt } = provision;
+  const machine = options.resources?.machine;
+  const where = machine === undefined ? address : `on ${machine.login.host}`;
+  return `the engine ${where}, which does not serve it since ${moment(reasonAt ?? createdAt)}: ${withoutStop(reason)}`;
 }
 
 async function describeRun(job: JobRecord, deps: JobsDeps): Promise<Explanation> {

@@ -2,7 +2,8 @@ import { batchIdOf, isFinal, isOpen, isPaused } from '../../domain/job.ts';
 import type { JobEvent, JobEventKind, JobRecord, JobState } from '../../domain/job.ts';
 import { shownAddress } from '../../domain/location.ts';
 import { isReleased } from '../../domain/provision.ts';
-import type { ProvisionRecord } from '../../domain/provision.ts';
+import type { CallerMachine } from '../../domain/lease.ts';
+import type { LeaseProvider, ProvisionRecord } from '../../domain/provision.ts';
 import { clientView } from '../client.ts';
 import { allocationView, costView } from './allocation-view.ts';
 import { provisionView } from './provision-view.ts';
@@ -171,10 +172,27 @@ function errorFields(job: JobRecord) {
 }
 
 function runtimeView(job: JobRecord) {
+  const { machine, providers } = job.options.resources ?? {};
+  if (machine !== undefined && providers !== undefined) return machineRuntime(machine, providers);
   if (job.engines.length === 0) return null;
   const options = { base_urls: JSON.stringify(job.engines) };
   const raw = { target: 'External', options: { base_urls: job.engines } };
   return { target: 'External', options, raw_json: JSON.stringify(raw) };
+}
+
+const TARGETS = { runpod: 'RunPod', lambdaCloud: 'LambdaCloud' } as const;
+
+/** As the request named it; options are texts, as in AIBrix. */
+function machineRuntime(
+  { login, hostKey }: CallerMachine,
+  [provider = 'runpod']: readonly LeaseProvider[],
+) {
+  const { host, port, user } = login;
+  const key = hostKey === null ? {} : { host_key: hostKey };
+  const target = TARGETS[provider];
+  const raw = { target, options: { host, ssh_port: port, ssh_user: user, ...key } };
+  const options = { host, ssh_port: String(port), ssh_user: user, ...key };
+  return { target, options, raw_json: JSON.stringify(raw) };
 }
 
 interface EventView {

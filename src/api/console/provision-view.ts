@@ -52,6 +52,9 @@ function rawProvision(provision: ProvisionRecord) {
     createdAt: moment(provision.createdAt),
     updatedAt: moment(updatedAt(provision)),
     attempts: provision.attempts.map(attemptView),
+    ...(provision.hostKey === null
+      ? {}
+      : { ...loginView(provision.login), hostKey: provision.hostKey }),
   };
 }
 

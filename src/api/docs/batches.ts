@@ -18,7 +18,7 @@ export const batchDocs: Docs = {
         'manifest written to a folder of such a bucket; their files are downloaded as any other. ' +
         'Where the server leases machines (`PROVISIONER`), a deployment template says what is started on them: ' +
         '`aibrix.model_template`, else `DEFAULT_BATCH_MODEL_DEPLOYMENT_TEMPLATE`, and `aibrix.resource_allocation` which ' +
-        'machines. With `aibrix.runtime` it runs on engines of your own, and nothing is leased.',
+        'machines. With `aibrix.runtime` it runs on engines of your own, or on a machine of yours, and nothing is leased.',
       body: {
         schema: createSchema,
         example: {
