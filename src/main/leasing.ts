@@ -81,32 +81,53 @@ interface Listing {
   result: Promise<Inventory>;
 }
 
-/** A list answers all who ask while it is not older than they bear; one that fails fails for all of them, and is forgotten. */
+/**
+ * A list answers all who ask while it is not older than they bear; one that fails fails for all of them, and is forgotten.
+ * One comes at a time, and is shared by all who bear any age: it may have to wait for its turn, and others would only
+ * wait behind it. Those that bear none share the next one.
+ */
 function shareInventories(
   managers: ReadonlyMap<LeaseProvider, LeaseManager>,
   stamp: string,
   now: () => number,
 ): Leasing['inventory'] {
-  const latest = new Map<LeaseProvider, Listing>();
+  const coming = new Map<LeaseProvider, Listing>();
+  const next = new Map<LeaseProvider, Promise<Inventory>>();
+  /** With when they came, which is what their age counts from. */
+  const answered = new Map<LeaseProvider, { inventory: Inventory; cameAt: number }>();
 
   async function list(provider: LeaseProvider, at: number): Promise<Inventory> {
     const manager = managers.get(provider);
     if (manager === undefined) throw new Error(`${provider} is not in PROVISIONER`);
-    return { at, machines: await manager.list(stamp) };
+    const inventory = { at, machines: await manager.list(stamp) };
+    answered.set(provider, { inventory, cameAt: now() });
+    return inventory;
+  }
+
+  async function begin(provider: LeaseProvider): Promise<Inventory> {
+    const at = now();
+    const result = list(provider, at).finally(() => coming.delete(provider));
+    coming.set(provider, { at, result });
+    return result;
+  }
+
+  async function afterwards(provider: LeaseProvider, { result }: Listing): Promise<Inventory> {
+    // Whoever waits for that one hears of its failure.
+    await result.catch(() => null);
+    next.delete(provider);
+    return begin(provider);
   }
 
   return async function inventory(provider, maxAgeMs) {
     const at = now();
-    const known = latest.get(provider);
-    if (known !== undefined && at - known.at <= maxAgeMs) return known.result;
-    const listing = { at, result: list(provider, at) };
-    latest.set(provider, listing);
-    try {
-      return await listing.result;
-    } catch (error) {
-      if (latest.get(provider) === listing) latest.delete(provider);
-      throw error;
-    }
+    const last = answered.get(provider);
+    if (last !== undefined && maxAgeMs > 0 && at - last.cameAt <= maxAgeMs) return last.inventory;
+    const pending = coming.get(provider);
+    if (pending === undefined) return next.get(provider) ?? begin(provider);
+    if (maxAgeMs > 0 || pending.at >= at) return pending.result;
+    const following = next.get(provider) ?? afterwards(provider, pending);
+    next.set(provider, following);
+    return following;
   };
 }
 

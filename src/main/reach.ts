@@ -1,11 +1,12 @@
 import type { Leasing } from '../../processors/leasing.ts';
+import { siteOfCallers } from '../../processors/callers-machine.ts';
 import { siteOf } from '../../processors/lease-engine.ts';
 import { enginePaths } from '../domain/engines/index.ts';
 import { transient } from '../domain/errors.ts';
-import { leasedProvision } from '../domain/provision.ts';
-import type { LeaseProvider } from '../domain/provision.ts';
+import { isOnCallersMachine, leasedProvision } from '../domain/provision.ts';
+import type { LeaseProvider, ProvisionRecord } from '../domain/provision.ts';
 import type { LeaseCapabilities } from '../resources/lease-contract.ts';
-import type { LeasedSite, Runtime } from '../runtimes/contract.ts';
+import type { LeasedSite, MachineRuntime, MachineSite, Runtime } from '../runtimes/contract.ts';
 import { createEndpointRuntime, createMachineRuntime, createRuntime } from '../runtimes/index.ts';
 import { checkKeyFile } from '../runtimes/ssh/keys.ts';
 import { engineParts } from './engine-parts.ts';
@@ -15,14 +16,19 @@ import type { System } from './system.ts';
 /** How this process reaches engines, and leases machines for them. */
 export interface Reach {
   runtime: Runtime;
+  /** Null where this process has no key for machines. */
+  machines: MachineRuntime | null;
   /** Null where no provider leases, or this process does not log in to machines. */
   leasing: Leasing | null;
-  /** Ends the connections to machines that `leasing` and looks have. */
+  /** Ends the connections to machines that `machines` and looks have. */
   close(): Promise<void>;
 }
 
+/** How engines run on a machine of the caller's, which has what those have that its target leases out. */
+const CALLERS_FORMS = { runpod: 'process', lambdaCloud: 'docker' } as const;
+
 /**
- * Opens what the settings let this process reach; engines on leased machines where it has the key that machines let
+ * Opens what the settings let this process reach; engines on leased machines, and on the caller's, where it has the key that machines let
  * in. Rejects with InvalidInput where settings or the key file are of no use.
  *
  * @param now Redis' time, ms
@@ -30,15 +36,15 @@ export interface Reach {
 export async function openReach(system: System, now: () => number): Promise<Reach> {
   const { settings, patient } = system;
   const endpoint = createEndpointRuntime(settings);
-  const isLeasing = settings.provisioners.some((provider) => provider !== 'static');
-  if (!isLeasing || settings.sshKeyFile === undefined) {
-    return { runtime: endpoint, leasing: null, close: async () => {} };
+  if (settings.sshKeyFile === undefined) {
+    return { runtime: endpoint, machines: null, leasing: null, close: async () => {} };
   }
   const { privateKey } = await checkKeyFile(settings.sshKeyFile);
   const machines = createMachineRuntime({
     ...engineParts(settings),
     privateKey,
-    engineForm: (provider) => capabilities(provider).engineForm,
+    engineForm: (provider, isCallers) =>
+      isCallers === true ? CALLERS_FORMS[provider] : capabilities(provider).engineForm,
     modelCachePath(provider) {
       const isKept = (leasing?.modelCache(provider) ?? null) !== null;
       return isKept ? capabilities(provider).modelCachePath : null;
@@ -52,12 +58,17 @@ export async function openReach(system: System, now: () => number): Promise<Reac
     throw transient('lease.no_settings', `PROVISIONER of this process does not name ${provider}`);
   }
 
+  function siteNow(provision: ProvisionRecord): MachineSite | null {
+    if (isOnCallersMachine(provision)) return siteOfCallers(provision);
+    return leasing === null ? null : siteOf(provision, leasing);
+  }
+
   const { connectTimeout } = settings;
   async function find(address: string): Promise<LeasedSite> {
     const { jobs, provisions } = patient.store;
     const id = leasedProvision(address);
     const provision = id === null ? null : await provisions.get(id);
-    const site = provision === null || leasing === null ? null : siteOf(provision, leasing);
+    const site = provision === null ? null : siteNow(provision);
     const job = provision === null ? null : await jobs.get(provision.job);
     const spec = job?.options.resources?.spec;
     if (site !== null) return { ...site, ...(spec && enginePaths(spec.engine)) };
@@ -66,6 +77,7 @@ export async function openReach(system: System, now: () => number): Promise<Reac
   const runtime = createRuntime({ endpoint, privateKey, siteOf: find, connectTimeout });
   return {
     runtime,
+    machines,
     leasing,
     async close() {
       await Promise.all([runtime.close(), machines.close()]);

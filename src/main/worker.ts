@@ -106,7 +106,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     log,
   });
   const reach = await openReach(system, now);
-  const { runtime, leasing } = reach;
+  const { runtime, leasing, machines } = reach;
   const remote = openRemote(settings);
   const processes = () => heartbeat?.dispatchers ?? 1;
   const early = createEarlyFiles({ name: system.name, deps: () => deps });
@@ -115,6 +115,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     ...settling,
     ...processorParts(system, runtime),
     leasing,
+    machines,
     now,
     dispatcher,
     watches,
