@@ -16,8 +16,8 @@ const LINES = 5;
 /** Boots are drawn from a time that grows with the jobs: one core boots and loads about two machines a second. */
 const BOOT_MS = 1_000;
 const BOOT_MS_A_JOB = 1_000;
-/** Twice, for its lists and for sshd: on live pods that takes 20 to 60 s while the address is known already. */
-const APT_MS = 1_000;
+/** Twice, for lists and for sshd: on live pods that takes 20 to 60 s, in which their address is known already. */
+const APT_MS = 4_000;
 const LOAD_MS = 1_000;
 const PATIENCE_MS = 600_000;
 

@@ -113,6 +113,7 @@ async function expectGoesOn(run: Run, machines: number, timeoutMs = 60_000): Pro
   expect(await machinesOf(site.cloud, type)).toHaveLength(machines);
 }
 
+/** `CHAOS_LONG=1` asks for all of them: what they show of one part is shown of that part alone, too. */
 describe.concurrent('in mid-run', { timeout: 120_000 }, () => {
   test('the machine vanishes: another one answers the rest', async () => {
     const run = await halfWay(runpod, TYPES.vanish);
@@ -120,11 +121,14 @@ describe.concurrent('in mid-run', { timeout: 120_000 }, () => {
     await expectGoesOn(run, 2);
   });
 
-  test('the machine is taken away: another one answers the rest, and the first is given back', async () => {
-    const run = await halfWay(runpod, TYPES.preempt);
-    await run.act('preempt');
-    await expectGoesOn(run, 2);
-  });
+  test.runIf(LONG)(
+    'the machine is taken away: another one answers the rest, and the first is given back',
+    async () => {
+      const run = await halfWay(runpod, TYPES.preempt);
+      await run.act('preempt');
+      await expectGoesOn(run, 2);
+    },
+  );
 
   // It is waited for three minutes: the way to it may be cut for a while.
   test.runIf(LONG)(
@@ -144,14 +148,17 @@ describe.concurrent('in mid-run', { timeout: 120_000 }, () => {
     await expectGoesOn(run, 1);
   });
 
-  test('the engine runs out of memory: it is started again on its machine', async () => {
-    const run = await halfWay(runpod, TYPES.oom);
-    await run.act('engine', { profile: 'zero' });
-    await askEngine(runpod.cloud, run.machine, 'faults', { faults: [{ kind: 'oom' }] });
-    // It hits a request; those that hang are sent again when their connection ends.
-    await run.act('cut_ssh');
-    await expectGoesOn(run, 1);
-  });
+  test.runIf(LONG)(
+    'the engine runs out of memory: it is started again on its machine',
+    async () => {
+      const run = await halfWay(runpod, TYPES.oom);
+      await run.act('engine', { profile: 'zero' });
+      await askEngine(runpod.cloud, run.machine, 'faults', { faults: [{ kind: 'oom' }] });
+      // It hits a request; those that hang are sent again when their connection ends.
+      await run.act('cut_ssh');
+      await expectGoesOn(run, 1);
+    },
+  );
 
   test('SSH drops: the same machine answers the rest', async () => {
     const run = await halfWay(runpod, TYPES.cutSsh);
@@ -160,13 +167,16 @@ describe.concurrent('in mid-run', { timeout: 120_000 }, () => {
     await expectGoesOn(run, 1);
   });
 
-  test('the network is silent for a while: the same machine answers the rest', async () => {
-    const run = await halfWay(runpod, TYPES.freeze);
-    await askEngine(runpod.cloud, run.machine, 'faults', { faults: [] });
-    await run.act('freeze');
-    setTimeout(() => void run.act('thaw'), 4_000);
-    await expectGoesOn(run, 1);
-  });
+  test.runIf(LONG)(
+    'the network is silent for a while: the same machine answers the rest',
+    async () => {
+      const run = await halfWay(runpod, TYPES.freeze);
+      await askEngine(runpod.cloud, run.machine, 'faults', { faults: [] });
+      await run.act('freeze');
+      setTimeout(() => void run.act('thaw'), 4_000);
+      await expectGoesOn(run, 1);
+    },
+  );
 
   test('the host key changes: nothing more is sent there, and the job goes on elsewhere or says why', async () => {
     const run = await halfWay(runpod, TYPES.hostKey);
@@ -187,7 +197,7 @@ describe.concurrent('in mid-run', { timeout: 120_000 }, () => {
     expect(there).toEqual([]);
   });
 
-  test('the address changes: the same machine answers the rest', async () => {
+  test.runIf(LONG)('the address changes: the same machine answers the rest', async () => {
     const run = await halfWay(lambda, MOVED, 'A10');
     await askEngine(lambda.cloud, run.machine, 'faults', { faults: [] });
     await run.act('change_address');

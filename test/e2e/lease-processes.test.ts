@@ -17,8 +17,8 @@ import { until } from '../support/until.ts';
 
 afterAll(requireNothingLeft);
 
-/** Three shards' worth. */
-const LINES = 3_000;
+/** Two shards' worth. */
+const LINES = 2_000;
 const CONTROL_QUEUES = ['planning', 'provisioning', 'submission', 'release'];
 /** Connections to sshd, one a process that has something to do with the machine. */
 const COUNT_SSH = `ss -Htn state established '( sport = :22 )' | wc -l`;
@@ -32,7 +32,7 @@ test('one process leases and two others send, each by a tunnel of its own and wi
     AWS_ACCESS_KEY_ID: ANY_KEYS.accessKeyId,
     AWS_SECRET_ACCESS_KEY: ANY_KEYS.secretAccessKey,
   };
-  const knobs = { machine: { engine: { set: { latency_ms: 200 } } } };
+  const knobs = { machine: { engine: { set: { latency_ms: 100 } } } };
   await using site = await startLeasingSite({
     cloud: { knobs },
     env,

@@ -174,6 +174,7 @@ export function openJobWorld(state: JobState, provisionState: ProvisionState | n
     },
     manager: { provider: 'static', slots: () => [{ slot: 0, address: ADDRESS }] },
     leasing: null,
+    machines: null,
     pauseReleaseMs: 60_000,
     readPlan: async () => ({
       lines: 20,
