@@ -79,6 +79,11 @@ function takeoverOf(
   return { first: Math.min(...again.values()), last: Math.max(...again.values()) };
 }
 
+/** Never 0, by which a signal goes to this very test and all that it started. */
+async function aliveWorker(sluice: Sluice): Promise<number> {
+  return until(() => workerPids(sluice).find(isAlive), { what: 'a worker process that lives' });
+}
+
 test('what a killed worker process had in hand is asked again though its locks never run out', async () => {
   const { engine, store } = ground;
   await engine.setConfig({ log: 'full' });
@@ -103,7 +108,7 @@ test('what a killed worker process had in hand is asked again though its locks n
     await untilOneStandsBy(sluice, kill);
     const { request_counts: counts } = await untilAnswered(sluice.url, id, 1, 60_000);
     // The one that is at work for longest.
-    process.kill(workerPids(sluice).find(isAlive) ?? 0, 'SIGKILL');
+    process.kill(await aliveWorker(sluice), 'SIGKILL');
     kills.push(Date.now());
     await keepLocks(store);
     const asked = (await engine.counts()).distinct_bodies - begun.distinct_bodies;
@@ -187,7 +192,7 @@ test('a worker process that dies at its start is started ever later, and in the 
 
 test('a worker process that hangs is killed when the server stops', async () => {
   const sluice = await serverOf(1);
-  const pid = workerPids(sluice).find(isAlive) ?? 0;
+  const pid = await aliveWorker(sluice);
   process.kill(pid, 'SIGSTOP');
   servers.delete(1);
   const { code, ms } = await sluice.stop();
