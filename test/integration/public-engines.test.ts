@@ -132,7 +132,7 @@ describe('RUNPOD_PROXY', () => {
     const answers = [...(await work.ledger.answers()).values()];
     expect(answers.filter(({ kind }) => kind === 'output')).toHaveLength(100);
     const shown = await world.shell(
-      `tr '\\0' ' ' </proc/$(pgrep -f '[Q]wen3-8B' | tail -n 1)/cmdline; stat -c %a /root/.sluice /root/.sluice/*.yaml`,
+      `for p in $(pgrep -f '[Q]wen3-8B'); do tr '\\0' ' ' </proc/$p/cmdline; done 2>/dev/null; stat -c %a /root/.sluice /root/.sluice/*.yaml`,
     );
     expect(shown).toMatch(/--host 0\.0\.0\.0 --port 8000/);
     expect(shown).not.toMatch(/api.key [^/]/);
@@ -148,7 +148,7 @@ describe('RUNPOD_PROXY', () => {
       /600\\napi-key: \\"[\w-]{43}\\"/,
     );
     const cmdline = await world.shell(
-      `tr '\\0' ' ' </proc/$(pgrep -f 'Qwen3-8B' | head -n 1)/cmdline`,
+      `for p in $(pgrep -f '[Q]wen3-8B'); do tr '\\0' ' ' </proc/$p/cmdline; done 2>/dev/null; true`,
     );
     expect(cmdline).toContain(`--config ${file}`);
     await machines.stop(site, NEVER);
