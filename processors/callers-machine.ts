@@ -5,9 +5,11 @@ import { isReleased, leaseProvider } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { MachineRuntime, MachineSite } from '../src/runtimes/contract.ts';
 import type { Deps } from './deps.ts';
-import { endJob, ensureEngine } from './engine-run.ts';
+import { endJob, ensureEngine, keepUnreachable } from './engine-run.ts';
 import type { EngineTask } from './engine-run.ts';
-import { isSameLogin, say } from './lease-task.ts';
+import { isSameLogin } from './lease-task.ts';
+import { readOrNull } from './read-or-null.ts';
+import { say } from './say.ts';
 import { settle } from './settle.ts';
 
 const TRY_AGAIN_MS = 1_000;
@@ -143,23 +145,12 @@ async function waitForTurn(task: CallersTask, reason: string, deps: Deps): Promi
 async function onSameMachine(provision: ProvisionRecord, deps: Deps): Promise<ProvisionRecord[]> {
   const found: ProvisionRecord[] = [];
   for await (const id of deps.store.provisions.unreleased()) {
-    const other = id === provision.id ? null : await readQuietly(id, deps);
+    const other = id === provision.id ? null : await readOrNull(deps.store.provisions, id);
     if (other === null || other.state === 'released' || other.claimedAt === null) continue;
     const login = provision.login && { ...provision.login, user: other.login?.user ?? '' };
     if (login !== null && isSameLogin(login, other.login)) found.push(other);
   }
   return found;
-}
-
-/** A damaged record of another job is that one's trouble. */
-async function readQuietly(id: string, { store, log }: Deps): Promise<ProvisionRecord | null> {
-  try {
-    return await store.provisions.get(id);
-  } catch (error) {
-    if (!(error instanceof SluiceError) || error.kind !== 'Permanent') throw error;
-    log.error({ provisionId: id, err: error }, 'provision cannot be read');
-    return null;
-  }
 }
 
 /** The machine is its owner's to bring back, and the job's deadline ends the waiting. */
@@ -168,10 +159,7 @@ async function unreachable(
   reason: string,
   deps: Deps,
 ): Promise<Verdict> {
-  const since = provision.unreachableSince ?? deps.now();
-  if (provision.unreachableSince === null) {
-    await deps.store.provisions.keep(provision.id, { unreachableSince: since });
-  }
+  const since = await keepUnreachable(provision, deps);
   await say({ provision, job }, `The machine that you named is waited for: ${reason}`, deps);
   return { againInMs: within(deps.now() - since) };
 }

@@ -3,8 +3,8 @@ import { shownError, SluiceError } from '../src/domain/errors.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { EngineState, MachineRuntime, MachineSite } from '../src/runtimes/contract.ts';
 import type { Deps } from './deps.ts';
-import { say } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
+import { say } from './say.ts';
 import { stopJob } from './settle.ts';
 
 const LOOK_MS = 500;
@@ -46,6 +46,16 @@ export async function ensureEngine(task: EngineTask, deps: Deps): Promise<Verdic
   if (state.is === 'exited') return crashed(task, state, deps);
   if (task.provision.enteredAt.serving === undefined) await tellLog(task, deps);
   return null;
+}
+
+/** Writes down since when a machine cannot be reached, and resolves to it, ms. */
+export async function keepUnreachable(
+  { id, unreachableSince }: ProvisionRecord,
+  { store, now }: Pick<Deps, 'store' | 'now'>,
+): Promise<number> {
+  const since = unreachableSince ?? now();
+  if (unreachableSince === null) await store.provisions.keep(id, { unreachableSince: since });
+  return since;
 }
 
 /** Writes down that the machine is reached, and from when on its engine has to come up: time without a way to it is no time. */

@@ -9,7 +9,7 @@ import { dropShards } from './collect-segments.ts';
 import { removeBelow } from './collect-step.ts';
 import type { Mode } from './collect-step.ts';
 import type { Log } from './deps.ts';
-import { readOrNull } from './read-job.ts';
+import { readOrNull } from './read-or-null.ts';
 
 export interface EraseDeps {
   store: {

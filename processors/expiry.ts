@@ -8,7 +8,7 @@ import type { Store } from '../src/store/store.ts';
 import { collectSegments, isOnlyCopy } from './collect-segments.ts';
 import type { Log } from './deps.ts';
 import { continueErasures } from './erase-job.ts';
-import { readOrNull } from './read-job.ts';
+import { readOrNull } from './read-or-null.ts';
 
 export interface ExpiryDeps {
   store: {

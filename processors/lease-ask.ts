@@ -10,9 +10,10 @@ import type { Deps } from './deps.ts';
 import { candidates, nextCandidate } from './lease-offers.ts';
 import type { Candidate } from './lease-offers.ts';
 import { poolOf } from './lease-pool.ts';
-import { adopted, say } from './lease-task.ts';
+import { adopted } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
-import { readOrNull } from './read-job.ts';
+import { readOrNull } from './read-or-null.ts';
+import { say } from './say.ts';
 import { stopJob } from './settle.ts';
 
 /** A create leaves within this of its record, or not at all. */

@@ -1,13 +1,15 @@
 import type { Verdict } from '../queues/worker.ts';
+import { isOfUse } from '../src/domain/lease.ts';
 import type { LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
 import { currentAttempt } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { MachineSite } from '../src/runtimes/contract.ts';
 import type { Deps } from './deps.ts';
-import { endJob, ensureEngine } from './engine-run.ts';
+import { endJob, ensureEngine, keepUnreachable } from './engine-run.ts';
 import type { Leasing } from './leasing.ts';
-import { findMachine, isSameLogin, say, seen } from './lease-task.ts';
+import { findMachine, isSameLogin, seen } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
+import { say } from './say.ts';
 import { fillLeftSlots, settle } from './settle.ts';
 
 const TRY_AGAIN_MS = 1_000;
@@ -64,16 +66,13 @@ async function unreachable(
   deps: Deps,
 ): Promise<Verdict> {
   const { provision, leasing } = task;
-  const since = provision.unreachableSince ?? deps.now();
-  if (provision.unreachableSince === null) {
-    await deps.store.provisions.keep(provision.id, { unreachableSince: since });
-  }
+  const since = await keepUnreachable(provision, deps);
   await say(task, reason, deps);
   const manager = leasing.manager(attempt.provider);
   if (manager !== null) {
     const machine = await findMachine(task, attempt, manager);
     // What is stopping was taken away, and is paid for without coming back.
-    if (machine === null || machine.state === 'gone' || machine.state === 'stopping') {
+    if (machine === null || !isOfUse(machine)) {
       const why = machine?.reason ? ` (${machine.reason})` : '';
       return replaceMachine(task, `The machine ${attempt.machine} is gone${why}.`, deps);
     }

@@ -1,5 +1,5 @@
 import { describeError } from '../src/domain/errors.ts';
-import { isOver } from '../src/domain/lease.ts';
+import { isOfUse, isOver } from '../src/domain/lease.ts';
 import type { LeaseAttempt } from '../src/domain/lease.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { LeaseManager, Machine } from '../src/resources/lease-contract.ts';
@@ -49,10 +49,11 @@ export async function giveBackOthers(
  * is gone, or it is missing for long enough. True where it is over. Never rejects for what the provider does.
  */
 export async function giveBack(
-  { provision, leasing }: Holding,
+  holding: Holding,
   attempt: LeaseAttempt,
   deps: GiveBackDeps,
 ): Promise<boolean> {
+  const { provision, leasing } = holding;
   const manager = leasing.manager(attempt.provider);
   if (manager === null) {
     deps.log.error(
@@ -62,12 +63,14 @@ export async function giveBack(
     return false;
   }
   try {
+    const { machine } = attempt;
     const isGone =
-      attempt.machine === null
-        ? await isNeverMade({ provision, leasing }, attempt, deps)
-        : await isGivenBack({ provision, leasing }, attempt, attempt.machine, manager, deps);
+      machine === null
+        ? // Nobody knows what became of the create: what turns up under its name is given back.
+          await isMissing(holding, attempt, ({ name }) => name === attempt.name, deps)
+        : await isGivenBack(holding, attempt, machine, manager, deps);
     if (!isGone) return false;
-    const state = attempt.machine === null ? 'none' : 'gone';
+    const state = machine === null ? 'none' : 'gone';
     // What is missing long enough to be gone was so, and cost nothing more, since it was missing first.
     const endedAt = attempt.missingSince ?? deps.now();
     // False where its machine was found meanwhile.
@@ -102,20 +105,9 @@ async function isGivenBack(
   );
 }
 
-/** A create of which nobody knows what became: what turns up under its name is given back. */
-async function isNeverMade(
-  holding: Holding,
-  attempt: LeaseAttempt,
-  deps: GiveBackDeps,
-): Promise<boolean> {
-  return isMissing(holding, attempt, ({ name }) => name === attempt.name, deps);
-}
-
 /** What is on its way out already is left to it. */
 async function destroyAll(found: readonly Machine[], manager: LeaseManager | null): Promise<void> {
-  for (const { id, state } of found) {
-    if (state === 'booting' || state === 'running') await manager?.destroy(id);
-  }
+  for (const { id } of found.filter(isOfUse)) await manager?.destroy(id);
 }
 
 async function isMissing(

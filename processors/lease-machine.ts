@@ -1,16 +1,17 @@
 import type { Verdict } from '../queues/worker.ts';
 import { shownError, SluiceError } from '../src/domain/errors.ts';
 import { isPaused, wantsEngines } from '../src/domain/job.ts';
-import { isOver } from '../src/domain/lease.ts';
+import { isOfUse, isOver } from '../src/domain/lease.ts';
 import type { LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
 import { currentAttempt } from '../src/domain/provision.ts';
 import type { LeaseManager, Machine } from '../src/resources/lease-contract.ts';
 import type { Deps } from './deps.ts';
 import { begin, failJob, SEND_MS } from './lease-ask.ts';
 import { giveBackOthers, giveUpAttempt } from './lease-give-back.ts';
-import { adopted, findBooting, isSameLogin, LOOK_MS, say, seen } from './lease-task.ts';
+import { adopted, findBooting, isSameLogin, LOOK_MS, seen } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
 import { PAUSED_LOOK_MS } from './pause.ts';
+import { say } from './say.ts';
 import { settle } from './settle.ts';
 
 /** What a create may take, after which nobody waits for its answer any more. */
@@ -26,6 +27,10 @@ const NO_SETTINGS_MS = 5_000;
 const SHUN_MS = 60 * 60_000;
 /** Each is paid for: so many that could not be used are no bad luck, but a key or a template that fits none. */
 const MOST_USELESS = 10;
+/** Of the disk that a machine has, its file system and image take some; weights have to find room on what is left. */
+const FREE_OF_DISK = 0.8;
+/** Where a cache keeps the weights, there must be room for logs. */
+const LOGS_GB = 1;
 /** Where others serve the job, one more is tried after so long. */
 const USELESS_AGAIN_MS = 60_000;
 
@@ -43,7 +48,7 @@ export async function leaseMachine(task: LeaseTask, deps: Deps): Promise<Verdict
     return isPaused(job) ? whileHeld(task, deps) : begin(task, deps);
   }
   if (attempt.machine === null) return lookFor(task, attempt, deps);
-  if (provision.state === 'creating') return adopt(task, attempt, deps);
+  if (provision.state === 'creating') return adopt(task, deps);
   return boot(task, attempt, deps);
 }
 
@@ -60,9 +65,7 @@ async function lookFor(task: LeaseTask, attempt: LeaseAttempt, deps: Deps): Prom
   const age = deps.now() - attempt.askedAt;
   if (attempt.state === 'asked' && age < SEND_MS + LOOK_MS) return { againInMs: TRY_AGAIN_MS };
   const { at, machines } = await leasing.inventory(attempt.provider, LOOK_MS);
-  const machine = machines.find(
-    ({ name, state }) => name === attempt.name && (state === 'booting' || state === 'running'),
-  );
+  const machine = machines.find((each) => each.name === attempt.name && isOfUse(each));
   if (machine !== undefined) {
     await adopted(task, attempt, machine, deps);
     return 'done';
@@ -85,10 +88,9 @@ function notFound(attempt: LeaseAttempt, at: number, now: number) {
 }
 
 /** Its machine is on record, and whoever wrote that died before the next step. */
-async function adopt(task: LeaseTask, attempt: LeaseAttempt, deps: Deps): Promise<Verdict> {
-  const { provision } = task;
+async function adopt({ provision }: LeaseTask, deps: Deps): Promise<Verdict> {
   await deps.advanceProvision(provision, 'booting', { waitingSince: null });
-  return attempt.machine === null ? { againInMs: TRY_AGAIN_MS } : 'done';
+  return 'done';
 }
 
 /** Waits until a machine can be logged in to and has what it was leased for. */
@@ -122,7 +124,7 @@ async function lookForLogin(
   const age = deps.now() - attempt.askedAt;
   // What was just created may be missing in lists, and be unknown by its id, for a while.
   if (machine === null && age < listLagMs) return { againInMs: LOOK_MS };
-  if (machine === null || isEnding(machine)) {
+  if (machine === null || !isOfUse(machine)) {
     return nextAttempt(task, attempt, whyEnding(attempt, machine), deps);
   }
   if (age > bootDeadlineMs) {
@@ -147,10 +149,6 @@ async function lookForLogin(
 function whyEnding({ machine: id }: LeaseAttempt, machine: Machine | null): string {
   const why = machine?.reason ? `: ${machine.reason}` : '';
   return `The machine ${id} was gone before it could be used${why}.`;
-}
-
-function isEnding({ state }: Machine): boolean {
-  return state === 'gone' || state === 'stopping';
 }
 
 async function reached(
@@ -181,12 +179,10 @@ async function whyNotReached(
     return { reason: `${login.host} gave a machine of no use before.`, isFinal: true };
   }
   const site = { provider, login, hostKey };
-  const { accelerator } = resources.spec;
-  const need = {
-    gpuCount: accelerator.count,
-    vramGb: accelerator.vram_gb,
-    diskGb: 1,
-  };
+  const { count: gpuCount, vram_gb: vramGb } = resources.spec.accelerator;
+  const isCached = leasing.modelCache(provider) !== null;
+  const diskGb = isCached ? LOGS_GB : Math.floor(leasing.diskGb(resources) * FREE_OF_DISK);
+  const need = { gpuCount, vramGb, diskGb };
   try {
     const unfit = await leasing.machines.check(site, need, signal);
     if (unfit === null) return null;

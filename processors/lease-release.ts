@@ -10,7 +10,7 @@ import type { Deps } from './deps.ts';
 import { giveBack } from './lease-give-back.ts';
 import { poolOf } from './lease-pool.ts';
 import type { Leasing } from './leasing.ts';
-import { readOrNull } from './read-job.ts';
+import { readOrNull } from './read-or-null.ts';
 import { settle } from './settle.ts';
 
 const FIRST_LOOK_MS = 2_000;

@@ -1,5 +1,4 @@
 import { describeError } from '../src/domain/errors.ts';
-import { wantsEngines } from '../src/domain/job.ts';
 import type { JobRecord } from '../src/domain/job.ts';
 import type { JobResources, LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
 import { isReleased } from '../src/domain/provision.ts';
@@ -18,22 +17,6 @@ export interface LeaseTask {
   resources: JobResources;
   leasing: Leasing;
   signal: AbortSignal;
-}
-
-/** Says on the provision, and on a job that waits for it, why it stands where it stands. */
-export async function say(
-  { provision, job }: Pick<LeaseTask, 'provision' | 'job'>,
-  reason: string,
-  { store, log }: Pick<Deps, 'store' | 'log'>,
-): Promise<void> {
-  if (provision.reason === reason) return;
-  await store.provisions.note(provision.id, reason);
-  const now = await store.jobs.get(job.id);
-  if (now !== null && wantsEngines(now.state) && now.state !== 'in_progress') {
-    await store.jobs.note(job.id, reason);
-  }
-  if (reason !== '')
-    log.warn({ jobId: job.id, provisionId: provision.id, reason }, 'machine waited for');
 }
 
 /** The machine is on record before it is decided whether it is kept. */

@@ -21,7 +21,9 @@ import { ensureLeasedEngine, siteOf } from './lease-engine.ts';
 import { giveBackOthers } from './lease-give-back.ts';
 import type { LeaseTask } from './lease-task.ts';
 import { PAUSED_LOOK_MS } from './pause.ts';
+import { readOrNull } from './read-or-null.ts';
 import { followRemote, isRemote } from './remote.ts';
+import { noteUnlessServed, say } from './say.ts';
 import { settle, stopJob } from './settle.ts';
 
 const LOOK_WHILE_STARTING_MS = 1_000;
@@ -128,9 +130,7 @@ async function whileStarting(
     return 'done';
   }
   if (isLoading(provision, look)) return { againInMs: LOOK_WHILE_PAID_MS };
-  if (look.reason !== provision.reason && isWished(provision, job, deps)) {
-    await sayWaiting(provision, look.reason, deps);
-  }
+  if (isWished(provision, job, deps)) await say({ provision, job }, look.reason, deps);
   const isUnfit = look.is === 'unfit' && isLongSo(provision, look, deps);
   if (isUnfit && (await isLastHope(provision, job, signal, deps))) {
     await stopUnfit(job, 'No engine can serve this batch.', look.reason, deps);
@@ -147,16 +147,6 @@ function isLongSo(
 ): boolean {
   if (reason !== look.reason || reasonAt === null) return false;
   return now() - reasonAt > UNFIT_GRACE_MS;
-}
-
-async function sayWaiting(
-  { id, job: jobId }: ProvisionRecord,
-  reason: string,
-  deps: Deps,
-): Promise<void> {
-  await deps.store.provisions.note(id, reason);
-  await noteUnlessServed(jobId, reason, deps);
-  deps.log.warn({ jobId, provisionId: id, reason }, 'engine waited for');
 }
 
 /** That an engine which is still loading does not answer is no news; what its machine says of it is told instead. */
@@ -287,13 +277,6 @@ async function whileServing(
   return 'done';
 }
 
-/** Says for what a job waits: while another engine serves it, it waits for nothing. */
-async function noteUnlessServed(jobId: string, reason: string, { store }: Deps): Promise<void> {
-  const job = await store.jobs.get(jobId);
-  if (job === null || !wantsEngines(job.state) || job.state === 'in_progress') return;
-  await store.jobs.note(jobId, reason);
-}
-
 /**
  * Has an engine that stopped answering looked at at once, for every job that it serves. Never rejects: where Redis is
  * away, the look that is due within seconds finds the engine, too.
@@ -304,7 +287,7 @@ export async function wakeLooks(
 ): Promise<void> {
   try {
     for await (const id of store.provisions.unreleased()) {
-      const provision = await store.provisions.get(id);
+      const provision = await readOrNull(store.provisions, id);
       if (provision?.state !== 'serving' || provision.address !== address) continue;
       const wake = await store.provisions.wake(id, provision.wake);
       if (wake !== 'stale') await add({ queue: 'submission', entity: id, wake });

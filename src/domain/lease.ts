@@ -45,6 +45,14 @@ export interface MachineLogin {
   user: string;
 }
 
+/** `booting`: not yet to be reached. `running`: by the provider's word, which is no readiness. `gone`: it costs nothing any more. */
+export type MachineState = 'booting' | 'running' | 'stopping' | 'gone';
+
+/** Whether a machine may become, or is, one to work on. */
+export function isOfUse({ state }: { state: MachineState }): boolean {
+  return state === 'booting' || state === 'running';
+}
+
 /**
  * `asked`: on record, and the call may be on its way. `unknown`: nobody knows what came of the call; the name is looked
  * for. `there`: the provider has told its id. `leaving`: it is given back. `none`: there is certainly no machine.

@@ -1,3 +1,4 @@
+import type { MachineState } from '../domain/lease.ts';
 import type { LeaseProvider } from '../domain/provision.ts';
 import type { Offer } from './contract.ts';
 
@@ -40,9 +41,6 @@ export interface MachineWish {
   isFresh?: boolean;
 }
 
-/** `booting`: not yet to be reached. `running`: by the provider's word, which is no readiness. `gone`: it costs nothing any more. */
-export type MachineState = 'booting' | 'running' | 'stopping' | 'gone';
-
 /** A machine as the provider shows it now. */
 export interface Machine {
   /** The provider's id. */
@@ -62,11 +60,6 @@ export interface Machine {
   reason: string;
   /** The provider's own answer, without secrets. */
   raw: unknown;
-}
-
-/** Whether a machine may become, or is, one to work on. */
-export function isOfUse({ state }: Pick<Machine, 'state'>): boolean {
-  return state === 'booting' || state === 'running';
 }
 
 /** What a provider can do, and how long it may take. */

@@ -199,6 +199,25 @@ describe('a machine', () => {
     expect(await leasing.machines()).toEqual([attempts[1]?.machine]);
   });
 
+  test('whose disk is too small for the weights is of no use, unless a cache keeps these', async () => {
+    await using leasing = await openLeasingWorld();
+    const free = 20;
+    const needs: number[] = [];
+    leasing.inside.check = async ({ diskGb }) => {
+      needs.push(diskGb);
+      return free < diskGb ? `its disk has ${free} GB left, and ${diskGb} GB are needed` : null;
+    };
+    leasing.world.store.leases.isShunned = async () => false;
+    const id = first(await leasing.plan());
+    for (let turn = 0; turn < 4; turn += 1) await leasing.step(id);
+    // Of 40 GB that were asked for, file systems and images take some.
+    expect(needs).toEqual([32]);
+    expect((await leasing.provision(id)).attempts[0]?.error).toContain('32 GB are needed');
+    leasing.leasing.modelCache = () => 'volume';
+    await leasing.until(id, 'starting');
+    expect(needs).toEqual([32, 1]);
+  });
+
   test('that is not reached in time is given back', async () => {
     await using leasing = await openLeasingWorld();
     const id = first(await leasing.plan());

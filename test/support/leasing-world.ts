@@ -6,7 +6,7 @@ import { PROVISION } from '../../src/domain/provision.ts';
 import type { ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
 import type { LeaseManager, Machine } from '../../src/resources/lease-contract.ts';
 import { createRunPod } from '../../src/resources/runpod/index.ts';
-import type { EngineState } from '../../src/runtimes/contract.ts';
+import type { EngineState, MachineRuntime } from '../../src/runtimes/contract.ts';
 import { createKeyPair } from '../../src/runtimes/ssh/keys.ts';
 import { createStaticManager } from '../../src/resources/static/index.ts';
 import { FAST } from '../simulators/runpod/asking.ts';
@@ -19,6 +19,8 @@ import { newJob } from './store-back-ends.ts';
 const GPU = 'NVIDIA L40S';
 const LOGIN = { host: '192.0.2.7', port: 40_022, user: 'root' };
 
+type Need = Parameters<MachineRuntime['check']>[1];
+
 /** Records in Redis, a simulated RunPod, and machines without an inside: what they say is the test's. */
 export interface LeasingWorld extends AsyncDisposable {
   world: RecordWorld;
@@ -26,7 +28,7 @@ export interface LeasingWorld extends AsyncDisposable {
   leasing: Leasing;
   /** What the machines say; a test gives its own. */
   inside: {
-    check: () => Promise<string | null>;
+    check: (need: Need) => Promise<string | null>;
     engine: () => Promise<EngineState>;
     /** The host key that a machine shows whose key nobody knows. */
     hostKey: () => Promise<string>;
@@ -133,7 +135,7 @@ export async function openLeasingWorld(
     newHostKey: createKeyPair,
     machines: {
       readHostKey: () => inside.hostKey(),
-      check: () => inside.check(),
+      check: (_, need) => inside.check(need),
       async start() {
         inside.started += 1;
         return inside.engine();

@@ -1,5 +1,5 @@
 import { describeError, invalidInput, transient } from '../../domain/errors.ts';
-import { isOfUse } from '../lease-contract.ts';
+import { isOfUse } from '../../domain/lease.ts';
 import type {
   CallPurpose,
   LeaseCapabilities,

@@ -1,5 +1,6 @@
 import * as v from 'valibot';
-import type { Machine, MachineState } from '../lease-contract.ts';
+import type { MachineState } from '../../domain/lease.ts';
+import type { Machine } from '../lease-contract.ts';
 import { callError } from './api.ts';
 
 /** Tags that say whose an instance is; they stay when somebody renames it. By the API, keys fit `^[a-z][a-z0-9-:]+$`. */

@@ -1,6 +1,6 @@
 import { SluiceError, transient } from '../../domain/errors.ts';
+import { isOfUse } from '../../domain/lease.ts';
 import type { Offer } from '../contract.ts';
-import { isOfUse } from '../lease-contract.ts';
 import type { Machine, MachineWish } from '../lease-contract.ts';
 import type { Dialect, PodOrder, Volume } from './dialect.ts';
 import type { Http } from './http.ts';

@@ -1,6 +1,6 @@
 import * as v from 'valibot';
 import { transient } from '../../domain/errors.ts';
-import type { MachineState } from '../lease-contract.ts';
+import type { MachineState } from '../../domain/lease.ts';
 import { BOOTSTRAP, bootstrapEnv, ENTRYPOINT, VOLUME_PATH } from './bootstrap.ts';
 import { BOOT_DEADLINE_MS, LIST_LAG_MS, readAs, readTime, withoutOurs } from './dialect.ts';
 import type { Dialect, PodOrder } from './dialect.ts';
