@@ -19,6 +19,8 @@ interface Given {
   stamp: string;
   pace: Pace;
   now: () => number;
+  /** Takes how often the credential may be used, where the provider tells that. */
+  onLimits: (limits: PaceLimits) => void;
 }
 
 /** All that is known here of one provider. */
@@ -41,7 +43,7 @@ export const LEASE_PARTS = {
     credential: ({ runpodApiKey = '' }) => runpodApiKey,
     limits: RUNPOD_LIMITS,
     regionSetting: 'RUNPOD_DATA_CENTERS',
-    open: (settings, { pace, now }) =>
+    open: (settings, { pace, now, onLimits }) =>
       createRunPod(
         {
           apiKey: settings.runpodApiKey ?? '',
@@ -51,7 +53,7 @@ export const LEASE_PARTS = {
           dataCenters: settings.runpodDataCenters,
           ...(settings.runpodProxy === null ? {} : { publicPort: ENGINE_PORT }),
         },
-        { pace, now },
+        { pace, now, onLimits },
       ),
     modelCache: ({ runpodNetworkVolume = null }) => runpodNetworkVolume,
     image: ({ runpodImage }, { spec }) => runpodImage ?? imageOf(spec.engine),
@@ -105,9 +107,18 @@ export function openManager(
   settings: Settings,
   { stamp, draw, now }: Shared,
 ): LeaseAccount {
-  const { credential, limits, open } = LEASE_PARTS[provider];
+  const { credential, open, limits: documented } = LEASE_PARTS[provider];
   const name = bucketName(provider, credential(settings));
-  return open(settings, { stamp, pace: createPace({ name, limits, draw }), now });
+  let limits: PaceLimits = documented;
+  const pace = createPace({ name, limits: () => limits, draw });
+  return open(settings, {
+    stamp,
+    pace,
+    now,
+    onLimits(told) {
+      limits = told;
+    },
+  });
 }
 
 /** The managers that are enabled. Throws InvalidInput for settings at odds. */

@@ -27,7 +27,8 @@ export interface PaceLimits {
 export interface PaceOptions {
   /** Name of the credential's buckets, as `bucketName` makes it. */
   name: string;
-  limits: PaceLimits;
+  /** As they are known now; whether releases have a rate of their own must not change. */
+  limits: () => PaceLimits;
   draw: DrawUnits;
   /** ms that never go backwards. */
   now?: () => number;
@@ -78,10 +79,11 @@ interface Waiter {
  */
 export function createPace(options: PaceOptions): Pace {
   const line = new Line(options);
-  const { releasesPerSecond } = options.limits;
+  const { releasesPerSecond } = options.limits();
   if (releasesPerSecond === undefined) return async (purpose, signal) => line.wait(purpose, signal);
   const limits = { callsPerSecond: releasesPerSecond, createsPerSecond: null };
-  const releases = new Line({ ...options, name: `${options.name}:releases`, limits });
+  const name = `${options.name}:releases`;
+  const releases = new Line({ ...options, name, limits: () => limits });
   return async (purpose, signal) => (purpose === 'release' ? releases : line).wait(purpose, signal);
 }
 
@@ -147,7 +149,7 @@ class Line {
 
   /** Takes the unit that flows in next and waits for it. */
   async #reserve(): Promise<void> {
-    const { callsPerSecond } = this.#options.limits;
+    const { callsPerSecond } = this.#options.limits();
     const { bucket } = await this.#drawCalls({ want: 0, back: -1, need: 'ahead' });
     // Even if whoever wanted it leaves: what is given back now could be drawn beside the units of later releases.
     await this.#sleep((-bucket.level * 1_000) / callsPerSecond);
@@ -186,7 +188,7 @@ class Line {
 
   async #drawCreate(first: Waiter): Promise<boolean> {
     const { name, limits, draw } = this.#options;
-    const { createsPerSecond: rate } = limits;
+    const { createsPerSecond: rate } = limits();
     if (rate === null) return true;
     const units: Draw = { want: 1, back: 0, need: 'ahead' };
     const { granted, waitMs } = await draw(`${name}:creates`, randomUUID(), rate, units);
@@ -196,8 +198,9 @@ class Line {
 
   async #drawCalls(units: Draw): ReturnType<DrawUnits> {
     const { name, limits, draw } = this.#options;
-    const most = Math.max(1, limits.callsAtOnce ?? 1);
-    return draw(`${name}:calls`, randomUUID(), limits.callsPerSecond, { ...units, most });
+    const { callsPerSecond, callsAtOnce = 1 } = limits();
+    const most = Math.max(1, callsAtOnce);
+    return draw(`${name}:calls`, randomUUID(), callsPerSecond, { ...units, most });
   }
 
   /** After a look a create goes first: it bears to wait for seconds only, and looks come without end. */

@@ -548,7 +548,7 @@ test('two processes that share a bucket are never refused', async () => {
     const namespace = `pace-${process.pid}-${Date.now()}`;
     const managers = clients.map((redis) => {
       const { draw } = createStore({ redis, namespace }).limits;
-      const pace = createPace({ name: 'provider:lambdaCloud:1', limits, draw });
+      const pace = createPace({ name: 'provider:lambdaCloud:1', limits: () => limits, draw });
       return managerOf(cloud, { timeoutMs: 5_000 }, pace);
     });
     const made = await Promise.all(

@@ -469,3 +469,15 @@ test('processes with one Redis share the rate of a credential, and nobody is ref
     for (const client of clients) client.disconnect();
   }
 });
+
+test('RunPod is asked as often as the account may, by what its answers say', async () => {
+  const store = createStore({ redis: connectTo('redis'), namespace: `quota-${process.pid}` });
+  const leasing = await open({}, { limits: store.limits });
+  await clouds.runpod.control.setKnobs({ rate_limits: { minute: 600, hour: null, day: null } });
+  const runpod = leasing.manager('runpod');
+  await runpod?.list(leasing.stamp);
+  const began = performance.now();
+  // At the documented rate most of these had to wait for a minute and more.
+  await Promise.all(Array.from({ length: 60 }, async () => runpod?.list(leasing.stamp)));
+  expect(performance.now() - began).toBeLessThan(20_000);
+});

@@ -28,7 +28,11 @@ function createWorld(limits: PaceLimits) {
     const redis = connectTo('redis');
     clients.push(redis);
     const { limits: buckets } = createStore({ redis, namespace });
-    const pace: Pace = createPace({ name: 'provider:p:1', limits, draw: buckets.draw });
+    const pace: Pace = createPace({
+      name: 'provider:p:1',
+      limits: () => limits,
+      draw: buckets.draw,
+    });
     return async (purpose: CallPurpose): Promise<void> => {
       await pace(purpose);
       went.push({ who, purpose, at: performance.now() });

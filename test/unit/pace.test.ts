@@ -27,7 +27,7 @@ function createWorld(limits: PaceLimits = LAMBDA) {
 
   function process(): Pace {
     const { now, after } = clock;
-    return createPace({ name: 'p', limits, draw: drawUnits, now, after });
+    return createPace({ name: 'p', limits: () => limits, draw: drawUnits, now, after });
   }
 
   function call(pace: Pace, purpose: CallPurpose, label: string = purpose): void {
@@ -219,7 +219,7 @@ describe('in one process', () => {
     const limits = LAMBDA;
     const pace = createPace({
       name: 'p',
-      limits,
+      limits: () => limits,
       draw: async () => {
         if (isAway) throw new Error('away');
         return { granted: 1, waitMs: 0, bucket: { level: 0 } };

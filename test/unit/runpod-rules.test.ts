@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import type { MachineWish } from '../../src/resources/lease-contract.ts';
 import { offerId, parseOfferId } from '../../src/resources/runpod/offers.ts';
-import { restAsked } from '../../src/resources/runpod/rate-limit.ts';
+import { paceFor, quotasTold, restAsked } from '../../src/resources/runpod/rate-limit.ts';
 import { refusalOf } from '../../src/resources/runpod/refusals.ts';
 import { apiOf } from '../../src/resources/runpod/settings.ts';
 import { checkWish, pickVolume, placesOf } from '../../src/resources/runpod/wish.ts';
@@ -48,6 +48,25 @@ describe('how long it wants to be left alone', () => {
     ['Retry-After of a redirect', 301, { 'retry-after': '7' }, null],
   ])('%s', ([, status, headers, ms]) => {
     expect(restAsked(status, headers, now)).toBe(ms);
+  });
+});
+
+describe('how often it may be asked', () => {
+  const DOCUMENTED = '"minute";q=60;w=60, "hour";q=3000;w=3600, "day";q=50000;w=86400';
+  test.for<[what: string, policy: string, perSecond: number, atOnce: number]>([
+    ['as documented', DOCUMENTED, 0.55, 15],
+    ['a larger account', '"minute";q=180;w=60, "hour";q=7200;w=3600', 1.8, 36],
+    ['a minute only', '"minute";q=600;w=60', 6, 120],
+    ['a tight one', '"minute";q=2;w=60', 0.02, 1],
+    ['a window without a quota', '"minute";q=0;w=60, "hour";q=3600;w=3600', 0.95, 90],
+  ])('%s', ([, policy, perSecond, atOnce]) => {
+    const pace = paceFor(quotasTold({ 'ratelimit-policy': policy }) ?? []);
+    expect(pace.callsPerSecond).toBeCloseTo(perSecond, 2);
+    expect(pace.callsAtOnce).toBe(atOnce);
+  });
+
+  test.for(['', 'soon', '"minute";q=many;w=60'])('nothing is told by %j', (policy) => {
+    expect(quotasTold({ 'ratelimit-policy': policy })).toBeNull();
   });
 });
 

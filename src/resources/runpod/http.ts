@@ -6,6 +6,7 @@ import type { OneAnswer, OneCall } from '../ask-once.ts';
 import { createTurn } from '../create-turn.ts';
 import type { CallPurpose, Pace } from '../lease-contract.ts';
 import { restAsked } from './rate-limit.ts';
+import type { Headers } from './rate-limit.ts';
 import { isProblem, refusalOf } from './refusals.ts';
 import type { RunPodApi } from './settings.ts';
 
@@ -40,6 +41,7 @@ interface HttpOptions {
   pace: Pace;
   fetcher?: Fetcher | undefined;
   now?: () => number;
+  onAnswer: (headers: Headers) => void;
 }
 
 /** Nothing was sent, so nothing was done. */
@@ -62,7 +64,7 @@ function lostAnswer(ask: Ask, error: unknown): SluiceError {
 
 /** RunPod's API under one key, each request in its turn and with a time limit. */
 export function createHttp(options: HttpOptions): Http {
-  const { api, apiKey, timeoutMs, pace, fetcher = askOnce, now = Date.now } = options;
+  const { api, apiKey, timeoutMs, pace, fetcher = askOnce, now = Date.now, onAnswer } = options;
   let restsUntil = 0;
 
   async function send(ask: Ask, connectMs: number | undefined): Promise<OneAnswer> {
@@ -111,6 +113,7 @@ export function createHttp(options: HttpOptions): Http {
       checkRest(ask.purpose);
       const connectMs = await takeTurn(ask);
       const { status, headers, text } = await send(ask, connectMs);
+      onAnswer(headers);
       const rest = restAsked(status, headers, now());
       if (rest !== null) restsUntil = now() + Math.min(rest, LONGEST_REST_MS);
       if (ask.expects.includes(status)) return parse(ask, text);

@@ -7,6 +7,8 @@ import { createHttp } from './http.ts';
 import type { Fetcher } from './http.ts';
 import { createPod, describeVolume } from './orders.ts';
 import { destroyPod, listPods, lookAtPod } from './pods.ts';
+import { paceFor, quotasTold } from './rate-limit.ts';
+import type { Headers } from './rate-limit.ts';
 import { apiOf } from './settings.ts';
 import type { RunPodSettings } from './settings.ts';
 import { V1 } from './v1.ts';
@@ -17,20 +19,24 @@ interface RunPodOptions {
   /** Carries requests; undici's unless given. */
   fetcher?: Fetcher;
   now?: () => number;
+  /** Hears how often the account may be used, as each answer tells it. */
+  onLimits?: (limits: PaceLimits) => void;
 }
 
 /**
- * By its documents RunPod takes 60 calls a minute, 3,000 an hour and 50,000 a day (REST v2, `RateLimit-Policy`), counted by
- * account in whole windows. These are 48 at most in a minute and 47,500 in a day, for everything but giving back, which
- * must not wait: what is left is for that, and where a window is full all the same, the headers of the answer say until
- * when. A catalog is four calls, and a create two or three, which need not come one by one.
+ * By its documents (REST v2), counted by account in whole windows. These are 48 calls at most in a minute and 47,500 in a
+ * day, for everything but giving back; where a window is full all the same, the headers of the answer say until when. A
+ * catalog is four calls, and a create two or three, which need not come one by one.
  */
-export const RUNPOD_LIMITS: PaceLimits = {
-  callsPerSecond: 0.55,
-  callsAtOnce: 15,
-  createsPerSecond: null,
-  releasesPerSecond: 10,
-};
+const DOCUMENTED = [
+  { requests: 60, seconds: 60 },
+  { requests: 3_000, seconds: 3_600 },
+  { requests: 50_000, seconds: 86_400 },
+];
+const OTHER_LIMITS = { createsPerSecond: null, releasesPerSecond: 10 } as const;
+
+/** Before an answer says what the account may do. */
+export const RUNPOD_LIMITS: PaceLimits = { ...paceFor(DOCUMENTED), ...OTHER_LIMITS };
 
 const TIMEOUT_MS = 30_000;
 const KEEP_MS = 30_000;
@@ -42,8 +48,12 @@ export function createRunPod(settings: RunPodSettings, options: RunPodOptions): 
   const api = apiOf(settings);
   const dialect = api.version === 'v1' ? V1 : V2;
   const { apiKey, cloudType, dataCenters, timeoutMs = TIMEOUT_MS } = settings;
-  const { pace, fetcher, now = Date.now } = options;
-  const http = createHttp({ api, apiKey, timeoutMs, pace, fetcher, now });
+  const { pace, fetcher, now = Date.now, onLimits } = options;
+  function onAnswer(headers: Headers): void {
+    const quotas = quotasTold(headers);
+    if (quotas !== null) onLimits?.({ ...paceFor(quotas), ...OTHER_LIMITS });
+  }
+  const http = createHttp({ api, apiKey, timeoutMs, pace, fetcher, now, onAnswer });
   const account = { http, dialect, settings };
   let kept: { until: number; offers: Promise<Offer[]> } | null = null;
   const fixed = api.version === 'v1';
