@@ -57,6 +57,8 @@ export async function begin(task: LeaseTask, deps: Deps): Promise<Verdict> {
     for (;;) {
       const all = await deps.store.provisions.ofJob(provision.job);
       const fresh = all.find(({ id }) => id === provision.id) ?? provision;
+      // Another delivery of it may have begun the next attempt meanwhile.
+      if (hasOneComing(fresh)) return 'done';
       const now = { ...task, provision: fresh };
       const next = nextCandidate(found, fresh, all, resources, deps.now());
       if (next === null) return await refused(now, last, deps);
@@ -69,6 +71,12 @@ export async function begin(task: LeaseTask, deps: Deps): Promise<Verdict> {
     if (!(error instanceof SluiceError)) throw error;
     return refused(task, error, deps);
   }
+}
+
+/** Whether somebody has a machine for it on the way, or it has one: that one looks after it, and nobody asks for another. */
+export function hasOneComing(provision: ProvisionRecord): boolean {
+  const attempt = currentAttempt(provision);
+  return attempt !== null && !isOver(attempt) && attempt.state !== 'leaving';
 }
 
 function isPassing({ kind }: SluiceError): boolean {
@@ -191,8 +199,7 @@ export async function failJob(
 /** Whether a provision has a machine, or is about to; if it comes to nothing, it ends the job itself. */
 function mayServe(provision: ProvisionRecord): boolean {
   if (isReleased(provision.state) || provision.state === 'intended') return false;
-  const attempt = currentAttempt(provision);
-  return attempt !== null && !isOver(attempt) && attempt.state !== 'leaving';
+  return hasOneComing(provision);
 }
 
 /**

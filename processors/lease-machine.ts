@@ -1,12 +1,12 @@
 import type { Verdict } from '../queues/worker.ts';
 import { shownError, SluiceError } from '../src/domain/errors.ts';
 import { isPaused, wantsEngines } from '../src/domain/job.ts';
-import { isOfUse, isOver } from '../src/domain/lease.ts';
+import { isOfUse } from '../src/domain/lease.ts';
 import type { LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
 import { currentAttempt } from '../src/domain/provision.ts';
 import type { LeaseManager, Machine } from '../src/resources/lease-contract.ts';
 import type { Deps } from './deps.ts';
-import { begin, failJob, SEND_MS } from './lease-ask.ts';
+import { begin, failJob, hasOneComing, SEND_MS } from './lease-ask.ts';
 import { giveBackOthers, giveUpAttempt } from './lease-give-back.ts';
 import { adopted, findBooting, isSameLogin, LOOK_MS, seen } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
@@ -43,8 +43,7 @@ export async function leaseMachine(task: LeaseTask, deps: Deps): Promise<Verdict
   }
   await giveBackOthers(task, deps);
   const attempt = currentAttempt(provision);
-  if (attempt === null || isOver(attempt) || attempt.state === 'leaving') {
-    // Whoever has a machine on its way looks after it; nobody asks for another one.
+  if (attempt === null || !hasOneComing(provision)) {
     return isPaused(job) ? whileHeld(task, deps) : begin(task, deps);
   }
   if (attempt.machine === null) return lookFor(task, attempt, deps);

@@ -13,6 +13,7 @@ import type { LeaseManager } from '../../src/resources/lease-contract.ts';
 import { recordKey } from '../../src/store/keys.ts';
 import { openLeasingWorld, resourcesOf } from '../support/leasing-world.ts';
 import type { LeasingWorld } from '../support/leasing-world.ts';
+import { until } from '../support/until.ts';
 
 const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
@@ -427,4 +428,38 @@ test('a machine that is kept warm is given back at once by hand', async () => {
   await releaseByHand(id, null, leasing.world.deps);
   await leasing.step(id);
   expect(await leasing.machines()).toEqual([]);
+});
+
+test('of two deliveries, one asks for a machine: no candidate is tried beside one that is on its way', async () => {
+  await using leasing = await openLeasingWorld();
+  const gpuTypes = ['NVIDIA L40S', 'NVIDIA H100 80GB HBM3', 'NVIDIA A100 80GB PCIe'];
+  const { id } = await openOne(leasing, { gpuTypes });
+  const manager = managerOf(leasing);
+  const { create } = manager;
+  const asked: string[] = [];
+  const turn = Promise.withResolvers<undefined>();
+  manager.create = async (wish) => {
+    asked.push(wish.offer);
+    if (asked.length === 1) throw new SluiceError('Transient', 'lease.unavailable', 'no turn');
+    await turn.promise;
+    return create(wish);
+  };
+  const { provisions } = leasing.world.store;
+  const ofJob = provisions.ofJob.bind(provisions);
+  const others: Promise<void>[] = [];
+  // Another delivery comes when the first attempt is over, and before the first delivery begins the next one.
+  provisions.ofJob = async (jobId) => {
+    if (asked.length === 1 && others.length === 0) {
+      others.push(leasing.step(id));
+      await until(() => asked.length === 2, { what: 'the other create' });
+    }
+    return ofJob(jobId);
+  };
+  const first = leasing.step(id);
+  await Promise.race([first, until(() => asked.length === 3, { what: 'a third create' })]);
+  turn.resolve(undefined);
+  await Promise.all([first, ...others]);
+  expect(asked).toHaveLength(2);
+  expect(await leasing.machines()).toHaveLength(1);
+  expect(await leasing.provision(id)).toMatchObject({ state: 'booting', current: 2 });
 });
