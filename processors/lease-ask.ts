@@ -51,25 +51,30 @@ export async function begin(task: LeaseTask, deps: Deps): Promise<Verdict> {
     );
     return { againInMs: WAIT_FOR_SEAT_MS };
   }
-  let last: SluiceError | null = null;
   try {
-    const found = await candidates(resources, leasing, deps.store);
-    for (;;) {
-      const all = await deps.store.provisions.ofJob(provision.job);
-      const fresh = all.find(({ id }) => id === provision.id) ?? provision;
-      // Another delivery of it may have begun the next attempt meanwhile.
-      if (hasOneComing(fresh)) return 'done';
-      const now = { ...task, provision: fresh };
-      const next = nextCandidate(found, fresh, all, resources, deps.now());
-      if (next === null) return await refused(now, last, deps);
-      const refusal = await ask(now, next, deps);
-      if (refusal === 'over') return 'done';
-      // One that may pass is waited for, whatever the others said.
-      if (last === null || isPassing(refusal)) last = refusal;
-    }
+    return await askInTurn(task, deps);
   } catch (error) {
     if (!(error instanceof SluiceError)) throw error;
     return refused(task, error, deps);
+  }
+}
+
+async function askInTurn(task: LeaseTask, deps: Deps): Promise<Verdict> {
+  const { provision, resources, leasing } = task;
+  const found = await candidates(resources, leasing, deps.store);
+  let last: SluiceError | null = null;
+  for (;;) {
+    const all = await deps.store.provisions.ofJob(provision.job);
+    const fresh = all.find(({ id }) => id === provision.id) ?? provision;
+    // Another delivery of it may have begun the next attempt meanwhile.
+    if (hasOneComing(fresh)) return 'done';
+    const now = { ...task, provision: fresh };
+    const next = nextCandidate(found, fresh, all, resources, deps.now());
+    if (next === null) return refused(now, last, deps);
+    const refusal = await ask(now, next, deps);
+    if (refusal === 'over') return 'done';
+    // One that may pass is waited for, whatever the others said.
+    if (last === null || isPassing(refusal)) last = refusal;
   }
 }
 
