@@ -1,57 +1,18 @@
 import { chmod, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import type { Finding } from '../../src/main/doctor.ts';
 import { createKeyPair } from '../../src/runtimes/ssh/keys.ts';
-import type { CloudSimulator } from '../simulators/cloud/start.ts';
-import { startLambda } from '../simulators/lambda/simulator.ts';
-import { call, FAST } from '../simulators/runpod/asking.ts';
-import { startRunPod } from '../simulators/runpod/simulator.ts';
-import { startRedis } from '../support/redis.ts';
-import type { TestRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, runCli } from '../support/server.ts';
-import type { Environment, TestFolder } from '../support/server.ts';
+import { call } from '../simulators/runpod/asking.ts';
+import { runCli } from '../support/server.ts';
+import type { Environment } from '../support/server.ts';
+import { useTwoClouds } from '../support/two-clouds.ts';
 
-let redis: TestRedis;
-let folder: TestFolder;
-let clouds: { runpod: CloudSimulator; lambdaCloud: CloudSimulator };
-const KEY = createKeyPair();
-
-beforeAll(async () => {
-  [redis, folder] = await Promise.all([startRedis(), makeFolder()]);
-  await writeFile(join(folder.path, 'id'), KEY.privateKey, { mode: 0o600 });
-});
-beforeEach(async () => {
-  const [runpod, lambdaCloud] = await Promise.all([
-    startRunPod({ machines: 'none', knobs: FAST }),
-    startLambda({ machines: 'none', sshKeys: [KEY.publicKey] }),
-  ]);
-  clouds = { runpod, lambdaCloud };
-});
-afterEach(async () => {
-  await Promise.all(Object.values(clouds).map((cloud) => cloud.stop()));
-});
-afterAll(async () => {
-  await redis.stop();
-  await folder[Symbol.asyncDispose]();
-  requireNothingLeft();
-});
+const world = useTwoClouds();
 
 /** What the doctor says of providers and their key: `state message`, by what was checked. */
 async function said(more: Environment = {}) {
-  const env = {
-    REDIS_URL: redis.url,
-    DATA_DIR: folder.path,
-    PROVISIONER: 'runpod,lambdaCloud',
-    AIBRIX_BATCH_SSH_KEY_FILE: join(folder.path, 'id'),
-    RUNPOD_API_KEY: 'runpod-key',
-    RUNPOD_BASE_URL: clouds.runpod.url,
-    LAMBDA_CLOUD_API_KEY: 'lambda-key',
-    LAMBDA_CLOUD_SSH_KEYS: 'default',
-    LAMBDA_CLOUD_BASE_URL: `${clouds.lambdaCloud.url}/api/v1`,
-    ...more,
-  };
-  const { code, stdout, stderr } = await runCli(['doctor', '--json'], env);
+  const { code, stdout, stderr } = await runCli(['doctor', '--json'], world().environment(more));
   if (stdout === '') throw new Error(`it printed nothing: ${stderr}`);
   const { checks } = JSON.parse(stdout) as { checks: Finding[] }; // our own words
   const of = (wanted: Finding['check']) =>
@@ -63,8 +24,9 @@ async function said(more: Environment = {}) {
 
 test('accounts that can be used: a line each for the key, what is in them, and the catalog', async () => {
   const volume = { name: 'weights', size: 100, dataCenter: 'EU-RO-1' };
-  await call(clouds.runpod.url, 'POST', '/v2/network-volumes', volume);
-  await fetch(`${clouds.lambdaCloud.url}/api/v1/filesystems`, {
+  const { runpod, lambdaCloud } = world();
+  await call(runpod.url, 'POST', '/v2/network-volumes', volume);
+  await fetch(`${lambdaCloud.url}/api/v1/filesystems`, {
     method: 'POST',
     headers: { authorization: 'Bearer lambda-key' },
     body: JSON.stringify({ name: 'weights', region: 'us-west-1' }),
@@ -73,7 +35,7 @@ test('accounts that can be used: a line each for the key, what is in them, and t
     RUNPOD_NETWORK_VOLUME_ID: 'weights',
     LAMBDA_CLOUD_FILE_SYSTEM: 'weights',
   });
-  expect(found.key).toEqual([expect.stringMatching(/^ok .*\/id: ssh-ed25519 SHA256:[\w+/]{43}$/)]);
+  expect(found.key).toEqual([expect.stringMatching(/^ok .*\/key: ssh-ed25519 SHA256:[\w+/]{43}$/)]);
   const catalog = /^ok the catalog has \d+ kinds of machines, [1-9]\d* of them to be had now$/;
   const account = 'ok the account can be used; machines of Sluice in it now: 0';
   expect(found.runpod).toEqual([
@@ -91,7 +53,7 @@ test('accounts that can be used: a line each for the key, what is in them, and t
 });
 
 test('one call too many is asked again: a server beside it uses the same account', async () => {
-  for (const { control } of Object.values(clouds)) {
+  for (const { control } of [world().runpod, world().lambdaCloud]) {
     await control.setFaults(
       (['list', 'catalog'] as const).map((op) => {
         return { kind: 'error', op, error: 'rate_limited', retry_after: 1, count: 1 };
@@ -127,7 +89,7 @@ test('what an account does not have is told: a key, a volume, a file system', as
 });
 
 test('a provider that is away, and a region where nothing is to be had', async () => {
-  await clouds.runpod.stop();
+  await world().runpod[Symbol.asyncDispose]();
   const found = await said({ LAMBDA_CLOUD_REGION: 'mars-1' });
   expect(found.runpod).toEqual([expect.stringMatching(/^fail RunPod gives no answer/)]);
   expect(found.lambdaCloud.at(-1)).toMatch(/^warn .*none is to be had now.*LAMBDA_CLOUD_REGION/);
@@ -135,8 +97,8 @@ test('a provider that is away, and a region where nothing is to be had', async (
 
 describe('the private key', () => {
   test('that others may read', async () => {
-    const path = join(folder.path, 'open');
-    await writeFile(path, KEY.privateKey);
+    const path = join(world().folder, 'open');
+    await writeFile(path, createKeyPair().privateKey);
     await chmod(path, 0o644);
     const found = await said({ AIBRIX_BATCH_SSH_KEY_FILE: path });
     expect(found.key).toEqual([expect.stringContaining(`fail others may read the private key`)]);
@@ -150,6 +112,6 @@ describe('the private key', () => {
 });
 
 test('settings at odds are told as they are at the start', async () => {
-  const odd = { RUNPOD_BASE_URL: `${clouds.runpod.url}/v1`, RUNPOD_API_VERSION: 'v2' };
+  const odd = { RUNPOD_BASE_URL: `${world().runpod.url}/v1`, RUNPOD_API_VERSION: 'v2' };
   expect((await said(odd)).runpod).toEqual([expect.stringContaining('RUNPOD_API_VERSION is v2')]);
 });

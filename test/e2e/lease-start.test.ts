@@ -1,61 +1,16 @@
 import { chmod, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { createKeyPair } from '../../src/runtimes/ssh/keys.ts';
-import type { CloudSimulator } from '../simulators/cloud/start.ts';
-import { startLambda } from '../simulators/lambda/simulator.ts';
-import { FAST } from '../simulators/runpod/asking.ts';
-import { startRunPod } from '../simulators/runpod/simulator.ts';
-import { startRedis } from '../support/redis.ts';
-import type { TestRedis } from '../support/redis.ts';
-import { makeFolder, requireNothingLeft, runCli, startSluice } from '../support/server.ts';
-import type { Environment, TestFolder } from '../support/server.ts';
+import { runCli, startSluice } from '../support/server.ts';
+import type { Environment } from '../support/server.ts';
+import { useTwoClouds } from '../support/two-clouds.ts';
 
-let redis: TestRedis;
-let folder: TestFolder;
-let clouds: { runpod: CloudSimulator; lambdaCloud: CloudSimulator };
-const KEY = createKeyPair();
-
-beforeAll(async () => {
-  [redis, folder] = await Promise.all([startRedis(), makeFolder()]);
-  await writeFile(join(folder.path, 'id'), KEY.privateKey, { mode: 0o600 });
-});
-beforeEach(async () => {
-  const free = { request_interval_ms: 0, launch_interval_ms: 0 };
-  const [runpod, lambdaCloud] = await Promise.all([
-    startRunPod({ machines: 'none', knobs: FAST }),
-    startLambda({ machines: 'none', knobs: free, sshKeys: [KEY.publicKey] }),
-  ]);
-  clouds = { runpod, lambdaCloud };
-});
-afterEach(async () => {
-  await Promise.all(Object.values(clouds).map((cloud) => cloud.stop()));
-});
-afterAll(async () => {
-  await redis.stop();
-  await folder[Symbol.asyncDispose]();
-  requireNothingLeft();
-});
-
-function environment(more: Environment = {}): Environment {
-  return {
-    REDIS_URL: redis.url,
-    DATA_DIR: folder.path,
-    HTTP_ADDR: '127.0.0.1:0',
-    PROVISIONER: 'runpod,lambdaCloud',
-    AIBRIX_BATCH_SSH_KEY_FILE: join(folder.path, 'id'),
-    RUNPOD_API_KEY: 'runpod-key',
-    RUNPOD_BASE_URL: clouds.runpod.url,
-    LAMBDA_CLOUD_API_KEY: 'lambda-key',
-    LAMBDA_CLOUD_SSH_KEYS: 'default',
-    LAMBDA_CLOUD_BASE_URL: `${clouds.lambdaCloud.url}/api/v1`,
-    ...more,
-  };
-}
+const world = useTwoClouds();
 
 /** What a server that cannot be started says, without its log. */
 async function refusal(more: Environment): Promise<string> {
-  const { code, stderr } = await runCli(['start'], environment(more));
+  const { code, stderr } = await runCli(['start'], world().environment(more));
   expect(code).toBe(1);
   const lines = stderr.split('\n').filter((line) => line !== '' && !line.startsWith('{'));
   return lines.join('\n');
@@ -73,14 +28,15 @@ describe('a server that lacks what its providers need does not start, and says w
   });
 
   test('a private key that is not there', async () => {
-    const said = await refusal({ AIBRIX_BATCH_SSH_KEY_FILE: join(folder.path, 'none') });
-    expect(said).toContain(`there is no private key at ${join(folder.path, 'none')}`);
+    const path = join(world().folder, 'none');
+    const said = await refusal({ AIBRIX_BATCH_SSH_KEY_FILE: path });
+    expect(said).toContain(`there is no private key at ${path}`);
     expect(said).toContain('ssh-keygen -t ed25519');
   });
 
   test('a private key that others may read', async () => {
-    const path = join(folder.path, 'open');
-    await writeFile(path, KEY.privateKey);
+    const path = join(world().folder, 'open');
+    await writeFile(path, createKeyPair().privateKey);
     await chmod(path, 0o644);
     expect(await refusal({ AIBRIX_BATCH_SSH_KEY_FILE: path })).toContain(`chmod 600 ${path}`);
   });
@@ -88,7 +44,7 @@ describe('a server that lacks what its providers need does not start, and says w
   test('a public key of another pair', async () => {
     const said = await refusal({ RUNPOD_SSH_PUBLIC_KEY: createKeyPair().publicKey });
     expect(said).toContain('RUNPOD_SSH_PUBLIC_KEY is not the public half of');
-    expect(said).toContain(KEY.publicKey);
+    expect(said).toContain(world().key.publicKey.split(' ')[1]);
   });
 });
 
@@ -105,8 +61,9 @@ describe('GET /api/v1/catalog', () => {
   const ROLES = 'api';
 
   async function offersOf(more: Environment = {}): Promise<Offer[]> {
+    const { folder: dataDir, environment } = world();
     const env = { ROLES, ...environment(more) };
-    await using sluice = await startSluice({ dataDir: folder.path, env });
+    await using sluice = await startSluice({ dataDir, env });
     const answer = await fetch(`${sluice.url}/api/v1/catalog`);
     expect(answer.status).toBe(200);
     return ((await answer.json()) as { offers: Offer[] }).offers; // the document says so
@@ -128,7 +85,7 @@ describe('GET /api/v1/catalog', () => {
   });
 
   test('a provider that cannot be asked is an entry that says why, and the others are there', async () => {
-    await clouds.runpod.stop();
+    await world().runpod[Symbol.asyncDispose]();
     const offers = await offersOf({ LAMBDA_CLOUD_REGION: 'us-west-1' });
     expect(offers.filter(({ provider }) => provider === 'runpod')).toEqual([
       expect.objectContaining({ id: 'runpod', error: expect.stringContaining('RunPod') }),

@@ -1,5 +1,6 @@
 import * as v from 'valibot';
 import { expect, inject, test } from 'vitest';
+import { createdJob } from '../support/api-answers.ts';
 import { postJson, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
 
@@ -17,23 +18,15 @@ function batch(input: string, more: object = {}) {
   return { input_file_id: input, endpoint, completion_window: '24h', ...more };
 }
 
-async function recordOf(api: TestApi, answer: { status: number; body: unknown }) {
-  expect(answer).toMatchObject({ status: 200 });
-  const { id } = v.parse(created, answer.body);
-  const record = await api.store.jobs.get(id.replace('batch_', 'job_'));
-  if (record === null) throw new Error(`no record of ${id}`);
-  return record;
-}
-
 test('output_expires_after is kept as seconds, within the limits of OpenAI', async () => {
   await using api = await start();
   const input = await uploadInput(api);
   for (const seconds of [3_600, 2_592_000]) {
     const more = { output_expires_after: { anchor: 'created_at', seconds } };
-    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    const record = await createdJob(api, await postJson(api, '/v1/batches', batch(input, more)));
     expect(record.options.outputExpiresAfter).toBe(seconds);
   }
-  const plain = await recordOf(api, await postJson(api, '/v1/batches', batch(input)));
+  const plain = await createdJob(api, await postJson(api, '/v1/batches', batch(input)));
   expect(plain.options.outputExpiresAfter).toBeNull();
   const wrong: [object, string][] = [
     [{ anchor: 'created_at', seconds: 3_599 }, 'output_expires_after.seconds'],
@@ -59,7 +52,7 @@ test('aibrix.job_id names the job, once', async () => {
   const jobId = `job_${crypto.randomUUID().replaceAll('-', '')}`;
   const body = batch(input, { aibrix: { job_id: jobId } });
   const first = await postJson(api, '/v1/batches', body);
-  expect((await recordOf(api, first)).id).toBe(jobId);
+  expect((await createdJob(api, first)).id).toBe(jobId);
   const again = await postJson(api, '/v1/batches', body);
   expect(again.body, 'the same request finds what it made').toEqual(first.body);
 
@@ -78,7 +71,7 @@ test('aibrix.model is the model that every line must name', async () => {
   await using api = await start();
   const more = { aibrix: { model: 'only-this' } };
   const answer = await postJson(api, '/v1/batches', batch(await uploadInput(api), more));
-  expect((await recordOf(api, answer)).options.pinnedModel).toBe('only-this');
+  expect((await createdJob(api, answer)).options.pinnedModel).toBe('only-this');
   expect(v.parse(created, answer.body).model).toBe('only-this');
 });
 
@@ -94,14 +87,14 @@ test('aibrix.client.retry_policy changes what it names and leaves the rest', asy
   ];
   for (const [policy, kept] of policies) {
     const more = { aibrix: { client: { retry_policy: policy } } };
-    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    const record = await createdJob(api, await postJson(api, '/v1/batches', batch(input, more)));
     expect(record.options.retry).toEqual(kept);
     const job = await postJson(api, '/api/v1/jobs', {
       input_dataset: input,
       endpoint: '/v1/embeddings',
       client: { retryPolicy: policy },
     });
-    expect((await recordOf(api, job)).options.retry).toEqual(kept);
+    expect((await createdJob(api, job)).options.retry).toEqual(kept);
   }
 });
 
@@ -118,10 +111,10 @@ test('aibrix.client.request_timeout_seconds and upstream_stream reach the record
   ];
   for (const [client, options] of asked) {
     const more = { aibrix: { client } };
-    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    const record = await createdJob(api, await postJson(api, '/v1/batches', batch(input, more)));
     expect(record.options).toMatchObject(options);
     const body = { input_dataset: input, endpoint: '/v1/embeddings', client };
-    const job = await recordOf(api, await postJson(api, '/api/v1/jobs', body));
+    const job = await createdJob(api, await postJson(api, '/api/v1/jobs', body));
     expect(job.options).toMatchObject(options);
   }
 });
@@ -139,10 +132,10 @@ test('aibrix.client.requests_per_second and tokens_per_minute reach the record, 
   ];
   for (const [client, limits] of asked) {
     const more = { aibrix: { client } };
-    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    const record = await createdJob(api, await postJson(api, '/v1/batches', batch(input, more)));
     expect(record.options.limits).toEqual(limits);
     const body = { input_dataset: input, endpoint: '/v1/embeddings', client };
-    const job = await recordOf(api, await postJson(api, '/api/v1/jobs', body));
+    const job = await createdJob(api, await postJson(api, '/api/v1/jobs', body));
     expect(job.options.limits).toEqual(limits);
   }
 });
@@ -161,15 +154,15 @@ test('aibrix.client.adaptive_* and aibrix.priority reach the record, on both int
   ];
   for (const [client, adaptive] of asked) {
     const more = { aibrix: { client, priority: 'high' } };
-    const record = await recordOf(api, await postJson(api, '/v1/batches', batch(input, more)));
+    const record = await createdJob(api, await postJson(api, '/v1/batches', batch(input, more)));
     expect(record.options).toMatchObject({ adaptive, priority: 'high' });
     const body = { input_dataset: input, endpoint: '/v1/embeddings', client, priority: 'low' };
-    const job = await recordOf(api, await postJson(api, '/api/v1/jobs', body));
+    const job = await createdJob(api, await postJson(api, '/api/v1/jobs', body));
     expect(job.options).toMatchObject({ adaptive, priority: 'low' });
     const path = `/api/v1/jobs/${job.id}/clone`;
-    const same = await recordOf(api, await postJson(api, path, {}));
+    const same = await createdJob(api, await postJson(api, path, {}));
     expect(same.options).toMatchObject({ adaptive, priority: 'low' });
-    const other = await recordOf(api, await postJson(api, path, { priority: 'normal' }));
+    const other = await createdJob(api, await postJson(api, path, { priority: 'normal' }));
     expect(other.options).toMatchObject({ adaptive, priority: 'normal' });
   }
 });
@@ -253,7 +246,7 @@ test('what has no effect on this server is refused with a reason and the mend', 
   }
   const same = { aibrix: { client: { adaptive_concurrency: false, max_concurrency: 3 } } };
   const fine = await postJson(api, '/v1/batches', batch(input, same));
-  expect((await recordOf(api, fine)).maxConcurrency).toBe(3);
+  expect((await createdJob(api, fine)).maxConcurrency).toBe(3);
 });
 
 test('an engine of the caller may run anywhere, and is named in the words of AIBrix, too', async () => {
@@ -274,7 +267,7 @@ test('an engine of the caller may run anywhere, and is named in the words of AIB
   ];
   for (const [runtime, engines] of runtimes) {
     const answer = await postJson(api, '/v1/batches', batch(input, { aibrix: { runtime } }));
-    expect((await recordOf(api, answer)).engines).toEqual(engines);
+    expect((await createdJob(api, answer)).engines).toEqual(engines);
   }
 });
 

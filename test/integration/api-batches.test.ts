@@ -2,7 +2,7 @@ import { NotFoundError } from 'openai';
 import type { OpenAI } from 'openai';
 import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
-import type { JobRecord, JobState } from '../../src/domain/job.ts';
+import { errorSchema, moveJob, recordOf } from '../support/api-answers.ts';
 import { postForm, postJson, rawRequest, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
 
@@ -68,14 +68,6 @@ const listSchema = v.strictObject({
   last_id: v.string(),
   has_more: v.boolean(),
 });
-const errorSchema = v.strictObject({
-  error: v.strictObject({
-    message: v.string(),
-    type: v.string(),
-    param: v.nullable(v.string()),
-    code: v.nullable(v.string()),
-  }),
-});
 
 function start(): Promise<TestApi> {
   return startApi(inject('redisUrl'));
@@ -94,26 +86,6 @@ async function create(api: TestApi, more: object = {}): Promise<v.InferOutput<ty
   const answer = await postJson(api, '/v1/batches', body(await uploadInput(api), more));
   expect(answer.status).toBe(200);
   return v.parse(batchSchema, answer.body);
-}
-
-function jobOf(batchId: string): string {
-  return batchId.replace('batch_', 'job_');
-}
-
-async function recordOf(api: TestApi, batchId: string): Promise<JobRecord> {
-  const record = await api.store.jobs.get(jobOf(batchId));
-  if (record === null) throw new Error(`no record of ${batchId}`);
-  return record;
-}
-
-async function move(
-  api: TestApi,
-  batchId: string,
-  to: JobState,
-  change: Parameters<TestApi['store']['jobs']['move']>[2] = {},
-): Promise<void> {
-  const moved = await api.store.jobs.move(await recordOf(api, batchId), to, change);
-  expect(moved).not.toBe('stale');
 }
 
 async function get(api: TestApi, batchId: string): Promise<v.InferOutput<typeof batchSchema>> {
@@ -424,26 +396,26 @@ describe('the Batch object', () => {
   test('follows the job from state to state', async () => {
     await using api = await start();
     const { id } = await create(api);
-    await move(api, id, 'resource_preparing', { set: { lines: 3, models: ['m'] } });
+    await moveJob(api, id, 'resource_preparing', { set: { lines: 3, models: ['m'] } });
     expect(await get(api, id)).toMatchObject({
       status: 'validating',
       model: 'm',
       request_counts: { total: 3, completed: 0, failed: 0 },
     });
-    await move(api, id, 'submitting');
-    await move(api, id, 'in_progress');
+    await moveJob(api, id, 'submitting');
+    await moveJob(api, id, 'in_progress');
     const running = await get(api, id);
     expect(running.status).toBe('in_progress');
     expect(running.in_progress_at).toBeGreaterThanOrEqual(running.created_at);
 
-    await move(api, id, 'resource_preparing');
+    await moveJob(api, id, 'resource_preparing');
     expect((await get(api, id)).status).toBe('in_progress');
-    await move(api, id, 'submitting');
-    await move(api, id, 'in_progress');
+    await moveJob(api, id, 'submitting');
+    await moveJob(api, id, 'in_progress');
 
     // Files that assembly has named stay hidden until the job is over, and ones without lines after it, too.
     const files = { outputFile: 'file-out', errorFile: 'file-err' };
-    await move(api, id, 'finalizing', { outcome: 'completed', set: files });
+    await moveJob(api, id, 'finalizing', { outcome: 'completed', set: files });
     const ending = await get(api, id);
     expect(ending).toMatchObject({
       status: 'finalizing',
@@ -451,7 +423,7 @@ describe('the Batch object', () => {
       error_file_id: null,
     });
     expect(ending.finalizing_at).not.toBeNull();
-    await move(api, id, 'completed', { set: { failed: 3 } });
+    await moveJob(api, id, 'completed', { set: { failed: 3 } });
     expect(await get(api, id)).toMatchObject({
       status: 'completed',
       output_file_id: null,
@@ -465,7 +437,7 @@ describe('the Batch object', () => {
   test('names no model when the lines ask several', async () => {
     await using api = await start();
     const { id } = await create(api);
-    await move(api, id, 'resource_preparing', { set: { models: ['a', 'b'] } });
+    await moveJob(api, id, 'resource_preparing', { set: { models: ['a', 'b'] } });
     expect((await get(api, id)).model).toBeNull();
   });
 
@@ -473,13 +445,16 @@ describe('the Batch object', () => {
     await using api = await start();
     const [bad, alone] = [await create(api), await create(api)];
     const error = { code: 'invalid_json_line', message: 'Not JSON.', line: 2, param: null };
-    await move(api, bad.id, 'failed', { outcome: 'failed', set: { errors: [error] } });
+    await moveJob(api, bad.id, 'failed', { outcome: 'failed', set: { errors: [error] } });
     const failed = await get(api, bad.id);
     expect(failed).toMatchObject({ status: 'failed', errors: { object: 'list', data: [error] } });
     expect(failed.failed_at).not.toBeNull();
 
     const reason = 'No engine answers.';
-    await move(api, alone.id, 'resource_failed', { outcome: 'resource_failed', set: { reason } });
+    await moveJob(api, alone.id, 'resource_failed', {
+      outcome: 'resource_failed',
+      set: { reason },
+    });
     const data = [{ code: 'resource_failed', message: reason, line: null, param: null }];
     expect(await get(api, alone.id)).toMatchObject({ status: 'failed', errors: { data } });
   });
@@ -487,13 +462,13 @@ describe('the Batch object', () => {
   test('an expiring job is finalizing until it has expired, and was never cancelling', async () => {
     await using api = await start();
     const { id } = await create(api);
-    await move(api, id, 'resource_preparing');
-    await move(api, id, 'cancelling', { outcome: 'expired' });
+    await moveJob(api, id, 'resource_preparing');
+    await moveJob(api, id, 'cancelling', { outcome: 'expired' });
     const ending = await get(api, id);
     expect(ending).toMatchObject({ status: 'finalizing', cancelling_at: null });
     expect(ending.finalizing_at).not.toBeNull();
-    await move(api, id, 'finalizing');
-    await move(api, id, 'expired');
+    await moveJob(api, id, 'finalizing');
+    await moveJob(api, id, 'expired');
     const over = await get(api, id);
     expect(over).toMatchObject({ status: 'expired', cancelling_at: null, cancelled_at: null });
     expect(over.expired_at).not.toBeNull();
@@ -557,12 +532,12 @@ describe('cancel', () => {
   test('a running batch is cancelling, and stays so when asked again', async () => {
     await using api = await start();
     const { id } = await create(api);
-    await move(api, id, 'resource_preparing');
+    await moveJob(api, id, 'resource_preparing');
     const first = await api.openai.batches.cancel(id);
     expect(first.status).toBe('cancelling');
     const { version } = await recordOf(api, id);
     expect(await api.openai.batches.cancel(id)).toStrictEqual(first);
-    await move(api, id, 'finalizing');
+    await moveJob(api, id, 'finalizing');
     expect((await api.openai.batches.cancel(id)).status).toBe('cancelling');
     expect((await recordOf(api, id)).version).toBe(version + 1);
   });
@@ -571,9 +546,9 @@ describe('cancel', () => {
     await using api = await start();
     const { id } = await create(api);
     for (const state of ['resource_preparing', 'submitting', 'in_progress'] as const) {
-      await move(api, id, state);
+      await moveJob(api, id, state);
     }
-    await move(api, id, 'finalizing', { outcome: 'completed' });
+    await moveJob(api, id, 'finalizing', { outcome: 'completed' });
     expect((await api.openai.batches.cancel(id)).status).toBe('finalizing');
     expect((await recordOf(api, id)).outcome).toBe('completed');
   });
@@ -581,7 +556,7 @@ describe('cancel', () => {
   test('one that is over is refused with its status, so that no client tries again', async () => {
     await using api = await start();
     const { id } = await create(api);
-    await move(api, id, 'resource_failed', { outcome: 'resource_failed' });
+    await moveJob(api, id, 'resource_failed', { outcome: 'resource_failed' });
     const refused = await postJson(api, `/v1/batches/${id}/cancel`, '');
     expect(refused.status).toBe(400);
     const { error } = v.parse(errorSchema, refused.body);

@@ -1,8 +1,7 @@
-import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
 import type { ApiDeps } from '../../src/api/app.ts';
-import type { JobRecord } from '../../src/domain/job.ts';
 import { createKeyPair } from '../../src/runtimes/ssh/keys.ts';
+import { createdJob, refusedWith } from '../support/api-answers.ts';
 import { postJson, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
 import { addTemplate, SERVED, SPEC, startLeasing, TEMPLATE } from '../support/leasing-api.ts';
@@ -43,30 +42,12 @@ async function ask(
   });
 }
 
-const created = v.object({ id: v.string() });
-
-async function recordOf(
-  api: TestApi,
-  answer: { status: number; body: unknown },
-): Promise<JobRecord> {
-  expect(answer).toMatchObject({ status: 200 });
-  const { id } = v.parse(created, answer.body);
-  const record = await api.store.jobs.get(id.replace('batch_', 'job_'));
-  if (record === null) throw new Error(`no record of ${id}`);
-  return record;
-}
-
-function refusedWith(code: string, param: string, message: RegExp) {
-  const error = expect.objectContaining({ code, param, message: expect.stringMatching(message) });
-  return { status: 400, body: { error } };
-}
-
 /** What a job has of one that names nothing but the host. */
 const PLAIN = { login: { host: HOST, port: 22, user: 'root' }, hostKey: null };
 
 test('a batch for a machine of its caller has its template, and leases nothing', async () => {
   await using api = await start();
-  const { engines, options } = await recordOf(api, await ask(api));
+  const { engines, options } = await createdJob(api, await ask(api));
   expect(engines).toEqual([]);
   expect(options).toMatchObject({
     template: { name: TEMPLATE, version: 'v1.0.0' },
@@ -125,7 +106,7 @@ describe('of aibrix.runtime.options', () => {
   ];
   test.each(FIELDS)('%s is kept', async (_field, wish, kept) => {
     await using api = await start();
-    const { options } = await recordOf(api, await ask(api, wish));
+    const { options } = await createdJob(api, await ask(api, wish));
     expect(options.resources).toMatchObject(kept);
   });
 
@@ -232,7 +213,7 @@ test('a model may be named by its source, too', async () => {
   const model_template = { name: 'source' };
   for (const model of [uri, SERVED]) {
     const wish = { options: { host: HOST, model }, more: { model_template } };
-    expect((await recordOf(api, await ask(api, wish))).options.pinnedModel).toBe(SERVED);
+    expect((await createdJob(api, await ask(api, wish))).options.pinnedModel).toBe(SERVED);
   }
 });
 
@@ -254,7 +235,7 @@ test('a machine needs a template, and one that can be started', async () => {
     refusedWith('template_required', 'aibrix.model_template', /your machine/),
   );
   await using lucky = await start({ defaultTemplate: TEMPLATE });
-  const { options } = await recordOf(lucky, await ask(lucky, { more: { model_template: null } }));
+  const { options } = await createdJob(lucky, await ask(lucky, { more: { model_template: null } }));
   expect(options.template).toEqual({ name: TEMPLATE, version: 'v1.0.0' });
   await addTemplate(api, 'shared', { ...SPEC, deployment_mode: 'shared' });
   expect(await ask(api, { more: { model_template: { name: 'shared' } } })).toMatchObject(
@@ -279,8 +260,8 @@ test.each([[[]], [['runpod', 'lambdaCloud']]] as const)(
 test('a copy of such a job runs on the same machine, as the job shows it, and costs nothing', async () => {
   // Not one of its own engines has to be there.
   await using api = await start({ engineUrls: [] });
-  const first = await recordOf(api, await ask(api, { options: { host: HOST, host_key: KEY } }));
-  const copy = await recordOf(api, await postJson(api, `/api/v1/jobs/${first.id}/clone`, {}));
+  const first = await createdJob(api, await ask(api, { options: { host: HOST, host_key: KEY } }));
+  const copy = await createdJob(api, await postJson(api, `/api/v1/jobs/${first.id}/clone`, {}));
   expect(copy.options.resources).toEqual(first.options.resources);
   const body = await (await fetch(`${api.url}/api/v1/jobs/${copy.id}`)).json();
   expect(body).toMatchObject({

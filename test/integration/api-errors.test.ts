@@ -1,27 +1,14 @@
-import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
 import type { ApiDeps } from '../../src/api/app.ts';
 import { transient } from '../../src/domain/errors.ts';
+import { errorOf } from '../support/api-answers.ts';
 import { postJson, rawRequest, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
 import { startRedis } from '../support/redis.ts';
 import { until } from '../support/until.ts';
 
-const errorSchema = v.strictObject({
-  error: v.strictObject({
-    message: v.pipe(v.string(), v.nonEmpty()),
-    type: v.string(),
-    param: v.nullable(v.string()),
-    code: v.nullable(v.string()),
-  }),
-});
-
 function start(overrides?: (deps: ApiDeps) => Partial<ApiDeps>): Promise<TestApi> {
   return startApi(inject('redisUrl'), overrides);
-}
-
-function errorOf(text: string) {
-  return v.parse(errorSchema, JSON.parse(text)).error;
 }
 
 /** The API with a store that answers every read of a job with this error. */

@@ -9,6 +9,7 @@ import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
 import type { ApiDeps } from '../../src/api/app.ts';
 import { transient } from '../../src/domain/errors.ts';
+import { errorOf, errorSchema } from '../support/api-answers.ts';
 import {
   FORM_TYPE,
   formBody,
@@ -41,21 +42,9 @@ const listSchema = v.strictObject({
   last_id: v.string(),
   has_more: v.boolean(),
 });
-const errorSchema = v.strictObject({
-  error: v.strictObject({
-    message: v.string(),
-    type: v.string(),
-    param: v.nullable(v.string()),
-    code: v.nullable(v.string()),
-  }),
-});
 
 function start(overrides?: (deps: ApiDeps) => Partial<ApiDeps>): Promise<TestApi> {
   return startApi(inject('redisUrl'), overrides);
-}
-
-function errorOf(text: string) {
-  return v.parse(errorSchema, JSON.parse(text)).error;
 }
 
 function batchForm(value: string, filename = 'in.jsonl'): FormPart[] {

@@ -1,8 +1,8 @@
 import * as v from 'valibot';
 import { expect, inject, test } from 'vitest';
-import type { JobState } from '../../src/domain/job.ts';
 import { outputFileId } from '../../src/domain/file.ts';
 import { provisionId } from '../../src/domain/provision.ts';
+import { moveJob, recordOf } from '../support/api-answers.ts';
 import { postJson, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
 import { tick } from '../support/tick.ts';
@@ -52,21 +52,6 @@ async function refusal(api: TestApi, id: string, action: string, body: unknown =
   return v.parse(errorSchema, answer.body).error;
 }
 
-async function recordOf(api: TestApi, id: string) {
-  const record = await api.store.jobs.get(id);
-  if (record === null) throw new Error(`no record of ${id}`);
-  return record;
-}
-
-async function move(
-  api: TestApi,
-  id: string,
-  to: JobState,
-  change: Parameters<TestApi['store']['jobs']['move']>[2] = {},
-): Promise<void> {
-  expect(await api.store.jobs.move(await recordOf(api, id), to, change)).not.toBe('stale');
-}
-
 async function explain(api: TestApi, id: string) {
   const answer = await fetch(`${api.url}${PATH}/${id}/explain`);
   return v.parse(v.object({ code: v.string(), explanation: v.string() }), await answer.json());
@@ -103,9 +88,9 @@ test('a pause says who and since when, is shown once, and ends with resume', asy
 test('a paused job is in_progress under both interfaces, and says that it is paused', async () => {
   await using api = await start();
   const { id } = await create(api);
-  await move(api, id, 'resource_preparing');
-  await move(api, id, 'submitting');
-  await move(api, id, 'in_progress');
+  await moveJob(api, id, 'resource_preparing');
+  await moveJob(api, id, 'submitting');
+  await moveJob(api, id, 'in_progress');
   await act(api, id, 'pause', {}, { 'x-user-id': 'ann' });
   const { status } = await api.openai.batches.retrieve(id.replace('job_', 'batch_'));
   expect(status).toBe('in_progress');
@@ -275,11 +260,11 @@ test('retry is refused while a job runs, where nothing failed, and where its fil
   await using api = await start();
   const { id, input_dataset: input } = await create(api);
   expect(await refusal(api, id, 'retry')).toMatchObject({ code: 'job_not_over' });
-  await move(api, id, 'resource_preparing', { set: { lines: 2 } });
-  await move(api, id, 'cancelling', { outcome: 'cancelled' });
-  await move(api, id, 'finalizing');
+  await moveJob(api, id, 'resource_preparing', { set: { lines: 2 } });
+  await moveJob(api, id, 'cancelling', { outcome: 'cancelled' });
+  await moveJob(api, id, 'finalizing');
   const errorFile = outputFileId(id, 'error');
-  await move(api, id, 'cancelled', { set: { failed: 2, errorFile } });
+  await moveJob(api, id, 'cancelled', { set: { failed: 2, errorFile } });
   expect(await refusal(api, id, 'retry')).toMatchObject({
     code: 'retry_source_gone',
     message: expect.stringContaining(errorFile),
@@ -302,32 +287,32 @@ test('retry is refused while a job runs, where nothing failed, and where its fil
 test('retry says why nothing can be asked again, and what to do instead', async () => {
   await using api = await start();
   const unserved = await create(api);
-  await move(api, unserved.id, 'resource_failed', {});
+  await moveJob(api, unserved.id, 'resource_failed', {});
   const early = await refusal(api, unserved.id, 'retry');
   expect(early.code).toBe('nothing_to_retry');
   expect(early.message).toMatch(/before its input was read.*clone asks all/);
 
   const wrong = await create(api);
   const errors = [{ code: 'url_mismatch', message: 'm', line: 1, param: 'url' }];
-  await move(api, wrong.id, 'failed', { set: { errors } });
+  await moveJob(api, wrong.id, 'failed', { set: { errors } });
   expect((await refusal(api, wrong.id, 'retry')).message).toMatch(/refused \(url_mismatch\).*mend/);
 
   const fine = await create(api);
-  await move(api, fine.id, 'resource_preparing', { set: { lines: 2 } });
-  await move(api, fine.id, 'finalizing', { outcome: 'completed' });
-  await move(api, fine.id, 'completed');
+  await moveJob(api, fine.id, 'resource_preparing', { set: { lines: 2 } });
+  await moveJob(api, fine.id, 'finalizing', { outcome: 'completed' });
+  await moveJob(api, fine.id, 'completed');
   expect((await refusal(api, fine.id, 'retry')).message).toMatch(/No line .* failed.*clone/);
 });
 
 /** A job that is over, with so many failed lines and an error file. */
 async function failedJob(api: TestApi, lines: number, more: object = {}) {
   const job = await create(api, more);
-  await move(api, job.id, 'resource_preparing', { set: { lines, shards: 1 } });
-  await move(api, job.id, 'finalizing', { outcome: 'completed' });
+  await moveJob(api, job.id, 'resource_preparing', { set: { lines, shards: 1 } });
+  await moveJob(api, job.id, 'finalizing', { outcome: 'completed' });
   const errorFile = outputFileId(job.id, 'error');
   const file = { bytes: 1, sha256: '', filename: 'e', purpose: 'batch_output' } as const;
   await api.store.files.create({ id: errorFile, ...file });
-  await move(api, job.id, 'completed', { set: { failed: lines, errorFile } });
+  await moveJob(api, job.id, 'completed', { set: { failed: lines, errorFile } });
   return { ...job, errorFile };
 }
 
@@ -401,7 +386,7 @@ test('request_count_total is the total until planning has counted', async () => 
     return v.parse(jobSchema, job)['request_counts'];
   }
   expect(await counts()).toEqual({ total: 5, completed: 0, failed: 0 });
-  await move(api, id, 'resource_preparing', { set: { lines: 4 } });
+  await moveJob(api, id, 'resource_preparing', { set: { lines: 4 } });
   expect(await counts()).toEqual({ total: 4, completed: 0, failed: 0 });
 
   const early = await create(api, { request_count_total: 5 });
@@ -436,7 +421,7 @@ test('explain says in one sentence why a job does not run', async () => {
   expect((await explain(api, id)).explanation).toMatch(/lets it go on\.$/);
   await act(api, id, 'resume');
 
-  await move(api, id, 'resource_preparing');
+  await moveJob(api, id, 'resource_preparing');
   expect((await explain(api, id)).code).toBe('engine_starting');
   const provision = provisionId(id, 0, 0);
   const fields = { job: id, slot: 0, provider: 'static', owner: 'sluice' } as const;
@@ -447,8 +432,8 @@ test('explain says in one sentence why a job does not run', async () => {
   );
 
   await api.store.shards.write(id, [{ n: 0, first: 0, lines: 4, offset: 0, bytes: 9 }]);
-  await move(api, id, 'submitting', { set: { lines: 4, shards: 1 } });
-  await move(api, id, 'in_progress');
+  await moveJob(api, id, 'submitting', { set: { lines: 4, shards: 1 } });
+  await moveJob(api, id, 'in_progress');
   expect((await explain(api, id)).code).toBe('starting');
   const [shard = { n: 0, wake: 0 }] = await api.store.shards.open(id, 1);
   await api.store.shards.take(id, shard, 'holder', 1);
@@ -475,7 +460,7 @@ test('explain says in one sentence why a job does not run', async () => {
 test('the history says how long each state lasted, and why it was left', async () => {
   await using api = await start();
   const { id } = await create(api);
-  await move(api, id, 'resource_preparing', { event: 'The input is valid.' });
+  await moveJob(api, id, 'resource_preparing', { event: 'The input is valid.' });
   const at = Date.now();
   await api.store.jobs.pause(id, '');
   const { events } = await act(api, id, 'resume');

@@ -1,7 +1,7 @@
 import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
-import type { JobRecord, JobState } from '../../src/domain/job.ts';
 import { provisionId } from '../../src/domain/provision.ts';
+import { errorSchema, moveJob, recordOf } from '../support/api-answers.ts';
 import { postJson, rawRequest, startApi, uploadInput } from '../support/api.ts';
 import { jobInProgress, partOf, SEGMENT } from '../support/store-back-ends.ts';
 import type { TestApi } from '../support/api.ts';
@@ -105,14 +105,6 @@ const listSchema = v.strictObject({
   last_id: v.string(),
   has_more: v.boolean(),
 });
-const errorSchema = v.strictObject({
-  error: v.strictObject({
-    message: v.string(),
-    type: v.string(),
-    param: v.nullable(v.string()),
-    code: v.nullable(v.string()),
-  }),
-});
 
 const PATH = '/api/v1/jobs';
 
@@ -132,21 +124,6 @@ async function create(api: TestApi, more: object = {}): Promise<Job> {
 
 async function get(api: TestApi, id: string): Promise<Job> {
   return v.parse(jobSchema, await (await fetch(`${api.url}${PATH}/${id}`)).json());
-}
-
-async function recordOf(api: TestApi, id: string): Promise<JobRecord> {
-  const record = await api.store.jobs.get(id);
-  if (record === null) throw new Error(`no record of ${id}`);
-  return record;
-}
-
-async function move(
-  api: TestApi,
-  id: string,
-  to: JobState,
-  change: Parameters<TestApi['store']['jobs']['move']>[2] = {},
-): Promise<void> {
-  expect(await api.store.jobs.move(await recordOf(api, id), to, change)).not.toBe('stale');
 }
 
 describe('creation', () => {
@@ -260,7 +237,7 @@ describe('the Job message', () => {
   test('shows the states of the job, its events and its provision', async () => {
     await using api = await start();
     const { id } = await create(api);
-    await move(api, id, 'resource_preparing', { set: { lines: 2, models: ['m'] } });
+    await moveJob(api, id, 'resource_preparing', { set: { lines: 2, models: ['m'] } });
     const provision = provisionId(id, 0, 1);
     await api.store.provisions.create({
       id: provision,
@@ -271,7 +248,7 @@ describe('the Job message', () => {
       address: 'http://127.0.0.1:8000',
     });
     for (const state of ['submitting', 'in_progress', 'resource_preparing'] as const) {
-      await move(api, id, state);
+      await moveJob(api, id, state);
     }
     const job = await get(api, id);
     expect(job).toMatchObject({
@@ -322,7 +299,7 @@ describe('the Job message', () => {
     });
     const { id } = v.parse(v.object({ id: v.string() }), batch.body);
     const job = id.replace('batch_', 'job_');
-    await move(api, job, 'submit_failed', {
+    await moveJob(api, job, 'submit_failed', {
       outcome: 'submit_failed',
       set: { reason: 'The engine serves no such model.' },
     });
@@ -405,7 +382,7 @@ describe('cancel', () => {
   test('answers the job as it then is, and one that is over unchanged', async () => {
     await using api = await start();
     const [queued, running] = [await create(api), await create(api)];
-    await move(api, running.id, 'resource_preparing');
+    await moveJob(api, running.id, 'resource_preparing');
     for (const [job, status] of [
       [queued, 'cancelled'],
       [running, 'cancelling'],

@@ -1,9 +1,9 @@
-import * as v from 'valibot';
 import { describe, expect, inject, test } from 'vitest';
+import type { JobState } from '../../src/domain/job.ts';
 import type { ApiDeps } from '../../src/api/app.ts';
 import { outputFileId } from '../../src/domain/file.ts';
-import type { JobRecord, JobState } from '../../src/domain/job.ts';
 import type { JobChange } from '../../src/store/jobs.ts';
+import { createdJob, refusedWith } from '../support/api-answers.ts';
 import { postJson, uploadInput } from '../support/api.ts';
 import type { Overrides, TestApi } from '../support/api.ts';
 import {
@@ -57,31 +57,13 @@ async function ask(
   });
 }
 
-const created = v.object({ id: v.string() });
-
-async function recordOf(
-  api: TestApi,
-  answer: { status: number; body: unknown },
-): Promise<JobRecord> {
-  expect(answer).toMatchObject({ status: 200 });
-  const { id } = v.parse(created, answer.body);
-  const record = await api.store.jobs.get(id.replace('batch_', 'job_'));
-  if (record === null) throw new Error(`no record of ${id}`);
-  return record;
-}
-
-function refusedWith(code: string, param: string, message: RegExp) {
-  const error = expect.objectContaining({ code, param, message: expect.stringMatching(message) });
-  return { status: 400, body: { error } };
-}
-
 const FIELD = { job: 'resource_request', batch: 'aibrix.resource_allocation' };
 const TEMPLATE_FIELD = { job: 'model_template_name', batch: 'aibrix.model_template' };
 
 describe.each(BOTH)('a %s on a server that leases machines', (by) => {
   test('has a copy of its template, and machines as the server gives them', async () => {
     await using api = await start();
-    const { options } = await recordOf(api, await ask(api, by, {}));
+    const { options } = await createdJob(api, await ask(api, by, {}));
     expect(options).toMatchObject({
       template: { name: TEMPLATE, version: 'v1.0.0' },
       pinnedModel: SERVED,
@@ -120,7 +102,7 @@ describe.each(BOTH)('a %s on a server that leases machines', (by) => {
   ];
   test.each(FIELDS)('is given %s', async (_field, resources, kept) => {
     await using api = await start();
-    const { options } = await recordOf(api, await ask(api, by, { resources }));
+    const { options } = await createdJob(api, await ask(api, by, { resources }));
     expect(options.resources).toMatchObject(kept);
   });
 
@@ -161,10 +143,10 @@ describe.each(BOTH)('a %s on a server that leases machines', (by) => {
 
   test('has the limits of the server where it sets none', async () => {
     await using api = await start({ spend: { maxCostUsd: 10, maxIdleMinutes: 15 } });
-    const plain = await recordOf(api, await ask(api, by, {}));
+    const plain = await createdJob(api, await ask(api, by, {}));
     expect(plain.options.resources).toMatchObject({ maxCostUsd: 10, maxIdleMinutes: 15 });
     const resources = { max_cost_usd: 2, max_idle_minutes: 25 };
-    const own = await recordOf(api, await ask(api, by, { resources }));
+    const own = await createdJob(api, await ask(api, by, { resources }));
     expect(own.options.resources).toMatchObject({ maxCostUsd: 2, maxIdleMinutes: 25 });
   });
 
@@ -181,7 +163,7 @@ describe.each(BOTH)('a %s on a server that leases machines', (by) => {
 
   test('has the default template where it names none', async () => {
     await using api = await start({ defaultTemplate: TEMPLATE });
-    const { options } = await recordOf(api, await ask(api, by, { template: null }));
+    const { options } = await createdJob(api, await ask(api, by, { template: null }));
     expect(options).toMatchObject({
       template: { name: TEMPLATE, version: 'v1.0.0' },
       resources: { servingName: SERVED },
@@ -295,7 +277,7 @@ describe('resource_allocation in the words of AIBrix', () => {
   test('is one kind of machine, and how many', async () => {
     await using api = await start();
     const resources = { resource_details: [{ gpu_type: 'H200', replica: 2 }] };
-    const { options } = await recordOf(api, await ask(api, 'batch', { resources }));
+    const { options } = await createdJob(api, await ask(api, 'batch', { resources }));
     expect(options.resources).toMatchObject({ gpuTypes: ['H200'], replicas: 2 });
   });
 
@@ -329,7 +311,7 @@ test('a model of the request says whose default template is meant', async () => 
   const both = await postJson(api, '/api/v1/jobs', body);
   expect(both).toMatchObject(refusedWith('template_ambiguous', 'model_template_name', /Several/));
   const one = await postJson(api, '/api/v1/jobs', { ...body, model_id: MODEL });
-  expect((await recordOf(api, one)).options.template).toEqual({
+  expect((await createdJob(api, one)).options.template).toEqual({
     name: TEMPLATE,
     version: 'v1.0.0',
   });
@@ -343,7 +325,7 @@ test('engines of the caller are used, and nothing is leased for them', async () 
     endpoint: ENDPOINT,
     completion_window: '24h',
   };
-  const record = await recordOf(
+  const record = await createdJob(
     api,
     await postJson(api, '/v1/batches', { ...batch, aibrix: { runtime } }),
   );
@@ -367,12 +349,12 @@ describe('a copy of a job', () => {
     };
     await using api = await start({ spend });
     const resources = { replicas: 3, gpu_types: ['H200'], max_cost_usd: 40, interruptible: true };
-    const first = await recordOf(api, await ask(api, 'job', { resources }));
+    const first = await createdJob(api, await ask(api, 'job', { resources }));
     const path = `/api/v1/jobs/${first.id}/clone`;
-    const same = await recordOf(api, await postJson(api, path, {}));
+    const same = await createdJob(api, await postJson(api, path, {}));
     expect(same.options).toEqual(first.options);
     Object.assign(spend, { maxCostUsd: 30, maxIdleMinutes: 5 });
-    const bounded = await recordOf(api, await postJson(api, path, {}));
+    const bounded = await createdJob(api, await postJson(api, path, {}));
     expect(bounded.options.resources).toEqual({
       ...first.options.resources,
       maxCostUsd: 40,
@@ -383,7 +365,7 @@ describe('a copy of a job', () => {
   test('that asks its failed lines again has them as well', async () => {
     await using api = await start();
     const resources = { provider: 'runpod', gpu_types: ['H200'], max_cost_usd: 40 };
-    const first = await recordOf(api, await ask(api, 'job', { resources }));
+    const first = await createdJob(api, await ask(api, 'job', { resources }));
     const errorFile = outputFileId(first.id, 'error');
     const file = { bytes: 1, sha256: '', filename: 'e', purpose: 'batch_output' } as const;
     await api.store.files.create({ id: errorFile, ...file });
@@ -397,22 +379,22 @@ describe('a copy of a job', () => {
       if (job === null) throw new Error('the job is gone');
       await api.store.jobs.move(job, to, change);
     }
-    const again = await recordOf(api, await postJson(api, `/api/v1/jobs/${first.id}/retry`, {}));
+    const again = await createdJob(api, await postJson(api, `/api/v1/jobs/${first.id}/retry`, {}));
     expect(again.options).toEqual({ ...first.options, retryOf: first.id });
   });
 
   test('of a server without machines has some by its template where they are leased', async () => {
     const providers: ('runpod' | 'lambdaCloud')[] = [];
     await using api = await start({ providers, engineUrls: ['http://engine:8000'] });
-    const first = await recordOf(api, await ask(api, 'job', {}));
+    const first = await createdJob(api, await ask(api, 'job', {}));
     expect(first.options.resources).toBeNull();
     providers.push('runpod');
     const path = `/api/v1/jobs/${first.id}/clone`;
-    const leased = await recordOf(api, await postJson(api, path, {}));
+    const leased = await createdJob(api, await postJson(api, path, {}));
     expect(leased.options.resources).toMatchObject({ servingName: SERVED, providers: ['runpod'] });
     providers.pop();
     const back = `/api/v1/jobs/${leased.id}/clone`;
-    expect((await recordOf(api, await postJson(api, back, {}))).options.resources).toBeNull();
+    expect((await createdJob(api, await postJson(api, back, {}))).options.resources).toBeNull();
   });
 
   test('is not to be had of a provider that is enabled no longer', async () => {
@@ -420,14 +402,14 @@ describe('a copy of a job', () => {
     await using api = await start({ providers });
     const made: string[] = [];
     for (const provider of ['lambdaCloud', ['lambdaCloud', 'runpod']]) {
-      made.push((await recordOf(api, await ask(api, 'job', { resources: { provider } }))).id);
+      made.push((await createdJob(api, await ask(api, 'job', { resources: { provider } }))).id);
     }
     providers.pop();
     const [only, both] = made.map((id) => `/api/v1/jobs/${id}/clone`);
     expect(await postJson(api, only ?? '', {})).toMatchObject(
       refusedWith('provider_not_enabled', 'id', /leases from runpod, not from 'lambdaCloud'/),
     );
-    const { options } = await recordOf(api, await postJson(api, both ?? '', {}));
+    const { options } = await createdJob(api, await postJson(api, both ?? '', {}));
     expect(options.resources?.providers).toEqual(['runpod']);
   });
 });

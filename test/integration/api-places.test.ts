@@ -1,16 +1,15 @@
 import { APIError } from 'openai';
-import * as v from 'valibot';
 import { afterAll, beforeAll, describe, expect, inject, test } from 'vitest';
 import { createExpiry } from '../../processors/expiry.ts';
 import { permanent, transient } from '../../src/domain/errors.ts';
 import { parseFolderUrl } from '../../src/domain/location.ts';
-import type { JobRecord } from '../../src/domain/job.ts';
 import { inspectInput } from '../../src/main/plan-input.ts';
 import type { Storage } from '../../src/storage/contract.ts';
 import { openPlaces } from '../../src/storage/places.ts';
 import type { Places } from '../../src/storage/places.ts';
 import { createS3Storage } from '../../src/storage/s3.ts';
 import type { S3Storage } from '../../src/storage/s3.ts';
+import { createdJob } from '../support/api-answers.ts';
 import { postJson, startApi, uploadInput } from '../support/api.ts';
 import type { TestApi } from '../support/api.ts';
 import { makeInput } from '../support/batch.ts';
@@ -75,19 +74,6 @@ function job(input: string, more: object = {}) {
   return { input_dataset: input, endpoint: '/v1/chat/completions', ...more };
 }
 
-const created = v.object({ id: v.string() });
-
-async function recordOf(
-  api: TestApi,
-  answer: { status: number; body: unknown },
-): Promise<JobRecord> {
-  expect(answer).toMatchObject({ status: 200 });
-  const { id } = v.parse(created, answer.body);
-  const record = await api.store.jobs.get(id.replace('batch_', 'job_'));
-  if (record === null) throw new Error(`no record of ${id}`);
-  return record;
-}
-
 test('input_file_id takes the URL of an object, with the SDK as it is', async () => {
   await using api = await start();
   const url = `s3://${name}/in/a b.jsonl`;
@@ -140,13 +126,13 @@ test('aibrix.output_prefix is a folder that can be written, and is written once 
   const input = await uploadInput(api);
   for (const end of ['', '/']) {
     const aibrix = { output_prefix: `s3://${name}/out/a b${end}` };
-    const record = await recordOf(
+    const record = await createdJob(
       api,
       await postJson(api, '/v1/batches', batch(input, { aibrix })),
     );
     expect(record.options.outputPrefix).toBe(`s3://${name}/out/a b/`);
   }
-  const none = await recordOf(api, await postJson(api, '/v1/batches', batch(input)));
+  const none = await createdJob(api, await postJson(api, '/v1/batches', batch(input)));
   expect(none.options.outputPrefix).toBeNull();
 });
 
@@ -272,12 +258,12 @@ test('the same request twice makes one job and one file, also when the object wa
   await using api = await start();
   await bucket.put('in/repeated', [Buffer.from(INPUT.text)]);
   const body = batch(`s3://${name}/in/repeated`, { aibrix: { job_id: 'job_named1' } });
-  const first = await recordOf(api, await postJson(api, '/v1/batches', body));
+  const first = await createdJob(api, await postJson(api, '/v1/batches', body));
   await bucket.put('in/repeated', [Buffer.from('{}\n')]);
-  const second = await recordOf(api, await postJson(api, '/v1/batches', body));
+  const second = await createdJob(api, await postJson(api, '/v1/batches', body));
   expect(second).toEqual(first);
   await bucket.delete('in/repeated');
-  expect(await recordOf(api, await postJson(api, '/v1/batches', body))).toEqual(first);
+  expect(await createdJob(api, await postJson(api, '/v1/batches', body))).toEqual(first);
   expect((await api.openai.files.list()).data.map(({ id }) => id)).toEqual([first.input]);
 });
 
@@ -285,14 +271,14 @@ test('two requests at once for one job leave one file', async () => {
   await using api = await start();
   const body = batch(`s3://${name}/in/a b.jsonl`, { aibrix: { job_id: 'job_named2' } });
   const answers = await Promise.all([1, 2, 3, 4].map(() => postJson(api, '/v1/batches', body)));
-  const records = await Promise.all(answers.map((answer) => recordOf(api, answer)));
+  const records = await Promise.all(answers.map((answer) => createdJob(api, answer)));
   expect(new Set(records.map(({ input }) => input)).size).toBe(1);
   expect((await api.openai.files.list()).data).toHaveLength(1);
 });
 
 test('deleting the file leaves the object', async () => {
   await using api = await start();
-  const record = await recordOf(
+  const record = await createdJob(
     api,
     await postJson(api, '/v1/batches', batch(`s3://${name}/in/a b.jsonl`)),
   );
@@ -323,11 +309,11 @@ test('the file of an object can be the input of further jobs as long as it is wh
   await using api = await start();
   await bucket.put('in/shared', [Buffer.from(INPUT.text)]);
   const body = batch(`s3://${name}/in/shared`, { aibrix: { output_prefix: `s3://${name}/out` } });
-  const first = await recordOf(api, await postJson(api, '/v1/batches', body));
-  const again = await recordOf(api, await postJson(api, '/v1/batches', batch(first.input)));
+  const first = await createdJob(api, await postJson(api, '/v1/batches', body));
+  const again = await createdJob(api, await postJson(api, '/v1/batches', batch(first.input)));
   expect(again.input).toBe(first.input);
   expect(again.options.inputLocation).toBe(first.options.inputLocation);
-  const cloned = await recordOf(api, await postJson(api, `/api/v1/jobs/${first.id}/clone`, {}));
+  const cloned = await createdJob(api, await postJson(api, `/api/v1/jobs/${first.id}/clone`, {}));
   const { inputLocation, outputPrefix } = first.options;
   expect(cloned).toMatchObject({ input: first.input, options: { inputLocation, outputPrefix } });
   const elsewhere = { output_prefix: `s3://${name}/out/elsewhere` };
