@@ -9,6 +9,7 @@ import { requireNothingLeft, startSluice } from '../support/server.ts';
 import { openGround, openSite } from '../support/site.ts';
 import { startTapProxy } from '../support/tap-proxy.ts';
 import { until } from '../support/until.ts';
+import { LONG } from '../support/chaos.ts';
 
 const LINES = 2_200;
 const CONCURRENCY = 24;
@@ -90,7 +91,7 @@ test('Redis loses the last seconds of its append-only file', async () => {
   expect(askedTwice).toBeLessThanOrEqual(LINES - (counts?.completed ?? 0));
 });
 
-test('Redis fails over to a replica that had stood still', async () => {
+test.runIf(LONG)('Redis fails over to a replica that had stood still', async () => {
   await using ground = await openGround();
   const { redis: master, engine, shared } = ground;
   await using replica = await startRedis();

@@ -20,6 +20,7 @@ import { makeFolder, requireNothingLeft, startSluice } from '../support/server.t
 import { startSshMachine, temporaryFile } from '../support/ssh-machine.ts';
 import type { SshMachine } from '../support/ssh-machine.ts';
 import { until } from '../support/until.ts';
+import { LONG } from '../support/chaos.ts';
 
 const ENGINE = { profile: 'zero', load_ms: 200 };
 /** Nobody listens there: what is answered was answered on the machine. */
@@ -225,7 +226,7 @@ describe('on one machine', () => {
     expect(to.machine.engines()).toHaveLength(before);
   });
 
-  test('a machine that is away is waited for, with the reason; one that comes back with another key ends the job', async () => {
+  test.runIf(LONG)('a machine that is away is waited for, with the reason; one that comes back with another key ends the job', async () => {
     const { url, to } = world;
     await to.machine.freeze(true);
     const input = leaseInput(5, 'away');

@@ -11,6 +11,7 @@ import type { Environment, TestFolder } from '../support/server.ts';
 import { startVersionedStore } from '../support/versioned-store.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
 import { logged } from '../support/worker-processes.ts';
+import { LONG } from '../support/chaos.ts';
 
 let redis: TestRedis;
 let server: S3Server;
@@ -207,7 +208,7 @@ describe('a storage that works', () => {
     });
   });
 
-  test('in a bucket that keeps versions is told where these cannot be deleted, by the server as well', async () => {
+  test.runIf(LONG)('in a bucket that keeps versions is told where these cannot be deleted, by the server as well', async () => {
     await using store = await startVersionedStore();
     const env = environment({ S3_ENDPOINT: store.url });
     const fine = await findings(env);

@@ -178,7 +178,7 @@ describe.concurrent('in mid-run', { timeout: 120_000 }, () => {
     },
   );
 
-  test('the host key changes: nothing more is sent there, and the job goes on elsewhere or says why', async () => {
+  test.runIf(LONG)('the host key changes: nothing more is sent there, and the job goes on elsewhere or says why', async () => {
     const run = await halfWay(runpod, TYPES.hostKey);
     await askEngine(runpod.cloud, run.machine, 'faults', { faults: [] });
     await run.act('change_host_key');
