@@ -81,11 +81,13 @@ async function finishUnasked(job: JobRecord, change: JobChange, deps: Deps): Pro
 }
 
 function describePlan({ lines, shards, bad }: ReadPlan): string {
-  if (bad === 0) return `The input is valid: ${lines} requests in ${shards} shards.`;
-  return (
-    `The input has ${lines} requests in ${shards} shards; ${bad} of them are bad and go to the ` +
-    'error file.'
-  );
+  const what = `${counted(lines, 'request')} in ${counted(shards, 'shard')}`;
+  if (bad === 0) return `The input is valid: ${what}.`;
+  return `The input has ${what}; ${bad} of them ${bad === 1 ? 'is bad and goes' : 'are bad and go'} to the error file.`;
+}
+
+function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? '' : 's'}`;
 }
 
 /** The plan, or null where the job was stopped for what its input is. Storage that is away is tried again. */
