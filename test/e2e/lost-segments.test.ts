@@ -60,7 +60,7 @@ describe('a segment that proves wrong when the files are written', () => {
     requireNothingLeft();
   });
 
-  /** A job that has its first answers in storage; `hasten` lets the rest come at once. */
+  /** A job that has its first answers in storage; `hasten` lets the rest come at once, `hold` not before long. */
   async function running(name: string) {
     const { url, engine, folder, sluice } = site;
     await engine.setConfig({ latency_ms: 100 });
@@ -75,6 +75,7 @@ describe('a segment that proves wrong when the files are written', () => {
       input,
       id,
       hasten: () => engine.setConfig({ latency_ms: 0 }),
+      hold: () => engine.setConfig({ latency_ms: 10_000 }),
       /** Lines of this job that the engine was asked twice. */
       repeated: async () => (await engine.counts()).repeated - before.repeated,
     };
@@ -109,6 +110,7 @@ describe('a segment that proves wrong when the files are written', () => {
 
   test('of a cancelled batch its lines count as never answered, and nothing is asked', async () => {
     const job = await running('cancelled');
+    await job.hold();
     const { request_counts: counts } = await untilAnswered(job.url, job.id, 1);
     await rm(await firstSegment(job.folder, job.id));
     await openaiClient(job.url).batches.cancel(job.id);
@@ -123,6 +125,7 @@ describe('a segment that proves wrong when the files are written', () => {
 
   test('storage that has not even the input is waited for, and nothing is asked again', async () => {
     const job = await running('away');
+    await job.hold();
     const { input_file_id: name } = await openaiClient(job.url).batches.retrieve(job.id);
     const [input = ''] = await find(job.folder.path, `files/${name}`);
     const paths = [input, await firstSegment(job.folder, job.id)];
