@@ -236,16 +236,19 @@ test('parts are joined by a store of which a third goes wrong, and are what was 
   await expectNoParts();
 });
 
-test.runIf(LONG)('a server that is killed while the store joins parts leaves nothing, and another one makes the file', async () => {
-  const upload = await uploadParts();
-  const held = proxy.holdNext(({ operation }) => operation === 'UploadPartCopy');
-  const lost = openaiClient(sluice.url).uploads.complete(upload.id, upload.wish);
-  lost.catch(() => undefined); // its server dies
-  await held;
-  expect(proxy.openUploads()).toHaveLength(1);
-  await sluice.kill();
-  await sluice[Symbol.asyncDispose]();
-  sluice = await start();
-  await completeUpload(upload);
-  await expectNoParts();
-});
+test.runIf(LONG)(
+  'a server that is killed while the store joins parts leaves nothing, and another one makes the file',
+  async () => {
+    const upload = await uploadParts();
+    const held = proxy.holdNext(({ operation }) => operation === 'UploadPartCopy');
+    const lost = openaiClient(sluice.url).uploads.complete(upload.id, upload.wish);
+    lost.catch(() => undefined); // its server dies
+    await held;
+    expect(proxy.openUploads()).toHaveLength(1);
+    await sluice.kill();
+    await sluice[Symbol.asyncDispose]();
+    sluice = await start();
+    await completeUpload(upload);
+    await expectNoParts();
+  },
+);

@@ -226,33 +226,36 @@ describe('on one machine', () => {
     expect(to.machine.engines()).toHaveLength(before);
   });
 
-  test.runIf(LONG)('a machine that is away is waited for, with the reason; one that comes back with another key ends the job', async () => {
-    const { url, to } = world;
-    await to.machine.freeze(true);
-    const input = leaseInput(5, 'away');
-    const id = await submit(world, input);
-    const away = await untilJob(url, id, ({ error_message: why }) => why.includes('waited for'), {
-      timeoutMs: 60_000,
-    });
-    expect(away.status).toBe('resource_preparing');
-    await to.machine.freeze(false);
-    const job = await untilStatus(url, id, 'completed', 60_000);
-    await expectJobExact(url, job, input);
-    await untilReleased(url, id);
+  test.runIf(LONG)(
+    'a machine that is away is waited for, with the reason; one that comes back with another key ends the job',
+    async () => {
+      const { url, to } = world;
+      await to.machine.freeze(true);
+      const input = leaseInput(5, 'away');
+      const id = await submit(world, input);
+      const away = await untilJob(url, id, ({ error_message: why }) => why.includes('waited for'), {
+        timeoutMs: 60_000,
+      });
+      expect(away.status).toBe('resource_preparing');
+      await to.machine.freeze(false);
+      const job = await untilStatus(url, id, 'completed', 60_000);
+      await expectJobExact(url, job, input);
+      await untilReleased(url, id);
 
-    await setEngine(world, { load_ms: 60_000 });
-    const next = await submit(world, leaseInput(5, 'changed'));
-    await untilJob(url, next, ({ status }) => status === 'submitting');
-    await until(async () => (await running(to)) === 1, { what: 'an engine' });
-    await to.machine.changeHostKey();
-    await to.machine.cutSsh();
-    const failed = await untilStatus(url, next, 'submit_failed', 60_000);
-    expect(failed.error_code).toBe('ssh.host_key_changed');
-    const left = await untilReleased(url, next);
-    // Who answers there now is told nothing.
-    expect(left.error_message).toMatch(/^The engine may still run on .*pinned host key/);
-    expect(await running(to)).toBe(1);
-  });
+      await setEngine(world, { load_ms: 60_000 });
+      const next = await submit(world, leaseInput(5, 'changed'));
+      await untilJob(url, next, ({ status }) => status === 'submitting');
+      await until(async () => (await running(to)) === 1, { what: 'an engine' });
+      await to.machine.changeHostKey();
+      await to.machine.cutSsh();
+      const failed = await untilStatus(url, next, 'submit_failed', 60_000);
+      expect(failed.error_code).toBe('ssh.host_key_changed');
+      const left = await untilReleased(url, next);
+      // Who answers there now is told nothing.
+      expect(left.error_message).toMatch(/^The engine may still run on .*pinned host key/);
+      expect(await running(to)).toBe(1);
+    },
+  );
 });
 
 test('a cancelled job stops its engine, and a machine of no use is said to be that', async () => {

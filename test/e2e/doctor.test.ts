@@ -208,30 +208,33 @@ describe('a storage that works', () => {
     });
   });
 
-  test.runIf(LONG)('in a bucket that keeps versions is told where these cannot be deleted, by the server as well', async () => {
-    await using store = await startVersionedStore();
-    const env = environment({ S3_ENDPOINT: store.url });
-    const fine = await findings(env);
-    expect(fine.found.filter(({ check }) => check === 'storage')).toEqual([
-      expect.objectContaining({ state: 'ok' }),
-    ]);
-    expect(store.versions).toEqual([]);
-    store.refuse = (what) => (what === 'LIST versions' ? 403 : null);
-    const { code, found } = await findings(env);
-    expect(code).toBe(0);
-    const message = expect.stringContaining(
-      'Allow s3:ListBucketVersions and s3:DeleteObjectVersion',
-    );
-    expect(found).toContainEqual({ check: 'storage', state: 'warn', message });
-    await using sluice = await startSluice({
-      dataDir: folder.path,
-      redisUrl: redis.url,
-      roles: ['api'],
-      env,
-    });
-    const [said] = logged(sluice, 'storage could be better');
-    expect(said).toMatchObject({ level: 'warn', warning: message });
-  });
+  test.runIf(LONG)(
+    'in a bucket that keeps versions is told where these cannot be deleted, by the server as well',
+    async () => {
+      await using store = await startVersionedStore();
+      const env = environment({ S3_ENDPOINT: store.url });
+      const fine = await findings(env);
+      expect(fine.found.filter(({ check }) => check === 'storage')).toEqual([
+        expect.objectContaining({ state: 'ok' }),
+      ]);
+      expect(store.versions).toEqual([]);
+      store.refuse = (what) => (what === 'LIST versions' ? 403 : null);
+      const { code, found } = await findings(env);
+      expect(code).toBe(0);
+      const message = expect.stringContaining(
+        'Allow s3:ListBucketVersions and s3:DeleteObjectVersion',
+      );
+      expect(found).toContainEqual({ check: 'storage', state: 'warn', message });
+      await using sluice = await startSluice({
+        dataDir: folder.path,
+        redisUrl: redis.url,
+        roles: ['api'],
+        env,
+      });
+      const [said] = logged(sluice, 'storage could be better');
+      expect(said).toMatchObject({ level: 'warn', warning: message });
+    },
+  );
 
   test('of TOS says which endpoint it takes instead', async () => {
     const { found } = await findings({

@@ -178,24 +178,29 @@ describe.concurrent('in mid-run', { timeout: 120_000 }, () => {
     },
   );
 
-  test.runIf(LONG)('the host key changes: nothing more is sent there, and the job goes on elsewhere or says why', async () => {
-    const run = await halfWay(runpod, TYPES.hostKey);
-    await askEngine(runpod.cloud, run.machine, 'faults', { faults: [] });
-    await run.act('change_host_key');
-    await run.act('cut_ssh');
-    const changed = Date.now();
-    const { url, cloud } = runpod;
-    const job = await untilJob(url, run.id, ({ status }) => /completed|failed/.test(status), {
-      timeoutMs: 60_000,
-      what: 'an end',
-    });
-    await untilNoMachine(cloud, { type: run.type });
-    await expectJobExact(url, job, run.input);
-    await expectGoesOn(run, 2);
-    const asked = [...(await askedLines([cloud], run.input)).values()].flat();
-    const there = asked.filter(({ machine, at }) => machine === run.machine && at > changed + 200);
-    expect(there).toEqual([]);
-  });
+  test.runIf(LONG)(
+    'the host key changes: nothing more is sent there, and the job goes on elsewhere or says why',
+    async () => {
+      const run = await halfWay(runpod, TYPES.hostKey);
+      await askEngine(runpod.cloud, run.machine, 'faults', { faults: [] });
+      await run.act('change_host_key');
+      await run.act('cut_ssh');
+      const changed = Date.now();
+      const { url, cloud } = runpod;
+      const job = await untilJob(url, run.id, ({ status }) => /completed|failed/.test(status), {
+        timeoutMs: 60_000,
+        what: 'an end',
+      });
+      await untilNoMachine(cloud, { type: run.type });
+      await expectJobExact(url, job, run.input);
+      await expectGoesOn(run, 2);
+      const asked = [...(await askedLines([cloud], run.input)).values()].flat();
+      const there = asked.filter(
+        ({ machine, at }) => machine === run.machine && at > changed + 200,
+      );
+      expect(there).toEqual([]);
+    },
+  );
 
   test.runIf(LONG)('the address changes: the same machine answers the rest', async () => {
     const run = await halfWay(lambda, MOVED, 'A10');
