@@ -144,11 +144,10 @@ export function createRecord(uid: string, { data, meta }: RunStorage): RunRecord
     putProgress: async (progress) =>
       put(progressKey(uid, progress.index), formatProgress(progress)),
     async clear() {
-      const keep = new Set([`${runPrefix(uid)}final/`, `${runPrefix(uid)}progress/`]);
-      const isKept = (key: string) => [...keep].some((prefix) => key.startsWith(prefix));
       for (const storage of new Set([data, meta])) {
-        for await (const key of storage.list(runPrefix(uid))) {
-          if (!isKept(key)) await storage.delete(key);
+        for (const folder of ['commits/', 'segments/']) {
+          const keys = storage.list(`${runPrefix(uid)}${folder}`);
+          for await (const key of keys) await storage.delete(key);
         }
       }
     },
