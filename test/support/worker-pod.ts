@@ -65,9 +65,11 @@ export interface WorkerPod {
 }
 
 /** A Job, its API server, its storage, and pods of it as processes. */
-export async function startSite(
-  options: { s3?: S3Server; engine: string; env?: Record<string, string> },
-): Promise<WorkerSite> {
+export async function startSite(options: {
+  s3?: S3Server;
+  engine: string;
+  env?: Record<string, string>;
+}): Promise<WorkerSite> {
   const folder = await mkdtemp(join(tmpdir(), 'worker-pod-'));
   const uid = `uid-${randomBytes(6).toString('hex')}`;
   const api = await startApi(uid, folder);
