@@ -6,7 +6,7 @@ import type { S3Server } from '../support/s3-server.ts';
 import { until } from '../support/until.ts';
 import { startVllmProcess } from '../support/vllm-process.ts';
 import type { VllmProcess } from '../support/vllm-process.ts';
-import { startSite } from '../support/worker-pod.ts';
+import { expectExit, startSite } from '../support/worker-pod.ts';
 import type { WorkerPod, WorkerSite } from '../support/worker-pod.ts';
 
 const ANNOTATIONS = { 'input-file-id': 'file-in', endpoint: '/v1/chat/completions' };
@@ -74,7 +74,7 @@ test('three pods killed in mid-run: each line is answered once, and only what wa
     expect(await pod.kill('SIGKILL')).toBeNull();
   }
   const last = site.start();
-  expect(await last.exited, last.text()).toBe(0);
+  await expectExit(last, 0);
   await expectAll(site, input);
   const { pod } = (await site.final()) ?? {};
   expect(pod).toMatchObject({ uid: last.uid, attempt: 4 });
@@ -108,10 +108,10 @@ test('a pod that sleeps through the end of its batch, as on a lost node, changes
   await untilCommitted(site, lost, 1);
   process.kill(lost.pid, 'SIGSTOP');
   const other = site.start();
-  expect(await other.exited, other.text()).toBe(0);
+  await expectExit(other, 0);
   const before = await site.final();
   process.kill(lost.pid, 'SIGCONT');
-  expect(await lost.exited, lost.text()).toBe(0);
+  await expectExit(lost, 0);
   expect(await site.final()).toEqual(before);
   await expectAll(site, input);
   expect(await site.keys(`kubernetes/${site.uid}/segments/`)).toEqual([]);
@@ -128,7 +128,7 @@ test('a container that starts again in its pod goes on, under another name', asy
   await untilCommitted(site, first, 1);
   await first.kill('SIGKILL');
   const again = site.start(own);
-  expect(await again.exited, again.text()).toBe(0);
+  await expectExit(again, 0);
   await expectAll(site, input);
   const writers = await site.keys(`kubernetes/${site.uid}/writers/`);
   expect(writers.filter((key) => key.includes('/one-pod.'))).toHaveLength(2);
@@ -142,7 +142,7 @@ test('SIGTERM hands back: answers are committed, progress says so, exit 75, and 
   site.job = { annotations: { ...ANNOTATIONS, aibrix: SLOWLY } };
   const first = site.start();
   await untilCommitted(site, first, 1);
-  expect(await first.kill('SIGTERM'), first.text()).toBe(75);
+  expect(await first.kill('SIGTERM')).toBe(75);
   const progress = await site.progress();
   expect(progress).toMatchObject({
     state: 'interrupted',
@@ -154,7 +154,7 @@ test('SIGTERM hands back: answers are committed, progress says so, exit 75, and 
     before,
   );
   const second = site.start();
-  expect(await second.exited, second.text()).toBe(0);
+  await expectExit(second, 0);
   await expectAll(site, input);
   expect(await asked(engine), 'no line is asked twice').toBe(1_200);
 });
@@ -172,7 +172,7 @@ test('a segment that storage has lost is noticed when files are written, and its
     return keys.length > 0 && keys;
   });
   await site.storage.delete(lost);
-  expect(await pod.exited, pod.text()).toBe(0);
+  await expectExit(pod, 0);
   expect(pod.log.map(({ msg }) => msg)).toContain(
     'storage has lost answers; their lines are asked again',
   );

@@ -283,3 +283,9 @@ export async function logged(pod: WorkerPod, message: string) {
     what: `${message} in\n${pod.text()}`,
   });
 }
+
+/** Waits for a worker's end; another code than this is an error with all that it wrote. */
+export async function expectExit(pod: WorkerPod | undefined, code: number): Promise<void> {
+  const found = await pod?.exited;
+  if (found !== code) throw new Error(`it ended with ${found}, not ${code}:\n${pod?.text()}`);
+}
