@@ -3,7 +3,7 @@ import { engineBaseUrl } from '../domain/engine-url.ts';
 import { invalidInput } from '../domain/errors.ts';
 import type { SluiceError } from '../domain/errors.ts';
 import type { CallerMachine } from '../domain/lease.ts';
-import type { LeaseProvider } from '../domain/provision.ts';
+import type { MachineProvider } from '../domain/provision.ts';
 import { exactObject } from './body.ts';
 
 /** Targets of `aibrix.runtime`: engines that run already, on whatever machine, or a machine that is logged in to. */
@@ -11,7 +11,7 @@ const TARGETS = ['External', 'RunPod', 'LambdaCloud', 'Kubernetes'] as const;
 type Target = (typeof TARGETS)[number];
 
 /** What the machines are like that a target stands for; null: none that is logged in to. */
-const KINDS: Readonly<Record<Target, { provider: LeaseProvider; user: string } | null>> = {
+const KINDS: Readonly<Record<Target, { provider: MachineProvider; user: string } | null>> = {
   RunPod: { provider: 'runpod', user: 'root' },
   LambdaCloud: { provider: 'lambdaCloud', user: 'ubuntu' },
   External: null,
@@ -101,7 +101,7 @@ const optionsSchema = exactObject({
 
 /** A machine of the caller's, and what is to be otherwise there than in the template; null: nothing. */
 export interface MachineWish extends CallerMachine {
-  provider: LeaseProvider;
+  provider: MachineProvider;
   image: string | null;
   vllmArgs: readonly string[];
   model: string | null;

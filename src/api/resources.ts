@@ -151,6 +151,7 @@ function allowedReplicas(
 const NETWORKS: Readonly<Record<LeaseProvider, EngineSite['listensTo']>> = {
   runpod: 'machine',
   lambdaCloud: 'container',
+  kubernetes: 'container',
 };
 
 /** A machine like any other, as far as a template can tell before one is leased. */
