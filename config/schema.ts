@@ -1,6 +1,7 @@
 import * as v from 'valibot';
 import { webhookKey } from '../src/domain/webhook.ts';
 import { QUEUE_NAMES } from '../src/domain/job.ts';
+import { BATCH_WORKER_SETTINGS } from './batch-worker.ts';
 import { ENGINES_SETTINGS } from './engines.ts';
 import {
   text,
@@ -173,6 +174,7 @@ export const SETTINGS = {
   ...STORAGE_SETTINGS,
   ...PLACES_SETTINGS,
   ...RETENTION_SETTINGS,
+  ...BATCH_WORKER_SETTINGS,
   maxFileBytes: {
     doc: 'Largest file that may be uploaded.',
     env: 'MAX_FILE_BYTES',
