@@ -61,6 +61,7 @@ async function checkAccount(check: LeaseProvider, settings: Settings): Promise<F
     const message = `the account can be used; machines of Sluice in it now: ${there}`;
     const looks = looksAt(manager, settings).map(async (look) => patiently(look).catch(fail));
     const found = (await Promise.all(looks)).filter((finding) => finding !== null);
+    await manager.close?.();
     return [{ check, state: 'ok', message }, ...found];
   } catch (error) {
     return [fail(error)];

@@ -6,6 +6,7 @@ import { ENGINE_PORT } from '../domain/engines/public-url.ts';
 import type { JobResources } from '../domain/lease.ts';
 import { leaseProvider } from '../domain/provision.ts';
 import type { LeaseProvider } from '../domain/provision.ts';
+import { createKubernetesOf } from './kubernetes.ts';
 import { createLambdaCloud, LAMBDA_CLOUD_LIMITS } from '../resources/lambda-cloud/index.ts';
 import type { LeaseAccount, Pace } from '../resources/lease-contract.ts';
 import { bucketName, createPace } from '../resources/pace.ts';
@@ -77,6 +78,15 @@ export const LEASE_PARTS = {
         { pace },
       ),
     modelCache: ({ lambdaCloudFileSystem = null }) => lambdaCloudFileSystem,
+    image: () => '',
+  },
+  kubernetes: {
+    // Its API server paces who asks too often by itself.
+    credential: ({ kubeconfig = '' }) => kubeconfig,
+    limits: { callsPerSecond: 100, createsPerSecond: null },
+    regionSetting: 'KUBERNETES_GPU_LABEL',
+    open: (settings, { now }) => createKubernetesOf(settings, now),
+    modelCache: ({ kubernetesModelCache = null }) => kubernetesModelCache,
     image: () => '',
   },
 } as const satisfies Record<LeaseProvider, LeaseParts>;

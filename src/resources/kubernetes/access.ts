@@ -58,7 +58,11 @@ export async function openAccess(settings: AccessSettings): Promise<ClusterAcces
   const { cluster, user, namespace, folder, source } = await readKubeconfig(paths, context);
   const { 'insecure-skip-tls-verify': isInsecure } = cluster;
   const servername = cluster['tls-server-name'];
-  const ca = await pem(cluster['certificate-authority-data'], cluster['certificate-authority'], folder);
+  const ca = await pem(
+    cluster['certificate-authority-data'],
+    cluster['certificate-authority'],
+    folder,
+  );
   const cert = await pem(user['client-certificate-data'], user['client-certificate'], folder);
   const key = await pem(user['client-key-data'], user['client-key'], folder);
   return {
@@ -103,7 +107,9 @@ async function readText(path: string): Promise<string> {
   try {
     return await readFile(path, 'utf8');
   } catch (error) {
-    throw refused(`${path} of the credentials for Kubernetes cannot be read: ${describeError(error)}`);
+    throw refused(
+      `${path} of the credentials for Kubernetes cannot be read: ${describeError(error)}`,
+    );
   }
 }
 
@@ -191,4 +197,3 @@ function execToken(
     return kept.value;
   };
 }
-

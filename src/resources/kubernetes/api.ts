@@ -133,7 +133,10 @@ export function createKubernetesApi(open: () => Promise<ClusterAccess>): Kuberne
       if (status >= 300) throw refusal(what, status, text);
       const parsed = v.safeParse(v.pipe(v.string(), v.parseJson()), text);
       if (parsed.success) return parsed.output;
-      throw transient('kubernetes.unclear', `Kubernetes answers ${what} with something that is no JSON.`);
+      throw transient(
+        'kubernetes.unclear',
+        `Kubernetes answers ${what} with something that is no JSON.`,
+      );
     },
     async text(path) {
       const { status, text, what } = await send({ method: 'GET', path });

@@ -26,7 +26,9 @@ export function createHostedEngines(options: EngineOptions): HostedEngines {
   async function podOf(machine: string): Promise<Pod | null> {
     const { namespace, name } = parseId(machine);
     const pods = await cluster.pods(namespace);
-    return newestOf([...pods.values()].filter(({ metadata }) => instanceOf(metadata.labels) === name));
+    return newestOf(
+      [...pods.values()].filter(({ metadata }) => instanceOf(metadata.labels) === name),
+    );
   }
   return {
     async look(machine) {
@@ -53,7 +55,10 @@ export function createHostedEngines(options: EngineOptions): HostedEngines {
       const options_ = { container: ENGINE_CONTAINER, lines };
       const ways = restarts > 0 ? [true, false] : [false];
       for (const previous of ways) {
-        const text = await readLog(cluster, logPath(namespace, pod.metadata.name, { ...options_, previous }));
+        const text = await readLog(
+          cluster,
+          logPath(namespace, pod.metadata.name, { ...options_, previous }),
+        );
         if (text.trim() !== '') return text;
       }
       return '';
@@ -118,4 +123,3 @@ async function wayTo(machine: string, { cluster, access }: EngineOptions): Promi
   const service = `${pathOf('services', namespace, name)}:${ENGINE_PORT}/proxy`;
   return { url: `${server}${service}`, tls, authorization };
 }
-

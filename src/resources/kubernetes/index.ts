@@ -101,7 +101,8 @@ function leaseError(error: unknown, creates = false): unknown {
   const { code, message, retryAfterMs, kind } = error;
   const details = { cause: error.cause, ...(retryAfterMs === null ? {} : { retryAfterMs }) };
   if (code === 'kubernetes.unclear' && creates) return transient('lease.unknown', message, details);
-  if (code === 'kubernetes.quota') return new SluiceError('NoCapacity', 'lease.no_capacity', message);
+  if (code === 'kubernetes.quota')
+    return new SluiceError('NoCapacity', 'lease.no_capacity', message);
   if (kind === 'Transient') return transient('lease.unavailable', message, details);
   if (kind === 'Permanent') return permanent('lease.unauthorized', message, details);
   // Nothing is in a namespace that does not exist.

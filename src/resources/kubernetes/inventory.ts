@@ -121,4 +121,3 @@ function rawOf({ namespace, name, deployment }: Parts, pod: Pod | null, is: stri
     is,
   };
 }
-

@@ -147,7 +147,9 @@ async function read(path: string): Promise<File['config'] | null> {
   const parsed = v.safeParse(kubeconfigSchema, document);
   if (parsed.success) return parsed.output;
   const place = v.getDotPath(parsed.issues[0]) ?? 'it';
-  throw refused(`the kubeconfig ${path} is not as it should be: ${place} is missing or of the wrong type`);
+  throw refused(
+    `the kubeconfig ${path} is not as it should be: ${place} is missing or of the wrong type`,
+  );
 }
 
 function refused(message: string): SluiceError {

@@ -73,7 +73,9 @@ function lookAtWaiting(
     return { is: 'crashed', reason: cut(`CrashLoopBackOff: ${why}`), isHopeless: false };
   }
   // The back-off's message repeats the image only; what the registry said is in the event before.
-  const said = events.findLast(({ type, message: text }) => type === 'Warning' && /pull|mount|create/i.test(text));
+  const said = events.findLast(
+    ({ type, message: text }) => type === 'Warning' && /pull|mount|create/i.test(text),
+  );
   const text = reason === 'ImagePullBackOff' && said !== undefined ? said.message : message;
   const is = lastState.terminated ? ('crashed' as const) : ('waiting' as const);
   const why = text === '' ? '' : `: ${text}`;

@@ -1,0 +1,37 @@
+import type { Settings } from '../../config/schema.ts';
+import { openAccess } from '../resources/kubernetes/access.ts';
+import { createCluster } from '../resources/kubernetes/cluster.ts';
+import type { Cluster } from '../resources/kubernetes/cluster.ts';
+import { createKubernetes } from '../resources/kubernetes/index.ts';
+import type { LeaseAccount } from '../resources/lease-contract.ts';
+import { engineParts } from './engine-parts.ts';
+
+/** The cluster of the settings. Nothing is asked of it yet. */
+export function openCluster(settings: Settings): Cluster {
+  const { kubeconfig, kubernetesContext: context, kubernetesServiceHost: host } = settings;
+  const { kubernetesServicePort: port, serviceAccountDir: serviceAccount } = settings;
+  return createCluster({
+    open: async () =>
+      openAccess({
+        kubeconfig,
+        context,
+        serviceAccount,
+        inCluster: host === undefined ? null : { host, port },
+      }),
+    namespaces: settings.kubernetesNamespaces,
+  });
+}
+
+/** Engines that this deployment has in the cluster of its settings. */
+export function createKubernetesOf(settings: Settings, now: () => number): LeaseAccount {
+  return createKubernetes({
+    cluster: openCluster(settings),
+    access: settings.kubernetesAccess,
+    resource: settings.kubernetesGpuResource,
+    productLabel: settings.kubernetesGpuLabel,
+    isAutoscaled: settings.kubernetesAutoscaled,
+    scheduleMs: settings.kubernetesPendingWait,
+    objectStore: engineParts(settings).objectStore,
+    now,
+  });
+}
