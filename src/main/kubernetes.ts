@@ -1,4 +1,7 @@
+import type { Log } from '../../processors/deps.ts';
+import type { Leasing } from '../../processors/leasing.ts';
 import type { Settings } from '../../config/schema.ts';
+import { describeError } from '../domain/errors.ts';
 import { openAccess } from '../resources/kubernetes/access.ts';
 import { createCluster } from '../resources/kubernetes/cluster.ts';
 import type { Cluster } from '../resources/kubernetes/cluster.ts';
@@ -20,6 +23,22 @@ export function openCluster(settings: Settings): Cluster {
       }),
     namespaces: settings.kubernetesNamespaces,
   });
+}
+
+/** Says in the log whether the cluster can be used, and what is to be mended; never rejects. */
+export async function reportCluster(
+  leasing: Pick<Leasing, 'manager'> | null,
+  log: Log,
+): Promise<void> {
+  try {
+    const found = (await leasing?.manager('kubernetes')?.checks?.()) ?? [];
+    for (const { state, message } of found) {
+      if (state === 'ok') log.info({ cluster: message }, 'engines run in Kubernetes');
+      else log.warn({ reason: message }, 'engines cannot run in Kubernetes yet');
+    }
+  } catch (error) {
+    log.warn({ reason: describeError(error) }, 'engines cannot run in Kubernetes yet');
+  }
 }
 
 /** Engines that this deployment has in the cluster of its settings. */

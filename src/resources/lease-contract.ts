@@ -160,6 +160,8 @@ export interface LeaseManager {
    * (`lease.unavailable`) rather than answer with less than all.
    */
   list(stamp: string): Promise<Machine[]>;
+  /** What else there is as it should be, or not. Rejects as `catalog`. Missing: nothing else is looked at. */
+  checks?(): Promise<AccountCheck[]>;
   /** Lets go of what it keeps open, where it does. */
   close?(): Promise<void>;
 }
@@ -173,6 +175,12 @@ export interface LeaseAccount extends LeaseManager {
   checkLogin(authorizedKey: string): Promise<string | null>;
   /** Whether a volume or file system is there that machines can use. Resolves to what it is; rejects as `create` does. */
   checkModelCache(modelCache: string): Promise<string>;
+}
+
+/** A finding in words for people, with the mend where something is to be mended. */
+export interface AccountCheck {
+  state: 'ok' | 'warn' | 'fail';
+  message: string;
 }
 
 /** What a call is for; in the order in which they go before each other where a credential's rate is scarce. */

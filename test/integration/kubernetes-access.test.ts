@@ -105,10 +105,14 @@ describe('a kubeconfig (KUBECONFIG)', () => {
   test('none at all names the mend, one that is no YAML shows none of it', async () => {
     const none = join(folder.path, 'nowhere');
     const refused = openAccess({ kubeconfig: none, inCluster: null });
-    await expect(refused).rejects.toThrow(`there is no kubeconfig at ${none}: name one in KUBECONFIG`);
+    await expect(refused).rejects.toThrow(
+      `there is no kubeconfig at ${none}: name one in KUBECONFIG`,
+    );
     const broken = join(folder.path, 'broken');
     await writeFile(broken, 'token: "secret\n: :');
-    const error = await openAccess({ kubeconfig: broken, inCluster: null }).catch((e: unknown) => e);
+    const error = await openAccess({ kubeconfig: broken, inCluster: null }).catch(
+      (e: unknown) => e,
+    );
     expect(String(error)).toContain('is no YAML');
     expect(String(error)).not.toContain('secret');
   });

@@ -57,14 +57,14 @@ test.for<[status: number, message: string]>([
   [404, 'services "engine" not found'],
   [403, 'services "engine" is forbidden'],
   [429, 'too many requests'],
-])('what the API server says for itself (%i %s) is no answer: nobody has heard it', async ([
-  code,
-  message,
-]) => {
-  const { error } = await through(status(code, message));
-  expect(error).toBeInstanceOf(SluiceError);
-  expect(error).toMatchObject({ code: 'kubernetes.no_way' });
-});
+])(
+  'what the API server says for itself (%i %s) is no answer: nobody has heard it',
+  async ([code, message]) => {
+    const { error } = await through(status(code, message));
+    expect(error).toBeInstanceOf(SluiceError);
+    expect(error).toMatchObject({ code: 'kubernetes.no_way' });
+  },
+);
 
 test('that the engine broke while it answered is a broken connection of the engine', async () => {
   const { error } = await through(status(502, 'error trying to reach service: EOF'));

@@ -33,4 +33,3 @@ export function makeEvent(reason: string, message: string, at = 1, type = 'Warni
     lastTimestamp: new Date(1_795_000_000_000 + at * 1_000).toISOString(),
   });
 }
-

@@ -83,7 +83,16 @@ describe('how far a pod is, and why', () => {
     ['evicted', { reason: 'Evicted', message: 'low on memory' }, {}, 'Evicted: low on memory'],
     [
       'disrupted',
-      { conditions: [{ type: 'DisruptionTarget', status: 'True', reason: 'PreemptionByScheduler', message: 'preempted' }] },
+      {
+        conditions: [
+          {
+            type: 'DisruptionTarget',
+            status: 'True',
+            reason: 'PreemptionByScheduler',
+            message: 'preempted',
+          },
+        ],
+      },
       {},
       'PreemptionByScheduler: preempted',
     ],
@@ -93,7 +102,12 @@ describe('how far a pod is, and why', () => {
       {},
       'NodeNotReady: the node node-1 is lost',
     ],
-    ['deleted', {}, { metadata: { deletionTimestamp: '2026-11-22T10:00:00Z' } }, 'is being deleted'],
+    [
+      'deleted',
+      {},
+      { metadata: { deletionTimestamp: '2026-11-22T10:00:00Z' } },
+      'is being deleted',
+    ],
   ])('taken away by others: %s', ([, status, more, reason]) => {
     const look = lookAtPod(makePod({ phase: 'Failed', ...status }, more));
     expect(look.is).toBe('leaving');
@@ -103,7 +117,10 @@ describe('how far a pod is, and why', () => {
   test('over, well or badly', () => {
     expect(lookAtPod(makePod({ phase: 'Succeeded' })).is).toBe('done');
     const state = { terminated: { exitCode: 65, reason: 'Error', finishedAt: '' } };
-    const failed = makePod({ phase: 'Failed', containerStatuses: [{ name: 'batch-worker', state }] });
+    const failed = makePod({
+      phase: 'Failed',
+      containerStatuses: [{ name: 'batch-worker', state }],
+    });
     expect(lookAtPod(failed)).toMatchObject({
       is: 'failed',
       reason: 'container batch-worker Error (exit code 65)',

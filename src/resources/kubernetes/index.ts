@@ -1,15 +1,22 @@
 import { invalidInput, SluiceError, transient, permanent } from '../../domain/errors.ts';
 import type { Offer } from '../contract.ts';
-import type { LeaseAccount, LeaseCapabilities, Machine, MachineWish } from '../lease-contract.ts';
+import type {
+  AccountCheck,
+  LeaseAccount,
+  LeaseCapabilities,
+  Machine,
+  MachineWish,
+} from '../lease-contract.ts';
 import type { Cluster } from './cluster.ts';
 import { ENGINE, renderDeployment, renderService } from './deployment.ts';
 import type { EngineTerms, GpuChoice } from './engine-container.ts';
 import { createHostedEngines } from './engines.ts';
-import { gpuOffers } from './gpus.ts';
+import { CPU, gpuOffers } from './gpus.ts';
 import type { GpuTerms } from './gpus.ts';
 import { listEngines, readEngine } from './inventory.ts';
 import { deploymentSchema, nodeSchema, podSchema } from './objects.ts';
 import { idOf, parseId, pathOf } from './paths.ts';
+import { checkCluster } from './rights.ts';
 import { isAbsent, listAll } from './watched.ts';
 import * as v from 'valibot';
 
@@ -66,8 +73,28 @@ export function createKubernetes(options: KubernetesOptions): LeaseAccount {
     list: async (stamp) => told(listEngines(stamp, cluster)),
     checkLogin: async () => null,
     checkModelCache: async (claim) => told(checkClaim(claim, cluster)),
+    checks: async () => checks(options, readCatalog),
     close: async () => cluster.close(),
   };
+}
+
+/** Where the cluster itself cannot be used nothing else is looked at. */
+async function checks(
+  { cluster, access, resource }: KubernetesOptions,
+  readCatalog: () => Promise<Offer[]>,
+): Promise<AccountCheck[]> {
+  const isInCluster = await cluster.api.access().then(
+    (found) => found.isInCluster,
+    () => false,
+  );
+  const isProxied = access === 'proxy' || (access === 'auto' && !isInCluster);
+  const found = await checkCluster(cluster, { isProxied });
+  if (found.some(({ state }) => state === 'fail')) return found;
+  const offers = await told(readCatalog());
+  const gpus = offers.filter(({ type }) => type !== CPU);
+  if (gpus.length > 0) return found;
+  const message = `no node of the cluster has GPUs (${resource}): install the device plugin of their maker, or mend KUBERNETES_GPU_RESOURCE`;
+  return [...found, { state: 'warn', message }];
 }
 
 function capabilitiesOf({ scheduleMs }: KubernetesOptions): LeaseCapabilities {
