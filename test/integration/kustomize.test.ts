@@ -8,7 +8,6 @@ import type { Container, Manifest } from '../support/deploy/manifests.ts';
 import { faultsOf } from '../support/deploy/schemas.ts';
 
 const why = whyNoKustomize();
-if (why !== undefined) console.warn(`overlays are not rendered: ${why}`);
 
 const data = v.record(v.string(), v.string());
 
@@ -25,7 +24,7 @@ function environmentOf(container: Container, objects: readonly Manifest[]): Reco
   return { ...Object.assign({}, ...maps), ...Object.fromEntries(own) } as Record<string, string>; // of texts only
 }
 
-describe.skipIf(why !== undefined)('kubectl apply -k', () => {
+describe.skipIf(why !== undefined)(`kubectl apply -k ${why ?? ''}`, () => {
   test.for(['docker/kubernetes/base', 'docker/kubernetes/overlays/example'])(
     '%s applies what Kubernetes takes and what agrees with itself',
     async (folder) => {
@@ -45,8 +44,8 @@ describe.skipIf(why !== undefined)('kubectl apply -k', () => {
   const servers = podsOf(objects).filter(({ object }) => object.kind === 'Deployment');
 
   test('the example is in one namespace', () => {
-    const wide = ['Namespace', 'ClusterRole', 'ClusterRoleBinding'];
-    const narrow = objects.filter(({ kind }) => !wide.includes(kind));
+    const wide = new Set(['Namespace', 'ClusterRole', 'ClusterRoleBinding']);
+    const narrow = objects.filter(({ kind }) => !wide.has(kind));
     expect(new Set(narrow.map(({ metadata }) => metadata?.namespace))).toEqual(new Set(['sluice']));
     const binding = objects.find(({ kind }) => kind === 'ClusterRoleBinding');
     expect(binding?.['subjects']).toMatchObject([{ name: 'sluice', namespace: 'sluice' }]);

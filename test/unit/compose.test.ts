@@ -1,50 +1,29 @@
-import { existsSync } from 'node:fs';
-import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import * as v from 'valibot';
 import { parse } from 'yaml';
 import { loadSettings } from '../../config/load.ts';
-import { interpolate, needsOf, readCompose } from '../support/deploy/compose.ts';
+import { composeFaults, interpolate, readCompose } from '../support/deploy/compose.ts';
 import { settingNames } from '../support/deploy/agreements.ts';
-import { readText, ROOT } from '../support/deploy/manifests.ts';
+import { readText } from '../support/deploy/manifests.ts';
 
-const { services, volumes } = readCompose();
+const { services } = readCompose();
 const ours = Object.entries(services).filter(([, { image }]) => image.startsWith('sluice:'));
 const VALUES = { S3_SECRET_KEY: 'abc' };
 
-test('services, volumes and files that are named are there', () => {
-  for (const [name, service] of Object.entries(services)) {
-    for (const [needed, condition] of needsOf(service)) {
-      const other = services[needed];
-      expect(other, `${name} needs ${needed}`).toBeDefined();
-      if (condition === 'service_healthy') expect(other?.healthcheck, needed).toBeDefined();
-      // What is not started cannot be waited for.
-      expect(other?.profiles.every((profile) => service.profiles.includes(profile))).toBe(true);
-    }
-    for (const volume of service.volumes) {
-      const [source = ''] = volume.split(':');
-      const isThere = source.startsWith('./')
-        ? existsSync(join(ROOT, 'docker', source))
-        : Object.hasOwn(volumes, source);
-      expect(isThere, `${name} mounts ${source}`).toBe(true);
-    }
-    const { build } = service;
-    if (build !== undefined) {
-      expect(existsSync(join(ROOT, 'docker', build.context, build.dockerfile))).toBe(true);
-    }
-  }
+test('services, volumes and files that are named are there, and images have versions', () => {
+  expect(Object.keys(services).length).toBeGreaterThan(6);
+  expect(composeFaults(readCompose())).toEqual([]);
 });
 
-test('images have versions, and are not to be had by root', () => {
-  for (const [name, { image, build, security_opt: options, restart }] of Object.entries(services)) {
-    if (build === undefined) expect(image, name).toMatch(/:v?\d+\.\d+/);
-    if (restart !== undefined) expect(options, name).toContain('no-new-privileges:true');
-  }
-  for (const [name, service] of ours) {
-    expect(service.read_only, name).toBe(true);
-    expect(service.cap_drop, name).toEqual(['ALL']);
-    expect(service.cap_add, name).toEqual([]);
-  }
+test('the containers of Sluice are confined', () => {
+  const loose = ours.filter(
+    ([, { read_only: isReadOnly, cap_drop: dropped, cap_add: added, security_opt: options }]) =>
+      !isReadOnly ||
+      dropped.join() !== 'ALL' ||
+      added.length > 0 ||
+      !options.includes('no-new-privileges:true'),
+  );
+  expect(loose).toEqual([]);
 });
 
 test('the processes of Sluice start with these settings', () => {
@@ -88,7 +67,7 @@ test('only this machine reaches a port, and no two services want the same', () =
 test('a secret has no default, and is asked for by name', () => {
   const text = readText('docker/compose.yml');
   expect(() => interpolate(text, {})).toThrow('S3_SECRET_KEY: put S3_SECRET_KEY into docker/.env');
-  expect(interpolate(text, VALUES)).not.toContain('$' + '{');
+  expect(interpolate(text, VALUES)).not.toMatch(/\$\{/);
 });
 
 test('Redis reads our redis.conf, and takes others than this machine', () => {

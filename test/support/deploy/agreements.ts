@@ -40,9 +40,11 @@ function* ofPods({ work }: Pods, objects: readonly Manifest[]): Generator<string
     ...spec.volumes.map(({ name }) => name),
     ...volumeClaimTemplates.map(({ metadata }) => metadata.name),
   ];
-  const mounted = containersOf(work).flatMap((each) => each.volumeMounts.map(({ name }) => name));
+  const mounted = new Set(
+    containersOf(work).flatMap((each) => each.volumeMounts.map(({ name }) => name)),
+  );
   for (const name of mounted) if (!volumes.includes(name)) yield `there is no volume ${name}`;
-  for (const name of volumes) if (!mounted.includes(name)) yield `nobody mounts the volume ${name}`;
+  for (const name of volumes) if (!mounted.has(name)) yield `nobody mounts the volume ${name}`;
   for (const each of containersOf(work)) {
     for (const fault of ofContainer(each)) yield `${each.name}: ${fault}`;
   }
@@ -59,11 +61,13 @@ const probe = v.optional(
 const probes = v.object({ startupProbe: probe, livenessProbe: probe, readinessProbe: probe });
 
 function* ofContainer(container: Container): Generator<string> {
-  const ports = container.ports.flatMap(({ name, containerPort }) => [name, containerPort]);
+  const ports = new Set(
+    container.ports.flatMap(({ name, containerPort }) => [name, containerPort]),
+  );
   for (const [kind, asked] of Object.entries(v.parse(probes, container))) {
     if (asked === undefined) continue;
     const { httpGet } = asked;
-    if (httpGet !== undefined && !ports.includes(httpGet.port)) {
+    if (httpGet !== undefined && !ports.has(httpGet.port)) {
       yield `${kind} asks port ${httpGet.port}, which is none of it`;
     }
   }
@@ -96,13 +100,14 @@ function* ofService(object: Manifest, pods: readonly Pods[]): Generator<string> 
   const { selector, ports } = v.parse(service, object['spec']);
   const chosen = pods.filter(({ work }) => isIn(selector, work.template.metadata.labels));
   if (chosen.length !== 1) yield `selects the pods of ${chosen.length} objects, not of one`;
-  const open = chosen.flatMap(({ work }) =>
-    containersOf(work).flatMap((each) =>
+  const containers = chosen.flatMap(({ work }) => containersOf(work));
+  const open = new Set(
+    containers.flatMap((each) =>
       each.ports.flatMap(({ name, containerPort }) => [name, containerPort]),
     ),
   );
   for (const { targetPort } of ports) {
-    if (!open.includes(targetPort)) yield `leads to port ${targetPort}, which no container has`;
+    if (!open.has(targetPort)) yield `leads to port ${targetPort}, which no container has`;
   }
 }
 

@@ -122,12 +122,14 @@ function* lintRun(script: string): Generator<string> {
 }
 
 function* lintCopies({ instructions, context }: Dockerfile): Generator<string> {
-  const stages = instructions.flatMap(({ word, rest }) =>
-    word === 'FROM' ? [/ AS (\S+)$/.exec(rest)?.[1] ?? ''] : [],
+  const stages = new Set(
+    instructions.flatMap(({ word, rest }) =>
+      word === 'FROM' ? [/ AS (\S+)$/.exec(rest)?.[1] ?? ''] : [],
+    ),
   );
   for (const each of instructions) {
     const from = /^--from=(\S+)/.exec(each.rest)?.[1];
-    if (each.word === 'COPY' && from !== undefined && !stages.includes(from)) {
+    if (each.word === 'COPY' && from !== undefined && !stages.has(from)) {
       yield `there is no stage ${from}`;
     }
     for (const source of copyOf(each)?.sources ?? []) {

@@ -53,18 +53,23 @@ const WORDS =
 export function unknownOf(expr: string, { labels }: Exported): string[] {
   const faults: string[] = [];
   const used = new Set<string>();
-  const bare = expr.replaceAll(/([a-z_:][a-z0-9_:]*)\{([^}]*)\}/g, (_all, name: string, inner: string) => {
-    used.add(name);
-    for (const [, label = '', , text = ''] of inner.matchAll(/(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"/g)) {
-      if (labels.get(name)?.has(label) !== true) faults.push(`${name} has no label ${label}`);
-      const values = VALUES[label];
-      if (values === undefined || text.includes('*')) continue;
-      for (const each of text.split('|')) {
-        if (!values.includes(each)) faults.push(`${label} is never ${each}`);
+  const bare = expr.replaceAll(
+    /([a-z_:][a-z0-9_:]*)\{([^}]*)\}/g,
+    (_all, name: string, inner: string) => {
+      used.add(name);
+      for (const [, label = '', , text = ''] of inner.matchAll(
+        /(\w+)\s*(=~|!=|!~|=)\s*"([^"]*)"/g,
+      )) {
+        if (labels.get(name)?.has(label) !== true) faults.push(`${name} has no label ${label}`);
+        const values = VALUES[label];
+        if (values === undefined || text.includes('*')) continue;
+        for (const each of text.split('|')) {
+          if (!values.includes(each)) faults.push(`${label} is never ${each}`);
+        }
       }
-    }
-    return name;
-  });
+      return name;
+    },
+  );
   const grouped = bare.replaceAll(/\b(?:by|on|without)\s*\(([^)]*)\)/g, (_all, inner: string) => {
     for (const label of inner.split(',').map((each) => each.trim())) used.add(`by:${label}`);
     return '';

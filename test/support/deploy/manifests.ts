@@ -96,11 +96,11 @@ const workload = v.looseObject({
 });
 export type Workload = v.InferOutput<typeof workload>;
 
-const WORKLOADS = ['Deployment', 'StatefulSet', 'Job'];
+const WORKLOADS = new Set(['Deployment', 'StatefulSet', 'Job']);
 
 /** The `spec` of what makes pods; null for all other kinds. */
 export function workloadOf(object: Manifest): Workload | null {
-  return WORKLOADS.includes(object.kind) ? v.parse(workload, object['spec']) : null;
+  return WORKLOADS.has(object.kind) ? v.parse(workload, object['spec']) : null;
 }
 
 /** All containers of a pod, sidecars included. */
