@@ -85,7 +85,7 @@ describe('docker/Dockerfile, in a plain folder', () => {
       stdout: `${version()}\n`,
       stderr: '',
     });
-    const needed = ['bullmq', 'hono', '@aws-sdk/client-s3', '@kubernetes/client-node'];
+    const needed = ['bullmq', 'hono', '@aws-sdk/client-s3', 'ssh2', 'yaml'];
     const packages = join(image.root, 'app/node_modules');
     expect(needed.filter((name) => !existsSync(join(packages, name)))).toEqual([]);
     const left = ['node_modules/vitest', 'node_modules/typescript', 'test', 'package-lock.json'];

@@ -3,6 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { dirname, join, relative } from 'node:path';
 import * as v from 'valibot';
 import { parse } from 'yaml';
+import { requireProgram } from '../require-program.ts';
 import { parseManifests, readText, ROOT, yamlFiles } from './manifests.ts';
 import type { Manifest } from './manifests.ts';
 
@@ -79,18 +80,17 @@ const clientVersion = v.pipe(
 
 /** Why no overlay can be rendered here; undefined where one can. Components came with kubectl 1.21. */
 export function whyNoKustomize(): string | undefined {
-  const { status, stdout } = spawnSync('kubectl', ['version', '--client', '-o', 'json'], {
-    encoding: 'utf8',
-  });
-  if (status !== 0) return 'there is no kubectl: apt-get install kubernetes-client';
+  const args = ['version', '--client', '-o', 'json'];
+  const { stdout } = spawnSync(requireProgram('kubectl'), args, { encoding: 'utf8' });
   const { gitVersion } = v.parse(clientVersion, stdout).clientVersion;
   const minor = Number(/^v1\.(\d+)/.exec(gitVersion)?.[1]);
-  return minor >= 21 ? undefined : `kubectl ${gitVersion} knows no components: 1.21 does`;
+  return minor >= 21 ? undefined : `(kubectl ${gitVersion} knows no components, 1.21 does)`;
 }
 
 /** What `kubectl apply -k` would apply. */
 export function render(folder: string): Manifest[] {
-  const { status, stdout, stderr } = spawnSync('kubectl', ['kustomize', join(ROOT, folder)], {
+  const args = ['kustomize', join(ROOT, folder)];
+  const { status, stdout, stderr } = spawnSync(requireProgram('kubectl'), args, {
     encoding: 'utf8',
   });
   if (status !== 0) throw new Error(`kubectl kustomize ${folder}: ${stderr}`);

@@ -14,7 +14,7 @@ const lock = v.pipe(
 );
 
 /** Folders that `npm ci --omit=dev --omit=optional` makes, parents before what lies in them. */
-export function productionFolders(): string[] {
+function productionFolders(): string[] {
   const { packages } = v.parse(lock, readText('package-lock.json'));
   return Object.entries(packages)
     .filter(([path, each]) => path !== '' && !each.dev && !each.optional && !each.devOptional)
