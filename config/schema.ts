@@ -21,6 +21,7 @@ import {
   STORE_MESSAGE,
 } from './kinds.ts';
 import type { Setting } from './kinds.ts';
+import { KUBERNETES_SETTINGS } from './kubernetes.ts';
 import { LEASE_SETTINGS } from './lease.ts';
 import { PLACES_SETTINGS } from './places.ts';
 import { RETENTION_SETTINGS } from './retention.ts';
@@ -107,6 +108,7 @@ export const SETTINGS = {
     ),
   },
   ...LEASE_SETTINGS,
+  ...KUBERNETES_SETTINGS,
   engineUrls: {
     doc: 'Comma-separated base URLs of engines that are already running (vLLM or compatible).',
     env: 'ENGINE_URLS',
