@@ -17,7 +17,11 @@ function own(target: object, property: PropertyKey | undefined): Map<unknown, un
 }
 
 function get(key: unknown, target: object, property?: PropertyKey): unknown {
-  for (let at: object | null = target; at !== null; at = Object.getPrototypeOf(at) as object | null) {
+  for (
+    let at: object | null = target;
+    at !== null;
+    at = Object.getPrototypeOf(at) as object | null
+  ) {
     const values = stores.get(at)?.get(property);
     if (values?.has(key) === true) return values.get(key);
   }
