@@ -1,6 +1,6 @@
 import * as v from 'valibot';
 import { PLANNING_POLICIES } from '../src/domain/choose-offer.ts';
-import { LEASE_PROVIDERS, PROVIDERS } from '../src/domain/provision.ts';
+import { LEASE_PROVIDERS, machineProvider, PROVIDERS } from '../src/domain/provision.ts';
 import type { LeaseProvider, Provider } from '../src/domain/provision.ts';
 import { bearerToken, duration, oneOf, text, whole } from './kinds.ts';
 import type { Setting } from './kinds.ts';
@@ -75,7 +75,7 @@ const usd = v.optional(
 /** Where machines come from, and what they may cost. Names are those of AIBrix where it has the setting, too. */
 export const LEASE_SETTINGS = {
   provisioners: {
-    doc: 'Where engines come from: static (ENGINE_URLS), or machines leased of runpod, lambdaCloud or both in the order in which they are asked. Unset: static when ENGINE_URLS is set.',
+    doc: 'Where engines come from: static (ENGINE_URLS), or machines leased of runpod, lambdaCloud, kubernetes or several of them in the order in which they are asked. Unset: static when ENGINE_URLS is set.',
     env: 'PROVISIONER',
     default: '',
     schema: provisioners,
@@ -270,6 +270,8 @@ const LACKS: Record<LeaseProvider, (values: LeaseValues) => string[]> = {
     ...(lambdaCloudApiKey === undefined ? ['LAMBDA_CLOUD_API_KEY'] : []),
     ...(lambdaCloudSshKeys.length === 0 ? ['LAMBDA_CLOUD_SSH_KEYS'] : []),
   ],
+  // Where it finds its credentials is found out when the API server is asked first.
+  kubernetes: () => [],
 };
 
 const MISSING = 'resource manager init: missing credential:';
@@ -291,7 +293,8 @@ export function leaseConflicts(values: LeaseValues): string[] {
     },
   );
   // Who only answers requests, or sweeps, logs in to no machine.
-  if (enabled.length > 0 && sshKeyFile === undefined && roles.includes('worker')) {
+  const logsIn = enabled.some((each) => machineProvider(each) !== null);
+  if (logsIn && sshKeyFile === undefined && roles.includes('worker')) {
     problems.push(
       `${MISSING} leased machines are logged in to with AIBRIX_BATCH_SSH_KEY_FILE: name a private key there, such as ssh-keygen -t ed25519 -N '' -f <file> makes.`,
     );

@@ -1,6 +1,7 @@
 import * as v from 'valibot';
 import { webhookKey } from '../src/domain/webhook.ts';
 import { QUEUE_NAMES } from '../src/domain/job.ts';
+import { BATCH_WORKER_SETTINGS } from './batch-worker.ts';
 import { ENGINES_SETTINGS } from './engines.ts';
 import {
   text,
@@ -20,6 +21,7 @@ import {
   STORE_MESSAGE,
 } from './kinds.ts';
 import type { Setting } from './kinds.ts';
+import { KUBERNETES_SETTINGS } from './kubernetes.ts';
 import { LEASE_SETTINGS } from './lease.ts';
 import { PLACES_SETTINGS } from './places.ts';
 import { RETENTION_SETTINGS } from './retention.ts';
@@ -106,6 +108,7 @@ export const SETTINGS = {
     ),
   },
   ...LEASE_SETTINGS,
+  ...KUBERNETES_SETTINGS,
   engineUrls: {
     doc: 'Comma-separated base URLs of engines that are already running (vLLM or compatible).',
     env: 'ENGINE_URLS',
@@ -173,6 +176,7 @@ export const SETTINGS = {
   ...STORAGE_SETTINGS,
   ...PLACES_SETTINGS,
   ...RETENTION_SETTINGS,
+  ...BATCH_WORKER_SETTINGS,
   maxFileBytes: {
     doc: 'Largest file that may be uploaded.',
     env: 'MAX_FILE_BYTES',

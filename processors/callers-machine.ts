@@ -1,7 +1,7 @@
 import type { Verdict } from '../queues/worker.ts';
 import { describeError, shownError, SluiceError } from '../src/domain/errors.ts';
 import { wantsEngines } from '../src/domain/job.ts';
-import { isReleased, leaseProvider } from '../src/domain/provision.ts';
+import { isReleased, machineProvider } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { MachineRuntime, MachineSite } from '../src/runtimes/contract.ts';
 import type { Deps } from './deps.ts';
@@ -24,7 +24,7 @@ type CallersTask = Pick<EngineTask, 'provision' | 'job' | 'resources' | 'machine
 
 /** The machine of the caller's that a provision is on; null before its host key is known. */
 export function siteOfCallers({ provider, login, hostKey }: ProvisionRecord): MachineSite | null {
-  const kind = leaseProvider(provider);
+  const kind = machineProvider(provider);
   if (kind === null || login === null || hostKey === null) return null;
   return { provider: kind, login, hostKey, isCallers: true };
 }

@@ -59,7 +59,7 @@ export async function keepUnreachable(
 }
 
 /** Writes down that the machine is reached, and from when on its engine has to come up: time without a way to it is no time. */
-async function keepReached(
+export async function keepReached(
   { id, engineAt, unreachableSince }: ProvisionRecord,
   isStarted: boolean,
   { store, now }: Deps,
@@ -146,10 +146,12 @@ export async function endJob(
  * asked before: one that became healthy while nobody looked is not late.
  */
 export async function endIfLate(
-  task: Omit<EngineTask, 'unreachable' | 'lost'>,
+  task: Pick<EngineTask, 'provision' | 'job' | 'resources'> & {
+    lastWords(offset: number): Promise<string>;
+  },
   deps: Deps,
 ): Promise<boolean> {
-  const { resources, site, machines, signal } = task;
+  const { resources } = task;
   // Its time may have been put off since it was read.
   const provision = await deps.store.provisions.get(task.provision.id);
   const limit = resources.spec.engine.ready_timeout_seconds;
@@ -157,7 +159,7 @@ export async function endIfLate(
   if (provision === null || engineAt === null || deps.now() - engineAt <= limit * 1_000) {
     return false;
   }
-  const { text } = await machines.readLog(site, provision.logOffset, signal);
+  const text = await task.lastWords(provision.logOffset);
   const since = provision.enteredAt.serving === undefined ? 'its start' : 'it was lost';
   const message = `The engine was not healthy ${limit} s after ${since} (engine.ready_timeout_seconds). Last words:\n${lastLines(text, LAST_WORDS_LINES)}`;
   await endJob(task, 'engine_not_ready', message, deps);
@@ -178,7 +180,7 @@ async function tellLog(task: EngineTask, deps: Deps): Promise<void> {
 }
 
 /** The last lines that say something, each of bounded length. */
-function lastLines(text: string, count: number): string {
+export function lastLines(text: string, count: number): string {
   const lines = text.split('\n').filter((line) => line.trim() !== '');
   return lines
     .slice(-count)

@@ -278,6 +278,8 @@ function wishFor(
     authorizedKey: leasing.authorizedKey,
     hostKey,
     modelCache: leasing.modelCache(provider),
+    engine: { spec: resources.spec, servingName: resources.servingName },
+    ...(resources.namespace === undefined ? {} : { namespace: resources.namespace }),
     sendBefore: askedAt + SEND_MS,
     // The time in it makes it so; and with a search besides, many that wait for their turns would never have two of them.
     isFresh: true,

@@ -1,11 +1,12 @@
 import type { Verdict } from '../queues/worker.ts';
 import { isOfUse } from '../src/domain/lease.ts';
 import type { LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
-import { currentAttempt } from '../src/domain/provision.ts';
+import { currentAttempt, machineProvider } from '../src/domain/provision.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import type { MachineSite } from '../src/runtimes/contract.ts';
 import type { Deps } from './deps.ts';
 import { endJob, ensureEngine, keepUnreachable } from './engine-run.ts';
+import { ensureHostedEngine, hostedEngines } from './hosted-engine.ts';
 import type { Leasing } from './leasing.ts';
 import { findMachine, isSameLogin, seen } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
@@ -27,7 +28,9 @@ export function siteOf(
 ): MachineSite | null {
   const attempt = currentAttempt(provision);
   if (attempt === null || provision.login === null) return null;
-  const { provider, hostKey } = attempt;
+  const { hostKey } = attempt;
+  const provider = machineProvider(attempt.provider);
+  if (provider === null) return null;
   const publicUrl = leasing.publicUrl(attempt);
   return {
     provider,
@@ -40,9 +43,13 @@ export function siteOf(
 /** The same as `ensureEngine` on a leased machine: one that is lost is given back, and another one leased. */
 export async function ensureLeasedEngine(task: LeaseTask, deps: Deps): Promise<Verdict | null> {
   const { provision, leasing, ...rest } = task;
+  const lost = async (reason: string) => replaceMachine(task, reason, deps);
+  const hosted = hostedEngines(provision, leasing);
+  if (hosted !== null) return ensureHostedEngine({ ...task, lost }, hosted, deps);
   const attempt = currentAttempt(provision);
   const site = siteOf(provision, leasing);
-  if (attempt === null || site === null) {
+  const { machines } = leasing;
+  if (attempt === null || site === null || machines === null) {
     return replaceMachine(task, 'It has no machine on record.', deps);
   }
   return ensureEngine(
@@ -50,9 +57,9 @@ export async function ensureLeasedEngine(task: LeaseTask, deps: Deps): Promise<V
       ...rest,
       provision,
       site,
-      machines: leasing.machines,
+      machines,
       unreachable: async (reason) => unreachable(task, attempt, reason, deps),
-      lost: async (reason) => replaceMachine(task, reason, deps),
+      lost,
     },
     deps,
   );

@@ -9,6 +9,8 @@ import type { Leasing } from './leasing.ts';
 /** A machine counts as gone that is missing, by id and name, in so many whole lists over so long. */
 const MISSING_LISTS = 3;
 const MISSING_MS = 90_000;
+/** Where lists prove what is there: two, since what makes pods may be a moment behind what it was deleted with. */
+const PROOF_LISTS = 2;
 const LOOK_MS = 2_000;
 /** Where nothing is paid for any more, it seems, any list will do that others have asked for. */
 const CALM_LOOK_MS = 15_000;
@@ -105,6 +107,12 @@ async function isGivenBack(
   );
 }
 
+/** A list of before the machine was there proves nothing. */
+function maxAgeOf({ missing }: LeaseAttempt, isProof: boolean): number {
+  if (isProof) return 0;
+  return missing > 0 ? CALM_LOOK_MS : LOOK_MS;
+}
+
 /** What is on its way out already is left to it. */
 async function destroyAll(found: readonly Machine[], manager: LeaseManager | null): Promise<void> {
   for (const { id } of found.filter(isOfUse)) await manager?.destroy(id);
@@ -116,22 +124,22 @@ async function isMissing(
   isIt: (machine: Machine) => boolean,
   deps: GiveBackDeps,
 ): Promise<boolean> {
-  const { at, machines } = await leasing.inventory(
-    attempt.provider,
-    attempt.missing > 0 ? CALM_LOOK_MS : LOOK_MS,
-  );
+  const manager = leasing.manager(attempt.provider);
+  const isProof = attempt.machine !== null && manager?.capabilities.areListsProof === true;
+  const { at, machines } = await leasing.inventory(attempt.provider, maxAgeOf(attempt, isProof));
   const found = machines.filter(isIt);
   const there = found.find(({ state }) => state !== 'gone');
   if (there !== undefined) {
     const news = { machine: there.id, missing: 0, missingSince: null, missingAt: null };
     await deps.store.provisions.attempt(provision.id, attempt.n, news);
-    await destroyAll(found, leasing.manager(attempt.provider));
+    await destroyAll(found, manager);
     return false;
   }
   // By its own word the provider has it no longer.
   if (found.length > 0) return true;
   const since = attempt.missingSince ?? at;
   const lists = attempt.missing + (at > (attempt.missingAt ?? 0) ? 1 : 0);
+  if (isProof && lists >= PROOF_LISTS) return true;
   if (lists >= MISSING_LISTS && at - since >= MISSING_MS) return true;
   if (lists > attempt.missing) {
     const news = { missing: lists, missingSince: since, missingAt: at };

@@ -3,10 +3,11 @@ import { shownError, SluiceError } from '../src/domain/errors.ts';
 import { isPaused, wantsEngines } from '../src/domain/job.ts';
 import { isOfUse } from '../src/domain/lease.ts';
 import type { LeaseAttempt, MachineLogin } from '../src/domain/lease.ts';
-import { currentAttempt } from '../src/domain/provision.ts';
+import { currentAttempt, machineProvider } from '../src/domain/provision.ts';
 import type { LeaseManager, Machine } from '../src/resources/lease-contract.ts';
 import type { Deps } from './deps.ts';
 import { begin, failJob, hasOneComing, SEND_MS } from './lease-ask.ts';
+import { whileUnplaced, whyUnplaced } from './hosted-engine.ts';
 import { giveBackOthers, giveUpAttempt } from './lease-give-back.ts';
 import { adopted, findBooting, isSameLogin, LOOK_MS, seen } from './lease-task.ts';
 import type { LeaseTask } from './lease-task.ts';
@@ -126,6 +127,7 @@ async function lookForLogin(
   if (machine === null || !isOfUse(machine)) {
     return nextAttempt(task, attempt, whyEnding(attempt, machine), deps);
   }
+  if (manager.engines !== undefined) return place(task, attempt, machine, manager, deps);
   if (age > bootDeadlineMs) {
     const reason = provision.reason || `It was not reached in ${bootDeadlineMs / 60_000} minutes.`;
     return nextAttempt(task, attempt, reason, deps);
@@ -145,6 +147,34 @@ async function lookForLogin(
   return { againInMs: 0 };
 }
 
+/** Waits until a machine that comes with its engine has a place; where others may have one sooner, they are asked. */
+async function place(
+  task: LeaseTask,
+  attempt: LeaseAttempt,
+  machine: Machine,
+  { capabilities: { bootDeadlineMs } }: LeaseManager,
+  deps: Deps,
+): Promise<Verdict> {
+  const { provision, resources } = task;
+  const is = await whileUnplaced(task, machine, deps);
+  if (is === 'reached') {
+    await deps.store.provisions.attempt(provision.id, attempt.n, seen(machine));
+    return reached(task, attempt, deps);
+  }
+  if (is === 'full') {
+    const message = whyUnplaced(task, machine);
+    await giveUpAttempt(task, attempt, message, deps);
+    // Where others serve the job, it is waited for anew.
+    await deps.store.provisions.keep(provision.id, { waitingSince: deps.now() });
+    return failJob(task, 'NoCapacity', message, deps);
+  }
+  const isElsewhere = resources.providers.length > 1 || resources.gpuTypes.length > 1;
+  if (isElsewhere && deps.now() - attempt.askedAt > bootDeadlineMs) {
+    return nextAttempt(task, attempt, machine.reason || 'No node took it.', deps);
+  }
+  return { againInMs: LOOK_MS };
+}
+
 function whyEnding({ machine: id }: LeaseAttempt, machine: Machine | null): string {
   const why = machine?.reason ? `: ${machine.reason}` : '';
   return `The machine ${id} was gone before it could be used${why}.`;
@@ -157,7 +187,8 @@ async function reached(
 ): Promise<Verdict> {
   const news = { reachedAt: deps.now(), error: '' };
   await deps.store.provisions.attempt(provision.id, attempt.n, news);
-  const moved = await deps.advanceProvision(provision, 'starting', { reason: '' });
+  const change = { reason: '', waitingSince: null };
+  const moved = await deps.advanceProvision(provision, 'starting', change);
   if (moved !== 'stale') await settle(provision.job, deps);
   return 'done';
 }
@@ -170,10 +201,18 @@ interface Problem {
 
 async function whyNotReached(
   { resources, leasing, signal }: LeaseTask,
-  { provider, machine, hostKey }: LeaseAttempt,
+  { provider: leasedFrom, machine, hostKey }: LeaseAttempt,
   login: MachineLogin,
   deps: Deps,
 ): Promise<Problem | null> {
+  const provider = machineProvider(leasedFrom);
+  const { machines } = leasing;
+  if (provider === null || machines === null) {
+    return {
+      reason: `This process cannot log in to ${login.host}: set AIBRIX_BATCH_SSH_KEY_FILE.`,
+      isFinal: false,
+    };
+  }
   if (await deps.store.leases.isShunned(hostOf(provider, login))) {
     return { reason: `${login.host} gave a machine of no use before.`, isFinal: true };
   }
@@ -183,7 +222,7 @@ async function whyNotReached(
   const diskGb = isCached ? LOGS_GB : Math.floor(leasing.diskGb(resources) * FREE_OF_DISK);
   const need = { gpuCount, vramGb, diskGb };
   try {
-    const unfit = await leasing.machines.check(site, need, signal);
+    const unfit = await machines.check(site, need, signal);
     if (unfit === null) return null;
     return { reason: `The machine ${machine} is of no use: ${unfit}.`, isFinal: true };
   } catch (error) {

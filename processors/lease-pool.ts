@@ -8,7 +8,9 @@ import type { JobResources } from '../src/domain/lease.ts';
 export function poolOf(resources: JobResources): string {
   const { spec, servingName, templateId } = resources;
   const { providers, regions, gpuTypes, interruptible, maxPricePerHour } = resources;
-  const parts = [spec, servingName, templateId, providers, regions, gpuTypes];
+  const { namespace } = resources;
+  const where = namespace === undefined ? [] : [namespace];
+  const parts = [spec, servingName, templateId, providers, regions, gpuTypes, ...where];
   const text = JSON.stringify([...parts, interruptible, maxPricePerHour]);
   return createHash('sha256').update(text).digest('hex').slice(0, 32);
 }

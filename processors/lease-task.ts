@@ -32,7 +32,9 @@ export async function adopted(
     { jobId: job, provisionId: id, provider: attempt.provider, machine: machine.id },
     'machine leased',
   );
-  const change = { login: machine.ssh, waitingSince: null } as const;
+  // A pod waits for its node yet, and so does its job.
+  const isHosted = task.leasing.manager(attempt.provider)?.engines !== undefined;
+  const change = { login: machine.ssh, ...(isHosted ? {} : { waitingSince: null }) };
   const booting = await deps.advanceProvision(provision, 'booting', change);
   if (booting !== 'stale') return;
   const now = await deps.store.provisions.get(id);

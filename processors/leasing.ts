@@ -22,6 +22,8 @@ export interface Inventories {
    * does.
    */
   inventory(provider: LeaseProvider, maxAgeMs: number): Promise<Inventory>;
+  /** Lets go of what managers keep open. */
+  close(): Promise<void>;
 }
 
 /** What leasing machines takes beside the records. */
@@ -30,7 +32,8 @@ export interface Leasing extends Inventories {
   authorizedKey: string;
   /** A fresh key for a machine to prove itself with. */
   newHostKey(): { privateKey: string; publicKey: string };
-  machines: MachineRuntime;
+  /** Null where this process has no key for machines. */
+  machines: MachineRuntime | null;
   /** Where the engine of an attempt's machine is reached by the world; null: through a tunnel only. */
   publicUrl(attempt: LeaseAttempt): string | null;
   /** Image that a machine of this provider is leased with, where that runs containers. */

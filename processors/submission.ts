@@ -17,6 +17,7 @@ import type { Look } from '../src/runtimes/contract.ts';
 import type { Deps, SettleDeps } from './deps.ts';
 import { ensureCallersEngine, siteOfCallers } from './callers-machine.ts';
 import { endIfLate } from './engine-run.ts';
+import { endIfHostedLate, hostedEngines } from './hosted-engine.ts';
 import { ensureLeasedEngine, siteOf } from './lease-engine.ts';
 import { giveBackOthers } from './lease-give-back.ts';
 import type { LeaseTask } from './lease-task.ts';
@@ -67,10 +68,14 @@ async function isLate(
   const { resources } = job.options;
   const { leasing, machines } = deps;
   if (look.is === 'healthy' || !isLeased(provision)) return false;
+  const task = leaseTask(provision, job, signal, deps);
+  if (task !== null && hostedEngines(provision, leasing) !== null)
+    return endIfHostedLate(task, deps);
   const leased = leasing === null ? null : siteOf(provision, leasing);
   const site = isOnCallersMachine(provision) ? siteOfCallers(provision) : leased;
   if (site === null || resources === null || machines === null) return false;
-  return endIfLate({ provision, job, resources, site, machines, signal }, deps);
+  const lastWords = async (offset: number) => (await machines.readLog(site, offset, signal)).text;
+  return endIfLate({ provision, job, resources, lastWords }, deps);
 }
 
 /** What is to be done before an engine on a machine that was leased, or is the caller's, can be asked whether it is healthy; null: nothing. */

@@ -12,7 +12,7 @@ import { createTally } from './manifest.ts';
 import type { Tally, WrittenFiles } from './manifest.ts';
 
 /** What the error file says of a line that was never answered; of a failure, what the job failed for follows. */
-const UNDONE = {
+export const UNDONE = {
   completed: { code: 'batch_failed', message: 'This request was not answered.' },
   cancelled: {
     code: 'batch_cancelled',

@@ -3,19 +3,20 @@ import { engineBaseUrl } from '../domain/engine-url.ts';
 import { invalidInput } from '../domain/errors.ts';
 import type { SluiceError } from '../domain/errors.ts';
 import type { CallerMachine } from '../domain/lease.ts';
-import type { LeaseProvider } from '../domain/provision.ts';
+import type { MachineProvider } from '../domain/provision.ts';
 import { exactObject } from './body.ts';
 
 /** Targets of `aibrix.runtime`: engines that run already, on whatever machine, or a machine that is logged in to. */
-const TARGETS = ['External', 'RunPod', 'LambdaCloud', 'Kubernetes'] as const;
+const TARGETS = ['External', 'RunPod', 'LambdaCloud', 'Kubernetes', 'KubernetesJob'] as const;
 type Target = (typeof TARGETS)[number];
 
 /** What the machines are like that a target stands for; null: none that is logged in to. */
-const KINDS: Readonly<Record<Target, { provider: LeaseProvider; user: string } | null>> = {
+const KINDS: Readonly<Record<Target, { provider: MachineProvider; user: string } | null>> = {
   RunPod: { provider: 'runpod', user: 'root' },
   LambdaCloud: { provider: 'lambdaCloud', user: 'ubuntu' },
   External: null,
   Kubernetes: null,
+  KubernetesJob: null,
 };
 
 const URL_RULE =
@@ -29,6 +30,9 @@ const KEY_RULE =
 const IMAGE_RULE = 'the name of an image, such as vllm/vllm-openai:v0.11.0';
 const ARGS_RULE = 'a list of at most 256 texts, such as ["--max-model-len", "8192"]';
 const MODEL_RULE = 'a text of 1 to 512 characters';
+const NAMESPACE_RULE =
+  'the name of a namespace: at most 63 small letters, digits and -, such as batch';
+const NAMESPACE = /^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$/;
 const SSH_HOST_RULE = 'left out: the machine is named in host';
 
 const HOST = /^(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45})$/;
@@ -91,6 +95,12 @@ const optionsSchema = exactObject({
     v.nullish(v.pipe(v.string(MODEL_RULE), v.nonEmpty(MODEL_RULE), v.maxLength(512, MODEL_RULE))),
     v.description('With `host`: the model of the template, which it has to be.'),
   ),
+  namespace: v.pipe(
+    textOf(NAMESPACE, NAMESPACE_RULE),
+    v.description(
+      'Of `Kubernetes` and `KubernetesJob` without `base_url`: one of `KUBERNETES_NAMESPACE` of the server. Left out: the first.',
+    ),
+  ),
   ssh_host: v.nullish(
     v.pipe(
       v.unknown(),
@@ -101,10 +111,16 @@ const optionsSchema = exactObject({
 
 /** A machine of the caller's, and what is to be otherwise there than in the template; null: nothing. */
 export interface MachineWish extends CallerMachine {
-  provider: LeaseProvider;
+  provider: MachineProvider;
   image: string | null;
   vllmArgs: readonly string[];
   model: string | null;
+}
+
+/** In which form a cluster is to run a job, and in which of the server's namespaces; null: its first. */
+export interface ClusterWish {
+  form: 'deployment' | 'job';
+  namespace: string | null;
 }
 
 /** The caller's own: `{target: 'External', options: {base_url}}`, `base_urls` for several, or `host` for a machine. */
@@ -113,10 +129,12 @@ export const runtimeSchema = exactObject({
     v.picklist(TARGETS, `one of ${TARGETS.join(', ')}`),
     v.description(
       'Where the engine runs that you have started, which is used and never stopped: a job shows it as `External`. With ' +
-        '`host` what your machine is like: `RunPod` has vLLM on it, `LambdaCloud` has Docker.',
+        '`host` what your machine is like: `RunPod` has vLLM on it, `LambdaCloud` has Docker. `Kubernetes` and ' +
+        '`KubernetesJob` without `base_url`: the server runs the engine in its cluster, as a Deployment that its workers ' +
+        'send lines to, or the whole batch in a Job.',
     ),
   ),
-  options: optionsSchema,
+  options: v.nullish(optionsSchema, {}),
 });
 
 type RuntimeFields = v.InferOutput<typeof runtimeSchema>;
@@ -128,9 +146,17 @@ type RuntimeFields = v.InferOutput<typeof runtimeSchema>;
 export function runtimeWish(
   { target, options }: RuntimeFields,
   param: string,
-): { engines: string[]; machine?: MachineWish } {
+): { engines: string[]; machine?: MachineWish; cluster?: ClusterWish } {
   const { base_url: one, http_base_url: other, base_urls: more, host } = options;
   const urls = [one, other, ...(more ?? [])].filter((url) => typeof url === 'string');
+  const form = FORMS[target] ?? null;
+  if (options.namespace && (form === null || urls.length > 0)) {
+    const mend = 'leave it out, or ask for Kubernetes or KubernetesJob without base_url';
+    throw wrong(
+      `${param}.namespace`,
+      `is where the server is to run an engine in its cluster: ${mend}.`,
+    );
+  }
   if (host) return { engines: [], machine: machineWish(target, host, options, param) };
   const field = MACHINE_FIELDS.find((name) => isGiven(options[name]));
   if (field !== undefined) {
@@ -143,7 +169,16 @@ export function runtimeWish(
       `is said of a machine that the engine is started on: ${mend}.`,
     );
   }
+  if (urls.length > 0 && form === 'job') {
+    const mend = 'leave it out, or say External as target';
+    throw wrong(
+      `${param}.base_url`,
+      `has no effect: a KubernetesJob brings its engine along. ${mend}.`,
+    );
+  }
   if (urls.length > 0) return { engines: [...new Set(urls)] };
+  if (form !== null)
+    return { engines: [], cluster: { form, namespace: options.namespace ?? null } };
   throw invalidInput(
     'missing_required_parameter',
     `'${param}' must have 'base_url' or 'base_urls': ${URL_RULE}; or 'host', a machine of yours to start the engine on.`,
@@ -151,6 +186,10 @@ export function runtimeWish(
   );
 }
 
+const FORMS: Partial<Record<Target, ClusterWish['form']>> = {
+  Kubernetes: 'deployment',
+  KubernetesJob: 'job',
+};
 const URL_FIELDS = ['base_url', 'http_base_url', 'base_urls'] as const;
 const MACHINE_FIELDS = ['ssh_port', 'ssh_user', 'host_key', 'image', 'vllm_args', 'model'] as const;
 

@@ -35,7 +35,15 @@ type Extension = v.InferOutput<typeof aibrixSchema> | null | undefined;
 /** What the extension asks for beside the batch itself. */
 export function aibrixWish(extension: Extension): Pick<
   JobWish,
-  'jobId' | 'maxConcurrency' | 'engines' | 'machine' | 'template' | 'model' | 'output' | 'resources'
+  | 'jobId'
+  | 'maxConcurrency'
+  | 'engines'
+  | 'machine'
+  | 'cluster'
+  | 'template'
+  | 'model'
+  | 'output'
+  | 'resources'
 > & {
   options: JobWish['options'];
 } {

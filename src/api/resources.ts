@@ -6,6 +6,7 @@ import type { JobResources } from '../domain/lease.ts';
 import { LEASE_PROVIDERS } from '../domain/provision.ts';
 import type { LeaseProvider } from '../domain/provision.ts';
 import type { ResolvedTemplate } from '../domain/template.ts';
+import type { ClusterWish } from './engines.ts';
 import type { ResourceWish } from './resource-wish.ts';
 
 /** What of this server's settings says which machines a job gets. */
@@ -20,6 +21,8 @@ export interface LeaseDefaults {
   spend: SpendLimits;
   /** Most machines that one job may have. */
   mostReplicas: number;
+  /** Of the cluster: the namespaces that jobs may name, and the form of those that name none. */
+  cluster: { namespaces: readonly string[]; form: ClusterWish['form'] };
 }
 
 /** Whether machines are leased for a job. */
@@ -40,10 +43,11 @@ export function resolveResources(
   wish: ResourceWish,
   template: ResolvedTemplate,
   { param, templateParam }: { param: string; templateParam: string },
+  cluster?: ClusterWish,
 ): JobResources {
   const { spec, servingName, id: templateId } = template;
   const { regions, gpuTypes, interruptible, maxPricePerHour } = wish;
-  const providers = enabledProviders(defaults, wish.providers, param);
+  const providers = providersFor(defaults, wish.providers, param, cluster);
   requireStartable(template, providers, templateParam);
   return {
     spec,
@@ -57,6 +61,56 @@ export function resolveResources(
     maxPricePerHour,
     maxCostUsd: wish.maxCostUsd ?? defaults.spend.maxCostUsd,
     maxIdleMinutes: wish.maxIdleMinutes ?? defaults.spend.maxIdleMinutes,
+    ...clusterOf(defaults, providers, cluster),
+  };
+}
+
+const RUNTIME = 'aibrix.runtime';
+
+/** Refuses what only a cluster could do where this server has none, or not that namespace. */
+export function requireCluster(
+  { providers, cluster: { namespaces } }: Pick<LeaseDefaults, 'providers' | 'cluster'>,
+  wish: ClusterWish | undefined,
+): void {
+  if (wish === undefined) return;
+  if (!providers.includes('kubernetes')) {
+    const others = [...providers, 'kubernetes'].join();
+    const message = `This server runs no engines in Kubernetes: start it with PROVISIONER=${others}, or name an engine in '${RUNTIME}.options.base_url'.`;
+    throw invalidInput('provider_not_enabled', message, { param: `${RUNTIME}.target` });
+  }
+  const { namespace } = wish;
+  if (namespace === null || namespaces.includes(namespace)) return;
+  const there = namespaces.length === 0 ? 'its own alone' : namespaces.join(', ');
+  const message = `This server may run engines in the namespaces ${there}, not in '${namespace}': leave it out, or start the server with KUBERNETES_NAMESPACE=${[...namespaces, namespace].join()}.`;
+  throw invalidInput('invalid_value', message, { param: `${RUNTIME}.options.namespace` });
+}
+
+/** A job that names the cluster is for no other provider. */
+function providersFor(
+  defaults: Pick<LeaseDefaults, 'providers'>,
+  names: readonly string[],
+  param: string,
+  cluster: ClusterWish | undefined,
+): readonly LeaseProvider[] {
+  if (cluster === undefined) return enabledProviders(defaults, names, param);
+  const other = names.find((name) => name !== 'kubernetes');
+  if (other === undefined) return ['kubernetes'];
+  const message = `'${param}.provider' is ${other.slice(0, 100)}, and '${RUNTIME}.target' the cluster: leave one of them out.`;
+  throw invalidInput('invalid_value', message, { param: `${param}.provider` });
+}
+
+function clusterOf(
+  { cluster: { form } }: Pick<LeaseDefaults, 'cluster'>,
+  providers: readonly LeaseProvider[],
+  wish: ClusterWish | undefined,
+): Pick<JobResources, 'form' | 'namespace'> {
+  const chosen = wish?.form ?? form;
+  // A whole batch cannot go over to another provider.
+  const isJob = chosen === 'job' && providers.every((each) => each === 'kubernetes');
+  const namespace = wish?.namespace ?? null;
+  return {
+    ...(isJob ? { form: 'job' as const } : {}),
+    ...(namespace === null ? {} : { namespace }),
   };
 }
 
@@ -151,6 +205,7 @@ function allowedReplicas(
 const NETWORKS: Readonly<Record<LeaseProvider, EngineSite['listensTo']>> = {
   runpod: 'machine',
   lambdaCloud: 'container',
+  kubernetes: 'container',
 };
 
 /** A machine like any other, as far as a template can tell before one is leased. */

@@ -15,11 +15,17 @@ import { canonicalJson } from './body.ts';
 import { requireLogin, resolveMachine } from './callers-machine.ts';
 import { resolveTemplate, useTemplate } from './console/templates.ts';
 import type { TemplatesDeps, TemplateWish } from './console/templates.ts';
-import type { MachineWish } from './engines.ts';
+import type { ClusterWish, MachineWish } from './engines.ts';
 import { derivedText, randomText, sha256 } from './ids.ts';
 import { findInput, requireWritable } from './places.ts';
 import type { FoundInput, OutputWish, PlacesDeps } from './places.ts';
-import { isLeasedFor, refuseResources, renewResources, resolveResources } from './resources.ts';
+import {
+  isLeasedFor,
+  refuseResources,
+  renewResources,
+  requireCluster,
+  resolveResources,
+} from './resources.ts';
 import type { LeaseDefaults } from './resources.ts';
 import { NO_WISH } from './resource-wish.ts';
 import type { ResourceWish } from './resource-wish.ts';
@@ -69,6 +75,8 @@ export interface JobWish {
   engines: string[];
   /** A machine of the caller's to start the engine on. */
   machine?: MachineWish;
+  /** How the cluster of the server is to run it, where it says so. */
+  cluster?: ClusterWish;
   options: Partial<JobOptions>;
   /** The deployment template that describes the engine. */
   template?: TemplateWish;
@@ -117,6 +125,7 @@ export async function submitJob(
     model: _model,
     resources: _resources,
     machine: _machine,
+    cluster: _cluster,
     output,
     ...asked
   } = wish;
@@ -311,7 +320,7 @@ function machinesFor(
   }
   if (template === null) return kept && renewResources(defaults, kept, fields.resources);
   const params = { param: fields.resources, templateParam: fields.template };
-  return resolveResources(defaults, asked ?? NO_WISH, template, params);
+  return resolveResources(defaults, asked ?? NO_WISH, template, params, wish.cluster);
 }
 
 /** The id of the job that a request makes: the same one for a request that is repeated, else a fresh one. */
@@ -335,7 +344,11 @@ export async function checkWish(
   return { rules, key: contentKey(file), bytes: file.bytes, resources };
 }
 
-function checkEngines({ defaults }: SubmitDeps, { engines, machine, options }: JobWish): void {
+function checkEngines(
+  { defaults }: SubmitDeps,
+  { engines, machine, cluster, options }: JobWish,
+): void {
+  requireCluster(defaults, cluster);
   if (machine !== undefined || options.resources?.machine !== undefined) return;
   if (engines.length > 0 || defaults.engineUrls.length > 0 || defaults.providers.length > 0) return;
   if (defaults.metadataServiceUrl !== undefined) return;

@@ -22,6 +22,10 @@ export interface JobResources extends SpendLimits {
   interruptible: boolean;
   /** US dollars an hour for one machine; null: whatever it costs. */
   maxPricePerHour: number | null;
+  /** Of the namespaces that engines may run in, where the job names one; absent: the first. */
+  namespace?: string;
+  /** `job`: the cluster runs the whole of it in a Job; absent: an engine, which lines are sent to. */
+  form?: 'job';
   /** The machine of the caller's that it runs on; absent: machines are leased. */
   machine?: CallerMachine;
 }

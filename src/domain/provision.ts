@@ -32,12 +32,21 @@ export const PROVISION = {
 export const OWNERS = ['sluice', 'caller'] as const;
 export type Owner = (typeof OWNERS)[number];
 
-/** Those that lease machines for jobs. */
-export const LEASE_PROVIDERS = ['runpod', 'lambdaCloud'] as const;
+/** Those that lease machines which are logged in to. */
+export const MACHINE_PROVIDERS = ['runpod', 'lambdaCloud'] as const;
+export type MachineProvider = (typeof MACHINE_PROVIDERS)[number];
+
+/** Those that lease machines for jobs; Kubernetes runs the engine itself, and nobody logs in there. */
+export const LEASE_PROVIDERS = [...MACHINE_PROVIDERS, 'kubernetes'] as const;
 export type LeaseProvider = (typeof LEASE_PROVIDERS)[number];
 
 export const PROVIDERS = ['static', ...LEASE_PROVIDERS] as const;
 export type Provider = (typeof PROVIDERS)[number];
+
+/** Null for a provider whose machines nobody logs in to. */
+export function machineProvider(provider: Provider): MachineProvider | null {
+  return MACHINE_PROVIDERS.find((each) => each === provider) ?? null;
+}
 
 /** Null for a provider that leases nothing. */
 export function leaseProvider(provider: Provider): LeaseProvider | null {

@@ -45,6 +45,7 @@ function leaseDefaults(settings: Settings) {
       maxIdleMinutes: settings.maxIdleMinutes ?? null,
     },
     mostReplicas: settings.maxLeases,
+    cluster: { namespaces: settings.kubernetesNamespaces, form: 'deployment' as const },
   };
 }
 
@@ -98,6 +99,7 @@ export async function startApi(system: System): Promise<RunningApi> {
     url: `http://${shown}:${bound}`,
     async close(graceMs) {
       stopping.abort();
+      await inventories?.close();
       const closed = new Promise((resolve) => server.close(resolve));
       server.closeIdleConnections();
       const cut = setTimeout(() => server.closeAllConnections(), graceMs);

@@ -2,6 +2,8 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { loadSettings } from '../../config/load.ts';
 import { engineBaseUrl } from '../domain/engine-url.ts';
 import { describeError, SluiceError } from '../domain/errors.ts';
+import { WORKER_EXITS } from '../domain/worker-progress.ts';
+import type { BatchWorkerOptions } from './batch/run-worker.ts';
 import type { GcOptions } from './gc.ts';
 import type { DoctorOptions } from './doctor.ts';
 import type { ExportOptions } from './export.ts';
@@ -111,6 +113,21 @@ function addCare(program: Command): void {
     });
 }
 
+function addBatchWorker(program: Command): void {
+  program
+    .command('batch-worker')
+    .description('answer the batch of a Kubernetes Job with the engine in its pod, without Redis')
+    .option(
+      '--load-job-from-api',
+      'end where the Job cannot be read, whatever the environment says',
+    )
+    .option('--llm-engine-container-name <name>', "name of the engine's container", 'llm-engine')
+    .action(async (options: BatchWorkerOptions) => {
+      const { runBatchWorker } = await import('./batch/run-worker.ts');
+      process.exitCode = await runBatchWorker(options, loadSettings());
+    });
+}
+
 /**
  * Parses the command line and runs it; each command loads what it needs, which is most of its start. Every failure ends
  * in one clear message and exit code 1.
@@ -131,17 +148,25 @@ export async function main(argv: readonly string[]): Promise<void> {
   addJobs(program);
   addProvisions(program);
   addCare(program);
+  addBatchWorker(program);
   try {
     await program.parseAsync(argv);
   } catch (error) {
     console.error(`sluice: ${describeError(error)}`);
     if (!(error instanceof SluiceError) && error instanceof Error) console.error(error.stack);
-    process.exitCode = isBusy(error) ? EXIT_BUSY : 1;
+    process.exitCode = exitCodeOf(error, argv);
   }
 }
 
 /** As sysexits.h has it: try again later. */
 export const EXIT_BUSY = 75;
+
+/** What a batch worker ends with is told apart by the Job's `podFailurePolicy`. */
+function exitCodeOf(error: unknown, argv: readonly string[]): number {
+  if (isBusy(error)) return EXIT_BUSY;
+  const isSettings = error instanceof SluiceError && error.code === 'settings.invalid';
+  return isSettings && argv[2] === 'batch-worker' ? WORKER_EXITS.usage.code : 1;
+}
 
 function isBusy(error: unknown): boolean {
   return error instanceof SluiceError && ['run.busy', 'gc.busy'].includes(error.code);

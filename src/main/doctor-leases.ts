@@ -53,17 +53,24 @@ async function checkAccount(check: LeaseProvider, settings: Settings): Promise<F
     state: 'fail',
     message: describeError(error),
   });
+  let manager: LeaseAccount | null = null;
   try {
     const shared = { stamp: ANY_STAMP, draw: ownBuckets(), now: Date.now };
-    const manager = openManager(check, settings, shared);
-    const machines = await patiently(() => manager.list(ANY_STAMP));
+    const opened = openManager(check, settings, shared);
+    manager = opened;
+    const own = (await opened.checks?.()) ?? [];
+    const findings = own.map((each): Finding => ({ check, ...each }));
+    if (own.some(({ state }) => state === 'fail')) return findings;
+    const machines = await patiently(() => opened.list(ANY_STAMP));
     const there = machines.filter(({ state }) => state !== 'gone').length;
     const message = `the account can be used; machines of Sluice in it now: ${there}`;
-    const looks = looksAt(manager, settings).map(async (look) => patiently(look).catch(fail));
+    const looks = looksAt(opened, settings).map(async (look) => patiently(look).catch(fail));
     const found = (await Promise.all(looks)).filter((finding) => finding !== null);
-    return [{ check, state: 'ok', message }, ...found];
+    return [{ check, state: 'ok', message }, ...findings, ...found];
   } catch (error) {
     return [fail(error)];
+  } finally {
+    await manager?.close?.();
   }
 }
 
@@ -111,6 +118,6 @@ function describeCatalog(check: LeaseProvider, offers: readonly Offer[]): Findin
   const there = offers.filter(({ stock }) => stock !== 'unavailable').length;
   const kinds = `the catalog has ${offers.length} kinds of machines`;
   if (there > 0) return { check, state: 'ok', message: `${kinds}, ${there} of them to be had now` };
-  const mend = `widen ${LEASE_PARTS[check].regionSetting} where it is set, or wait`;
+  const mend = LEASE_PARTS[check].emptyMend;
   return { check, state: 'warn', message: `${kinds}, and none is to be had now: ${mend}` };
 }

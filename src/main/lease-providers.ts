@@ -6,6 +6,7 @@ import { ENGINE_PORT } from '../domain/engines/public-url.ts';
 import type { JobResources } from '../domain/lease.ts';
 import { leaseProvider } from '../domain/provision.ts';
 import type { LeaseProvider } from '../domain/provision.ts';
+import { createKubernetesOf } from './kubernetes.ts';
 import { createLambdaCloud, LAMBDA_CLOUD_LIMITS } from '../resources/lambda-cloud/index.ts';
 import type { LeaseAccount, Pace } from '../resources/lease-contract.ts';
 import { bucketName, createPace } from '../resources/pace.ts';
@@ -29,8 +30,8 @@ interface LeaseParts {
   credential(settings: Settings): string;
   limits: PaceLimits;
   open(settings: Settings, given: Given): LeaseAccount;
-  /** Which setting says where machines may be. */
-  regionSetting: string;
+  /** What is to be done where its catalog has nothing to be had. */
+  emptyMend: string;
   /** Volume or file system that keeps weights, by id or name; null: none. */
   modelCache(settings: Settings): string | null;
   /** Image that a machine is leased with; '' where machines run no image. */
@@ -42,7 +43,7 @@ export const LEASE_PARTS = {
   runpod: {
     credential: ({ runpodApiKey = '' }) => runpodApiKey,
     limits: RUNPOD_LIMITS,
-    regionSetting: 'RUNPOD_DATA_CENTERS',
+    emptyMend: 'widen RUNPOD_DATA_CENTERS where it is set, or wait',
     open: (settings, { pace, now, onLimits }) =>
       createRunPod(
         {
@@ -61,7 +62,7 @@ export const LEASE_PARTS = {
   lambdaCloud: {
     credential: ({ lambdaCloudApiKey = '' }) => lambdaCloudApiKey,
     limits: LAMBDA_CLOUD_LIMITS,
-    regionSetting: 'LAMBDA_CLOUD_REGION',
+    emptyMend: 'widen LAMBDA_CLOUD_REGION where it is set, or wait',
     open: (settings, { stamp, pace, now }) =>
       createLambdaCloud(
         {
@@ -77,6 +78,15 @@ export const LEASE_PARTS = {
         { pace },
       ),
     modelCache: ({ lambdaCloudFileSystem = null }) => lambdaCloudFileSystem,
+    image: () => '',
+  },
+  kubernetes: {
+    // Its API server paces who asks too often by itself.
+    credential: ({ kubeconfig = '' }) => kubeconfig,
+    limits: { callsPerSecond: 100, createsPerSecond: null },
+    emptyMend: 'add nodes, or uncordon those that are there',
+    open: (settings, { now }) => createKubernetesOf(settings, now),
+    modelCache: ({ kubernetesModelCache = null }) => kubernetesModelCache,
     image: () => '',
   },
 } as const satisfies Record<LeaseProvider, LeaseParts>;

@@ -44,6 +44,9 @@ export async function openInventories(
     stamp,
     manager: (provider) => managers.get(provider) ?? null,
     inventory: shareInventories(managers, stamp, now),
+    async close() {
+      await Promise.all([...managers.values()].map(async (manager) => manager.close?.()));
+    },
   };
 }
 
@@ -55,7 +58,7 @@ export async function openInventories(
  */
 export async function openLeasing(
   ground: LeasingGround,
-  { machines, now }: { machines: MachineRuntime; now: () => number },
+  { machines, now }: { machines: MachineRuntime | null; now: () => number },
 ): Promise<Leasing | null> {
   const { settings } = ground;
   const inventories = await openInventories(ground, ground.patient, now);

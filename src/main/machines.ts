@@ -15,16 +15,18 @@ const SHOWN_MS = 5_000;
 export function openInventorySweep(holder: string, system: System): InventorySweep {
   const { storage, metrics, log, patient } = system;
   let opened: InventorySweep | null = null;
+  let looking: Inventories | null = null;
   async function open(): Promise<InventorySweep> {
     const { store } = patient;
-    const looking = await openInventories(system, patient, clock.now);
-    if (looking === null) return { round: async () => false, close: async () => undefined };
+    const inventories = await openInventories(system, patient, clock.now);
+    looking = inventories;
+    if (inventories === null) return { round: async () => false, close: async () => undefined };
     const leasing: Inventories = {
-      ...looking,
+      ...inventories,
       // What is noted of machines is in Redis' time, which is not every process's.
       async inventory(provider, maxAgeMs) {
         const at = await store.machines.now();
-        return { ...(await looking.inventory(provider, maxAgeMs)), at };
+        return { ...(await inventories.inventory(provider, maxAgeMs)), at };
       },
     };
     const deps = { store, storage, leasing, metrics, newId: randomUUID, now: clock.now, log };
@@ -35,7 +37,10 @@ export function openInventorySweep(holder: string, system: System): InventorySwe
       opened ??= await open();
       return opened.round(signal);
     },
-    close: async () => opened?.close(),
+    async close() {
+      await opened?.close();
+      await looking?.close();
+    },
   };
 }
 

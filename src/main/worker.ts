@@ -34,6 +34,7 @@ import type { Runtime } from '../runtimes/contract.ts';
 import type { JobChange } from '../store/jobs.ts';
 import type { ProvisionChange } from '../store/provisions.ts';
 import { clock } from './clock.ts';
+import { reportCluster } from './kubernetes.ts';
 import { assembleRemotely, openRemote } from './remote.ts';
 import { createIsolation, createShareEngine } from './engine-share.ts';
 import { openReach } from './reach.ts';
@@ -107,6 +108,8 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
   });
   const reach = await openReach(system, now);
   const { runtime, leasing, machines } = reach;
+  // Nothing waits for it: a job that comes meanwhile is told the same.
+  void reportCluster(leasing, log);
   const remote = openRemote(settings);
   const processes = () => heartbeat?.dispatchers ?? 1;
   const early = createEarlyFiles({ name: system.name, deps: () => deps });

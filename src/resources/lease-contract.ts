@@ -1,4 +1,4 @@
-import type { MachineState } from '../domain/lease.ts';
+import type { JobResources, MachineState } from '../domain/lease.ts';
 import type { LeaseProvider } from '../domain/provision.ts';
 import type { Offer } from './contract.ts';
 
@@ -34,6 +34,10 @@ export interface MachineWish {
    * create comes reckons with it from then on.
    */
   sendBefore: number;
+  /** Where the machine comes with its engine: what that is started with. Others need none. */
+  engine?: Pick<JobResources, 'spec' | 'servingName'>;
+  /** Where the provider has several spaces that machines may be in: which one; missing: its first. */
+  namespace?: string;
   /**
    * Nobody has asked for this name before, so that it need not be looked for first: a call less where calls are scarce.
    * Missing: it may have been.
@@ -69,12 +73,59 @@ export interface LeaseCapabilities {
   modelCache: 'network_volume' | 'file_system' | null;
   /** Where a model cache is mounted on the machine. */
   modelCachePath: string;
-  /** How an engine is run there: in a container of its own, or as a process of the container that was leased. */
-  engineForm: 'docker' | 'process';
+  /** How an engine is run there: in a container of its own, as a process of the container that was leased, or by the provider. */
+  engineForm: 'docker' | 'process' | 'hosted';
   /** By when a machine that was created must be reached, ms. */
   bootDeadlineMs: number;
   /** How long after a create its machine may be missing in `list`, ms. */
   listLagMs: number;
+  /** A list shows all that is there when it is asked for: what it does not show is gone. Missing: lists lag behind. */
+  areListsProof?: true;
+}
+
+/** An engine that comes with its machine. */
+export interface HostedLook {
+  /**
+   * `waiting`: its process does not run yet. `running`: it does, which does not mean that it answers. `crashed`: it
+   * ended by itself, and is to be started again. `leaving`: it is taken away by others, and comes back elsewhere.
+   */
+  is: 'waiting' | 'running' | 'crashed' | 'leaving';
+  /** Why it is where it is, in the provider's words; '' where it needs no reason. */
+  reason: string;
+  /** How often it was started again on its machine. */
+  restarts: number;
+  /** How it ended last by itself; null: it never did. */
+  end: string | null;
+  /** Waiting cannot mend it. */
+  isHopeless: boolean;
+}
+
+/** Where the engine of a machine is reached. */
+export interface HostedWay {
+  /** What stands before `/v1` and `/health`. */
+  url: string;
+  /** The certificate authority, and what this process proves itself with; null: neither is needed. */
+  tls: {
+    ca?: string;
+    cert?: string;
+    key?: string;
+    rejectUnauthorized?: boolean;
+    servername?: string;
+  } | null;
+  /** Value of the header that each request carries; null: none. */
+  authorization(): Promise<string | null>;
+}
+
+/**
+ * Engines that come with their machines, where a provider runs them itself: nobody logs in there. All methods reject as
+ * `LeaseManager` says.
+ */
+export interface HostedEngines {
+  /** Null: there certainly is no such machine any more. */
+  look(machine: string): Promise<HostedLook | null>;
+  /** The end of what the engine said before it ended last, or else of what it says now; '' where there is nothing. */
+  lastWords(machine: string, lines: number): Promise<string>;
+  way(machine: string): Promise<HostedWay>;
 }
 
 /**
@@ -91,6 +142,8 @@ export interface LeaseCapabilities {
 export interface LeaseManager {
   readonly provider: LeaseProvider;
   readonly capabilities: LeaseCapabilities;
+  /** Missing: its machines are logged in to, and their engines started there. */
+  readonly engines?: HostedEngines;
   /** What can be had now, with price and stock; kept for some seconds. */
   catalog(): Promise<Offer[]>;
   /**
@@ -107,6 +160,10 @@ export interface LeaseManager {
    * (`lease.unavailable`) rather than answer with less than all.
    */
   list(stamp: string): Promise<Machine[]>;
+  /** What else there is as it should be, or not. Rejects as `catalog`. Missing: nothing else is looked at. */
+  checks?(): Promise<AccountCheck[]>;
+  /** Lets go of what it keeps open, where it does. */
+  close?(): Promise<void>;
 }
 
 /** A manager whose account can be looked at before a job needs it, as `sluice doctor` does. Its checks change nothing. */
@@ -118,6 +175,12 @@ export interface LeaseAccount extends LeaseManager {
   checkLogin(authorizedKey: string): Promise<string | null>;
   /** Whether a volume or file system is there that machines can use. Resolves to what it is; rejects as `create` does. */
   checkModelCache(modelCache: string): Promise<string>;
+}
+
+/** A finding in words for people, with the mend where something is to be mended. */
+export interface AccountCheck {
+  state: 'ok' | 'warn' | 'fail';
+  message: string;
 }
 
 /** What a call is for; in the order in which they go before each other where a credential's rate is scarce. */

@@ -1,6 +1,6 @@
 import type { Dispatcher } from 'undici';
 import type { JobResources, MachineLogin } from '../domain/lease.ts';
-import type { LeaseProvider } from '../domain/provision.ts';
+import type { MachineProvider } from '../domain/provision.ts';
 
 /**
  * What a look at an engine found. `healthy`: it serves `models`, at least one of those that it was asked for.
@@ -38,7 +38,7 @@ export interface Runtime {
 
 /** A machine as one logs in to it. */
 export interface MachineSite {
-  provider: LeaseProvider;
+  provider: MachineProvider;
   login: MachineLogin;
   /** Public half of the key that it has to prove itself with, in one line, or the `SHA256:…` of that. */
   hostKey: string;
@@ -56,6 +56,25 @@ export interface LeasedSite extends MachineSite {
   /** Where the engine says that it is well, as its template has it; absent: at `/health`, which an engine may lack. */
   healthPath?: string;
   /** Where it shows its metrics, as its template has it; absent: at `/metrics`. */
+  metricsPath?: string;
+}
+
+/** An engine that its provider runs, and how this process gets there. */
+export interface HostedSite {
+  /** What stands before `/v1` and `/health`. */
+  url: string;
+  /** Of a way that leads through somebody else, who has to be proven and asks who we are; null: none does. */
+  tls: {
+    ca?: string;
+    cert?: string;
+    key?: string;
+    rejectUnauthorized?: boolean;
+    servername?: string;
+  } | null;
+  /** Value of the header that each request carries; null: none. */
+  authorization(): Promise<string | null>;
+  /** As of a leased machine. */
+  healthPath?: string;
   metricsPath?: string;
 }
 

@@ -2,9 +2,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { describeError, SluiceError, transient } from '../domain/errors.ts';
 import { ENGINE_PORT } from '../domain/engines/public-url.ts';
 import { leasedProvision } from '../domain/provision.ts';
-import type { Connection, LeasedSite, Look, Runtime } from './contract.ts';
+import type { Connection, HostedSite, LeasedSite, Look, Runtime } from './contract.ts';
 import { engineKey } from './engine-key.ts';
 import { createKept } from './kept.ts';
+import { openHostedWay } from './kubernetes/hosted-way.ts';
 import { LateDispatcher } from './late-dispatcher.ts';
 import type { Way } from './late-dispatcher.ts';
 import { lookThrough } from './look.ts';
@@ -22,13 +23,13 @@ const REFUSAL = 'the engine asks for a key of its own: take that out of engine.s
 interface RuntimeOptions {
   /** Reaches every address that is an engine's own. */
   endpoint: Runtime;
-  /** Opens leased machines; as text. */
-  privateKey: string;
+  /** Opens leased machines; as text. Null: this process logs in to none. */
+  privateKey: string | null;
   /**
    * Where the machine of a `lease://…` address is now; asked at each look, and before each attempt to connect to it. What
    * it rejects with is an attempt that failed: one of our errors that is not `Transient` ends the waiting for a connection.
    */
-  siteOf(address: string): Promise<LeasedSite>;
+  siteOf(address: string): Promise<LeasedSite | HostedSite>;
   /** How long a request may wait for its way to an engine, ms. */
   connectTimeout: number;
   /** How long the tunnel of a look is kept that nobody uses, ms; 30 s unless given. */
@@ -56,19 +57,31 @@ export function createRuntime(options: RuntimeOptions): Runtime & { close(): Pro
 }
 
 function tunnelTo(address: string, { privateKey, siteOf }: RuntimeOptions, limitMs: number) {
+  if (privateKey === null) throw noKey(address);
   return createTunnel({
     privateKey,
     keepaliveMs: KEEPALIVE_MS,
     port: ENGINE_PORT,
     connectTimeout: limitMs,
     async target() {
-      const { login, hostKey } = await siteOf(address);
-      return { ...login, hostKeys: [hostKey] };
+      const site = await siteOf(address);
+      if (isHosted(site)) throw transient('lease.no_machine', `${address} is not logged in to`);
+      return { ...site.login, hostKeys: [site.hostKey] };
     },
   });
 }
 
-function bearer(privateKey: string, hostKey: string): Record<string, string> {
+function isHosted(site: LeasedSite | HostedSite): site is HostedSite {
+  return 'url' in site;
+}
+
+function noKey(address: string) {
+  const message = `this process cannot log in to the machine of ${address}: set AIBRIX_BATCH_SSH_KEY_FILE`;
+  return transient('lease.no_settings', message);
+}
+
+function bearer(privateKey: string | null, hostKey: string): Record<string, string> {
+  if (privateKey === null) return {};
   return { authorization: `Bearer ${engineKey(privateKey, hostKey)}` };
 }
 
@@ -79,7 +92,25 @@ function createLeasedLooks(options: RuntimeOptions): Pick<Runtime, 'look'> & {
   const { privateKey, siteOf, connectTimeout, idleMs = IDLE_MS } = options;
   const limitMs = Math.min(connectTimeout, LOOK_CONNECT_MS);
   const tunnels = createKept<Tunnel>({ idleMs, close: async (tunnel) => tunnel.close() });
+  const ways = createKept<Way>({ idleMs, close: async (way) => way.close() });
   let isClosed = false;
+
+  async function lookAtHosted(
+    address: string,
+    site: HostedSite,
+    models: readonly string[],
+    signal: AbortSignal,
+  ): Promise<Look> {
+    const { healthPath } = site;
+    return ways.use(
+      `${address} ${site.url}`,
+      () => openHostedWay(site, limitMs),
+      async ({ dispatcher }) => {
+        const door = { name: address, refusal: REFUSAL, url: site.url, headers: {}, dispatcher };
+        return lookThrough(door, { models, healthPath }, signal);
+      },
+    );
+  }
 
   async function lookAt(
     address: string,
@@ -103,18 +134,19 @@ function createLeasedLooks(options: RuntimeOptions): Pick<Runtime, 'look'> & {
   return {
     async look(address, models, signal) {
       signal.throwIfAborted();
-      let site: LeasedSite;
+      let site: LeasedSite | HostedSite;
       try {
         site = await siteOf(address);
       } catch (error) {
         return { is: 'down', reason: `nobody knows where ${address} is: ${describeError(error)}` };
       }
       if (isClosed) return { is: 'down', reason: `${address}: this process is about to end` };
+      if (isHosted(site)) return lookAtHosted(address, site, models, signal);
       return lookAt(address, site, models, signal);
     },
     async close() {
       isClosed = true;
-      await tunnels.close();
+      await Promise.all([tunnels.close(), ways.close()]);
     },
   };
 }
@@ -126,7 +158,9 @@ function connectLeased(address: string, options: RuntimeOptions): Connection {
 
   async function find(): Promise<Way> {
     const ask = async () => siteOf(address);
-    const { publicUrl, hostKey } = await patiently(ask, connectTimeout, stop.signal);
+    const site = await patiently(ask, connectTimeout, stop.signal);
+    if (isHosted(site)) return openHostedWay(site, connectTimeout);
+    const { publicUrl, hostKey } = site;
     if (publicUrl === undefined) return tunnelTo(address, options, connectTimeout);
     return { ...endpoint.connect(publicUrl), headers: bearer(privateKey, hostKey) };
   }

@@ -48,6 +48,8 @@ const resources = v.object({
   maxPricePerHour: v.nullable(v.number()),
   maxCostUsd: v.nullable(v.number()),
   maxIdleMinutes: v.nullable(v.number()),
+  namespace: v.exactOptional(v.string()),
+  form: v.exactOptional(v.literal('job')),
   machine: v.exactOptional(
     v.object({
       login: v.object({ host: v.string(), port: v.number(), user: v.string() }),

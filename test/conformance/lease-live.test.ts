@@ -16,7 +16,7 @@ import { afterAll, beforeAll, describe, expect, onTestFinished, test } from 'vit
 import { loadSettings, readEnvironment } from '../../config/load.ts';
 import { SluiceError } from '../../src/domain/errors.ts';
 import { machineName } from '../../src/domain/lease.ts';
-import type { LeaseProvider } from '../../src/domain/provision.ts';
+import type { MachineProvider } from '../../src/domain/provision.ts';
 import { authorizedKeyOf, openManager } from '../../src/main/lease-providers.ts';
 import type { Offer } from '../../src/resources/contract.ts';
 import type { LeaseManager, Machine, MachineWish } from '../../src/resources/lease-contract.ts';
@@ -45,7 +45,7 @@ interface Account extends AsyncDisposable {
 }
 
 /** A manager as a server of this environment has it, that shares the rates of its credential by Redis. */
-async function openAccount(provider: LeaseProvider, environment: Environment): Promise<Account> {
+async function openAccount(provider: MachineProvider, environment: Environment): Promise<Account> {
   const settings = loadSettings(environment);
   const redis = connectTo('redis');
   const { limits } = createStore({ redis, namespace: randomUUID() });
@@ -114,7 +114,7 @@ async function lease(account: Account, mostUsd: number): Promise<Machine> {
 }
 
 function describeAccount(
-  provider: LeaseProvider,
+  provider: MachineProvider,
   open: () => Promise<Account>,
   mostUsd: number | null,
 ): void {

@@ -1,6 +1,6 @@
 import * as v from 'valibot';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import type { LeaseProvider } from '../../src/domain/provision.ts';
+import type { MachineProvider } from '../../src/domain/provision.ts';
 import { createKeyPair } from '../../src/runtimes/ssh/keys.ts';
 import {
   cancelJob,
@@ -61,7 +61,7 @@ async function openWorld(kind: 'container' | 'vm'): Promise<World> {
   return { url: server.url, to, template, [Symbol.asyncDispose]: () => all.disposeAsync() };
 }
 
-const TARGETS: Record<LeaseProvider, string> = { runpod: 'RunPod', lambdaCloud: 'LambdaCloud' };
+const TARGETS: Record<MachineProvider, string> = { runpod: 'RunPod', lambdaCloud: 'LambdaCloud' };
 
 /** Creates a batch for the machine, as its owner would over the API. */
 async function submit(

@@ -5,7 +5,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { loadSettings } from '../../config/load.ts';
 import type { Inventory, Leasing } from '../../processors/leasing.ts';
 import type { JobResources } from '../../src/domain/lease.ts';
-import type { LeaseProvider } from '../../src/domain/provision.ts';
+import type { MachineProvider } from '../../src/domain/provision.ts';
 import { EXAMPLE_TEMPLATE } from '../../src/api/docs/examples.ts';
 import { openLeasing } from '../../src/main/leasing.ts';
 import type { LeasingGround } from '../../src/main/leasing.ts';
@@ -31,7 +31,7 @@ const MACHINES: MachineRuntime = {
 
 let folder = '';
 let keyFile = '';
-let clouds: Record<LeaseProvider, CloudSimulator>;
+let clouds: Record<MachineProvider, CloudSimulator>;
 
 beforeAll(async () => {
   folder = await mkdtemp(join(tmpdir(), 'sluice-lease-'));
@@ -94,7 +94,7 @@ const OFFERS = { runpod: '1x NVIDIA L40S', lambdaCloud: 'gpu_1x_a10' } as const;
 /** One machine, as a processor asks for it. */
 async function lease(
   leasing: Leasing,
-  provider: LeaseProvider,
+  provider: MachineProvider,
   change: Partial<MachineWish> = {},
 ): Promise<Machine> {
   const manager = leasing.manager(provider);

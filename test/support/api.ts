@@ -93,6 +93,7 @@ export async function startApi(
       defaultTemplate: null,
       spend: { maxCostUsd: null, maxIdleMinutes: null },
       mostReplicas: 0,
+      cluster: { namespaces: [], form: 'deployment' },
     },
     provider: 'static',
     catalog: { offers: async () => [] },

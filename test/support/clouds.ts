@@ -4,7 +4,7 @@ import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import type { LeaseProvider } from '../../src/domain/provision.ts';
+import type { MachineProvider } from '../../src/domain/provision.ts';
 import { connectControl } from '../simulators/cloud/control.ts';
 import type { CloudControl } from '../simulators/cloud/control.ts';
 import { merge } from '../simulators/cloud/knobs.ts';
@@ -14,12 +14,12 @@ import { startRunPod } from '../simulators/runpod/simulator.ts';
 import type { Environment } from './server.ts';
 
 /** The providers, and the dialects in which one of them may be asked. */
-export type CloudKind = LeaseProvider | 'runpod-v1';
+export type CloudKind = MachineProvider | 'runpod-v1';
 
 /** A simulated account at a provider, and what a server needs to lease there. */
 export interface Cloud extends AsyncDisposable {
   kind: CloudKind;
-  provider: LeaseProvider;
+  provider: MachineProvider;
   /** Without the version of its API. */
   url: string;
   control: CloudControl;

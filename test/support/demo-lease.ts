@@ -1,7 +1,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { LeaseProvider } from '../../src/domain/provision.ts';
+import type { MachineProvider } from '../../src/domain/provision.ts';
 import { whyNoNamespaces } from '../simulators/machines/yard.ts';
 import { download } from './batch.ts';
 import { leasingEnvironment, makeKeyFile, startCloud } from './clouds.ts';
@@ -11,7 +11,7 @@ import type { LeaseJob } from './leases.ts';
 import { makeFolder, startSluice } from './server.ts';
 
 export interface LeaseDemo {
-  provider: LeaseProvider;
+  provider: MachineProvider;
   input: string;
   /** What its lines name as `body.model`. */
   model: string;
@@ -19,7 +19,7 @@ export interface LeaseDemo {
   json: boolean;
 }
 
-const NAMES: Record<LeaseProvider, string> = { runpod: 'RunPod', lambdaCloud: 'Lambda Cloud' };
+const NAMES: Record<MachineProvider, string> = { runpod: 'RunPod', lambdaCloud: 'Lambda Cloud' };
 
 /** So quick that one waits gladly, and so slow that each state is seen. */
 const KNOBS = {

@@ -4,7 +4,7 @@ import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { EXIT_BUSY, main } from '../../src/main/commands.ts';
-import { LEASE_PROVIDERS } from '../../src/domain/provision.ts';
+import { MACHINE_PROVIDERS } from '../../src/domain/provision.ts';
 import { startVllmProcess } from './vllm-process.ts';
 
 /**
@@ -68,12 +68,12 @@ async function demo(): Promise<void> {
 
 /** `--provider`: everything is the product but the cloud, its machines and the engine on them. */
 async function leaseDemo(name: string): Promise<void> {
-  const provider = LEASE_PROVIDERS.find((each) => each === name);
+  const provider = MACHINE_PROVIDERS.find((each) => each === name);
   const input = values.input ?? EXAMPLE;
   const models = await modelsOf(input);
   const [model] = models;
   if (provider === undefined || values.engine !== undefined) {
-    console.error(`--provider must be one of ${LEASE_PROVIDERS.join(', ')}, without --engine.`);
+    console.error(`--provider must be one of ${MACHINE_PROVIDERS.join(', ')}, without --engine.`);
     process.exitCode = 1;
   } else if (model === undefined || models.length > 1) {
     console.error(`A machine serves one model, and ${input} names ${models.length}.`);

@@ -8,7 +8,13 @@ import type { InventoryDeps } from '../../processors/inventory.ts';
 import { machineName, newAttempt } from '../../src/domain/lease.ts';
 import type { LeaseAttempt } from '../../src/domain/lease.ts';
 import { leaseAddress } from '../../src/domain/provision.ts';
-import type { LeaseProvider, ProvisionRecord, ProvisionState } from '../../src/domain/provision.ts';
+import { machineProvider } from '../../src/domain/provision.ts';
+import type {
+  LeaseProvider,
+  MachineProvider,
+  ProvisionRecord,
+  ProvisionState,
+} from '../../src/domain/provision.ts';
 import { createMetrics } from '../../src/observability/metrics.ts';
 import { createLambdaCloud } from '../../src/resources/lambda-cloud/index.ts';
 import type { LeaseManager } from '../../src/resources/lease-contract.ts';
@@ -74,7 +80,7 @@ export interface InventoryWorld extends AsyncDisposable {
   /** Id of a provision of this world. */
   id(provision: string): string;
   /** Leases a machine as attempt `n` of a provision, of which nothing is on record by that; returns its id. */
-  create(provider: LeaseProvider, provision: string, n?: number): Promise<string>;
+  create(provider: MachineProvider, provision: string, n?: number): Promise<string>;
   /** Writes a provision with these attempts, of which the last is the current one, past all moves. */
   record(
     provision: string,
@@ -136,10 +142,10 @@ export async function openInventoryWorld(
       newId: randomUUID,
       leasing: {
         stamp,
-        manager: (provider) => managers[provider],
+        manager: (provider) => managerOf(managers, provider),
         inventory: async (provider) => ({
           at: now(),
-          machines: await managers[provider].list(stamp),
+          machines: (await managerOf(managers, provider)?.list(stamp)) ?? [],
         }),
       },
       log: logTo(() => world.logs),
@@ -195,7 +201,13 @@ export async function openInventoryWorld(
   return world;
 }
 
-function connectManagers(clouds: Clouds, stamp: string): Record<LeaseProvider, LeaseManager> {
+/** Those of clouds; there is no cluster in this world. */
+function managerOf(managers: Record<MachineProvider, LeaseManager>, provider: LeaseProvider) {
+  const kind = machineProvider(provider);
+  return kind === null ? null : managers[kind];
+}
+
+function connectManagers(clouds: Clouds, stamp: string): Record<MachineProvider, LeaseManager> {
   const pace = async () => undefined;
   return {
     runpod: createRunPod(
@@ -220,7 +232,7 @@ function connectManagers(clouds: Clouds, stamp: string): Record<LeaseProvider, L
   };
 }
 
-function wishFor(provider: LeaseProvider, name: string) {
+function wishFor(provider: MachineProvider, name: string) {
   return {
     ...OFFERS[provider],
     name,

@@ -1,5 +1,5 @@
 import { expect } from 'vitest';
-import type { LeaseProvider } from '../../src/domain/provision.ts';
+import type { MachineProvider } from '../../src/domain/provision.ts';
 import type { AskedEntry } from '../simulators/cloud/control.ts';
 import type { LedgerEntry } from '../simulators/cloud/ledger.ts';
 import { download, expectExactLines, makeInput, parseLines, upload } from './batch.ts';
@@ -10,7 +10,7 @@ import { until } from './until.ts';
 const MODEL = 'Qwen/Qwen2.5-7B-Instruct';
 
 /** `accelerator.type` as each provider's users write it. */
-export const H100: Record<LeaseProvider, string> = {
+export const H100: Record<MachineProvider, string> = {
   runpod: 'NVIDIA H100 80GB HBM3',
   lambdaCloud: 'H100',
 };
@@ -19,7 +19,7 @@ export const H100: Record<LeaseProvider, string> = {
 export type SpecChanges = Record<string, unknown>;
 
 /** The specification of the guide's template, with the accelerator as this provider calls it. */
-function guideSpec(provider: LeaseProvider, changes: SpecChanges = {}): object {
+function guideSpec(provider: MachineProvider, changes: SpecChanges = {}): object {
   const spec: Record<string, unknown> = {
     engine: {
       type: 'vllm',
@@ -83,7 +83,7 @@ async function createModel(url: string, model: string): Promise<string> {
 /** Creates a model, unless that was done, and a template of its own for it: the guide's, with changes. */
 export async function createTemplate(
   url: string,
-  provider: LeaseProvider,
+  provider: MachineProvider,
   changes: SpecChanges = {},
   model: string = MODEL,
 ): Promise<Template> {

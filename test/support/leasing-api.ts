@@ -37,6 +37,7 @@ export async function startLeasing(
       engineUrls: [],
       providers: ['runpod', 'lambdaCloud'],
       mostReplicas: 8,
+      cluster: { namespaces: [], form: 'deployment' },
       ...defaults,
     },
     ...more(deps),

@@ -25,7 +25,7 @@ type Need = Parameters<MachineRuntime['check']>[1];
 export interface LeasingWorld extends AsyncDisposable {
   world: RecordWorld;
   control: CloudControl;
-  leasing: Leasing;
+  leasing: Leasing & { machines: MachineRuntime };
   /** What the machines say; a test gives its own. */
   inside: {
     check: (need: Need) => Promise<string | null>;
@@ -108,7 +108,7 @@ function withAddresses(manager: LeaseManager): LeaseManager {
 }
 
 export async function openLeasingWorld(
-  options: Partial<Leasing> = {},
+  options: Partial<Omit<Leasing, 'machines'>> = {},
   knobs: Record<string, unknown> = {},
 ): Promise<LeasingWorld> {
   const cloud = await startRunPod({ machines: 'none', knobs: { ...FAST, ...knobs } });
@@ -127,12 +127,13 @@ export async function openLeasingWorld(
     started: 0,
   };
   const stamp = `sl-${randomBytes(4).toString('hex')}`;
-  const leasing: Leasing = {
+  const leasing: LeasingWorld['leasing'] = {
     stamp,
     authorizedKey: createKeyPair().publicKey,
     manager: (provider) => (provider === 'runpod' ? manager : null),
     inventory: async () => ({ at: world.deps.now(), machines: await manager.list(stamp) }),
     newHostKey: createKeyPair,
+    close: async () => {},
     machines: {
       readHostKey: () => inside.hostKey(),
       check: (_, need) => inside.check(need),

@@ -1,7 +1,7 @@
 import { batchIdOf, isFinal, isOpen, isPaused } from '../../domain/job.ts';
 import type { JobEvent, JobEventKind, JobRecord, JobState } from '../../domain/job.ts';
 import { shownAddress } from '../../domain/location.ts';
-import { isReleased } from '../../domain/provision.ts';
+import { isReleased, machineProvider } from '../../domain/provision.ts';
 import type { CallerMachine } from '../../domain/lease.ts';
 import type { LeaseProvider, ProvisionRecord } from '../../domain/provision.ts';
 import { clientView } from '../client.ts';
@@ -185,11 +185,11 @@ const TARGETS = { runpod: 'RunPod', lambdaCloud: 'LambdaCloud' } as const;
 /** As the request named it; options are texts, as in AIBrix. */
 function machineRuntime(
   { login, hostKey }: CallerMachine,
-  [provider = 'runpod']: readonly LeaseProvider[],
+  [first = 'runpod']: readonly LeaseProvider[],
 ) {
   const { host, port, user } = login;
   const key = hostKey === null ? {} : { host_key: hostKey };
-  const target = TARGETS[provider];
+  const target = TARGETS[machineProvider(first) ?? 'runpod'];
   const raw = { target, options: { host, ssh_port: port, ssh_user: user, ...key } };
   const options = { host, ssh_port: String(port), ssh_user: user, ...key };
   return { target, options, raw_json: JSON.stringify(raw) };

@@ -2,7 +2,7 @@ import { transient } from '../../domain/errors.ts';
 import { DEFAULT_ADAPTIVE, DEFAULT_OPTIONS } from '../../domain/job.ts';
 import type { JobOptions, JobRecord } from '../../domain/job.ts';
 import type { JobResources, LeaseAttempt, MachineLogin } from '../../domain/lease.ts';
-import { currentAttempt, isLeased } from '../../domain/provision.ts';
+import { currentAttempt, isLeased, machineProvider } from '../../domain/provision.ts';
 import type { ProvisionRecord } from '../../domain/provision.ts';
 import { JOB_KEY } from './contract.ts';
 import type { RemoteOrder } from './contract.ts';
@@ -74,7 +74,12 @@ function machineBlocks({ options }: JobRecord, provision: ProvisionRecord): Bloc
   if (attempt === null || login === null || resources === null) {
     throw transient('remote.no_machine', 'The machine is not known yet.');
   }
-  const target = TARGETS[attempt.provider];
+  const provider = machineProvider(attempt.provider);
+  if (provider === null) {
+    const message = `No metadata service can log in to an engine of ${attempt.provider}.`;
+    throw transient('remote.no_machine', message);
+  }
+  const target = TARGETS[provider];
   return {
     runtime: { target, options: machineOptions(resources, attempt, login) },
     resource_allocation: {

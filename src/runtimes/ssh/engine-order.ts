@@ -3,7 +3,7 @@ import { engineCommand } from '../../domain/engines/index.ts';
 import { ENGINE_PORT } from '../../domain/engines/public-url.ts';
 import { invalidInput } from '../../domain/errors.ts';
 import type { JobResources } from '../../domain/lease.ts';
-import type { LeaseProvider } from '../../domain/provision.ts';
+import type { MachineProvider } from '../../domain/provision.ts';
 import type { TemplateSpec } from '../../domain/template.ts';
 import type { EngineId, EngineStart } from './engine.ts';
 
@@ -23,9 +23,9 @@ const KEY_FILE = `/root/.sluice/engines/${ENGINE_NAME}/key.yaml`;
 /** What starting an engine takes beside the template and the machine. */
 export interface EngineParts {
   /** How engines are run on this provider's machines: in a container of their own, or as a process. */
-  engineForm(provider: LeaseProvider, isCallers?: boolean): EngineId['kind'];
+  engineForm(provider: MachineProvider, isCallers?: boolean): EngineId['kind'];
   /** Where what keeps weights beyond a lease is mounted on this provider's machines; null: there is none. */
-  modelCachePath(provider: LeaseProvider): string | null;
+  modelCachePath(provider: MachineProvider): string | null;
   /** Entries of the secret of a name; null: there is none of that name. */
   secret(name: string): Promise<Readonly<Record<string, string>> | null>;
   /** The S3 interface of the object storage that holds weights; null: that of AWS. */
@@ -37,7 +37,7 @@ export interface EngineParts {
 
 /** A machine as far as it matters for how its engine is started. */
 export interface EnginePlace {
-  provider: LeaseProvider;
+  provider: MachineProvider;
   isCallers?: boolean;
   /** The key that the engine asks the world for; null: it listens to its machine only. */
   apiKey: string | null;

@@ -1,5 +1,5 @@
 import { transient } from '../../domain/errors.ts';
-import type { LeaseProvider } from '../../domain/provision.ts';
+import type { MachineProvider } from '../../domain/provision.ts';
 import type { EngineState, MachineRuntime } from '../contract.ts';
 import { engineKey } from '../engine-key.ts';
 import { composeStart, engineOn } from './engine-order.ts';
@@ -30,7 +30,7 @@ export interface Machines extends MachineRuntime {
    * `engine.…`. `isPublic`: its engines are reached by the world.
    */
   checkOrder(
-    provider: LeaseProvider,
+    provider: MachineProvider,
     order: EngineOrder,
     options?: { isPublic?: boolean },
   ): Promise<void>;

@@ -19,12 +19,13 @@ export interface RelayTarget {
 }
 
 /**
- * Listens on `host` and passes each connection to `target()`, asked anew for each. A target that is
+ * Listens on `host`, on a free port unless one is given, and passes each connection to `target()`, asked anew for each. A target that is
  * not there looks like a closed port: the connection is reset.
  */
 export async function startRelay(
   host: string,
   target: () => RelayTarget | undefined,
+  port = 0,
 ): Promise<Relay> {
   const pairs = new Map<Socket, Socket>();
   let frozen = false;
@@ -74,7 +75,7 @@ export async function startRelay(
 
   const server: Server = createServer(accept);
   const { promise, resolve, reject } = Promise.withResolvers<undefined>();
-  server.once('error', reject).listen(0, host, () => resolve(undefined));
+  server.once('error', reject).listen(port, host, () => resolve(undefined));
   await promise;
   return {
     host,

@@ -106,6 +106,7 @@ const ROUTES: Record<string, Info> = {
   'GET /health': health,
   'GET /ping': health,
   'POST /ping': health, // SageMaker asks with POST too
+  'GET /ready': health, // as the mock engine of AIBrix has it
   'GET /version': () => json({ version: VERSION }),
   'GET /load': (state) => json({ server_load: state.log.counts().in_flight }),
   'GET /metrics': metrics,

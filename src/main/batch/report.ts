@@ -1,0 +1,102 @@
+import { describeError } from '../../domain/errors.ts';
+import { usageView } from '../../domain/worker-progress.ts';
+import type { WorkerProgress } from '../../domain/worker-progress.ts';
+import { NO_USAGE } from '../../domain/kubernetes/run-record.ts';
+import type { Logger } from '../../observability/log.ts';
+import { clock } from '../clock.ts';
+import type { RunRecord } from './record.ts';
+import type { WorkerTask } from './task.ts';
+
+const EVERY_MS = 2_000;
+
+/** Says in storage how far the worker is. */
+export interface Report {
+  readonly now: WorkerProgress;
+  set(change: Partial<WorkerProgress>): void;
+  /** Writes what it is now; a storage that is away is not waited for. */
+  flush(): Promise<void>;
+  close(): void;
+}
+
+export function seconds(ms: number): number {
+  return Math.floor(ms / 1_000);
+}
+
+/**
+ * Writes the progress document every two seconds where something changed. Words for whoever looks on: whether they
+ * arrive decides nothing.
+ */
+export function startReport(
+  record: RunRecord,
+  task: WorkerTask,
+  begun: { attempt: number; startedAt: number; deadline: number },
+  { log, refresh }: { log: Logger; refresh(): Partial<WorkerProgress> },
+): Report {
+  const { job, pod, spec, batch } = task;
+  let written = '';
+  let writing: Promise<void> = Promise.resolve();
+  const report: Report = {
+    now: {
+      object: 'batch.worker_progress',
+      schema_version: 1,
+      job_uid: job.uid,
+      job_name: job.name,
+      job_namespace: job.namespace,
+      job_id: batch.jobId,
+      session_id: spec.sessionId,
+      metadata: spec.metadata,
+      index: task.index,
+      indexes: task.indexes,
+      pod: { ...pod, attempt: begun.attempt },
+      state: 'validating',
+      reason: '',
+      exit_code: null,
+      request_counts: null,
+      usage: usageView(NO_USAGE),
+      errors: [],
+      output: null,
+      error: null,
+      manifest_key: null,
+      started_at: seconds(begun.startedAt),
+      deadline: seconds(begun.deadline),
+      in_progress_at: null,
+      finalizing_at: null,
+      finished_at: null,
+      updated_at: seconds(clock.now()),
+    },
+    set(change) {
+      const isNews = change.state !== undefined && change.state !== report.now.state;
+      Object.assign(report.now, change);
+      // Who looks on is to see at once that it waits.
+      if (isNews) void report.flush();
+    },
+    async flush() {
+      Object.assign(report.now, refresh());
+      const { updated_at: _at, ...rest } = report.now;
+      const text = JSON.stringify(rest);
+      if (text !== written) {
+        written = text;
+        report.now.updated_at = seconds(clock.now());
+        const progress = { ...report.now };
+        writing = writing.then(() => write(progress));
+      }
+      await writing;
+    },
+    close() {
+      clearInterval(timer);
+    },
+  };
+
+  async function write(progress: WorkerProgress): Promise<void> {
+    try {
+      await record.putProgress(progress);
+    } catch (error) {
+      // It is written again in a moment, then with what is newer.
+      written = '';
+      log.warn({ reason: describeError(error) }, 'progress cannot be written to storage');
+    }
+  }
+
+  const timer = setInterval(() => void report.flush(), EVERY_MS);
+  return report;
+}

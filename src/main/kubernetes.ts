@@ -1,0 +1,56 @@
+import type { Log } from '../../processors/deps.ts';
+import type { Leasing } from '../../processors/leasing.ts';
+import type { Settings } from '../../config/schema.ts';
+import { describeError } from '../domain/errors.ts';
+import { openAccess } from '../resources/kubernetes/access.ts';
+import { createCluster } from '../resources/kubernetes/cluster.ts';
+import type { Cluster } from '../resources/kubernetes/cluster.ts';
+import { createKubernetes } from '../resources/kubernetes/index.ts';
+import type { LeaseAccount } from '../resources/lease-contract.ts';
+import { engineParts } from './engine-parts.ts';
+
+/** The cluster of the settings. Nothing is asked of it yet. */
+export function openCluster(settings: Settings): Cluster {
+  const { kubeconfig, kubernetesContext: context, kubernetesServiceHost: host } = settings;
+  const { kubernetesServicePort: port, serviceAccountDir: serviceAccount } = settings;
+  return createCluster({
+    open: async () =>
+      openAccess({
+        kubeconfig,
+        context,
+        serviceAccount,
+        inCluster: host === undefined ? null : { host, port },
+      }),
+    namespaces: settings.kubernetesNamespaces,
+  });
+}
+
+/** Says in the log whether the cluster can be used, and what is to be mended; never rejects. */
+export async function reportCluster(
+  leasing: Pick<Leasing, 'manager'> | null,
+  log: Log,
+): Promise<void> {
+  try {
+    const found = (await leasing?.manager('kubernetes')?.checks?.()) ?? [];
+    for (const { state, message } of found) {
+      if (state === 'ok') log.info({ cluster: message }, 'engines run in Kubernetes');
+      else log.warn({ reason: message }, 'engines cannot run in Kubernetes yet');
+    }
+  } catch (error) {
+    log.warn({ reason: describeError(error) }, 'engines cannot run in Kubernetes yet');
+  }
+}
+
+/** Engines that this deployment has in the cluster of its settings. */
+export function createKubernetesOf(settings: Settings, now: () => number): LeaseAccount {
+  return createKubernetes({
+    cluster: openCluster(settings),
+    access: settings.kubernetesAccess,
+    resource: settings.kubernetesGpuResource,
+    productLabel: settings.kubernetesGpuLabel,
+    isAutoscaled: settings.kubernetesAutoscaled,
+    scheduleMs: settings.kubernetesPendingWait,
+    objectStore: engineParts(settings).objectStore,
+    now,
+  });
+}
