@@ -65,9 +65,11 @@ export interface WorkerPod {
 }
 
 /** A Job, its API server, its storage, and pods of it as processes. */
-export async function startSite(
-  options: { s3?: S3Server; engine: string; env?: Record<string, string> },
-): Promise<WorkerSite> {
+export async function startSite(options: {
+  s3?: S3Server;
+  engine: string;
+  env?: Record<string, string>;
+}): Promise<WorkerSite> {
   const folder = await mkdtemp(join(tmpdir(), 'worker-pod-'));
   const uid = `uid-${randomBytes(6).toString('hex')}`;
   const api = await startApi(uid, folder);
@@ -280,4 +282,10 @@ export async function logged(pod: WorkerPod, message: string) {
   return until(() => pod.log.find((line) => line.msg === message), {
     what: `${message} in\n${pod.text()}`,
   });
+}
+
+/** Waits for a worker's end; another code than this is an error with all that it wrote. */
+export async function expectExit(pod: WorkerPod | undefined, code: number): Promise<void> {
+  const found = await pod?.exited;
+  if (found !== code) throw new Error(`it ended with ${found}, not ${code}:\n${pod?.text()}`);
 }

@@ -279,19 +279,21 @@ function jsonObject(
 ): Record<string, unknown> | null {
   const text = values[key];
   if (text === undefined) return null;
-  const parsed = parseJson(text);
-  if (typeof parsed === 'object' && parsed !== null && !Array.isArray(parsed)) {
-    return { ...parsed };
+  const object = parseObject(text);
+  if (object === null) {
+    problems.push(`${ANNOTATION_PREFIX}${key} must be a JSON object, got '${clip(text)}'`);
   }
-  problems.push(`${ANNOTATION_PREFIX}${key} must be a JSON object, got '${clip(text)}'`);
-  return null;
+  return object;
 }
 
-function parseJson(text: string): unknown {
+/** Null for a text that is no JSON object. */
+export function parseObject(text: string): Record<string, unknown> | null {
   try {
-    return JSON.parse(text);
+    const parsed: unknown = JSON.parse(text);
+    const isObject = typeof parsed === 'object' && parsed !== null && !Array.isArray(parsed);
+    return isObject ? { ...parsed } : null;
   } catch (error) {
-    if (error instanceof SyntaxError) return undefined;
+    if (error instanceof SyntaxError) return null;
     throw error;
   }
 }

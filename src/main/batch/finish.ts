@@ -36,7 +36,7 @@ export interface Finishing {
   maxLineBytes: number;
   /** When the Job started, ms. */
   startedAt: number;
-  log: Logger;
+  log: Pick<Logger, 'error'>;
   signal: AbortSignal;
   sleep(ms: number): Promise<void>;
 }
@@ -66,7 +66,7 @@ export async function finishRun(
       completed: counts.output,
       failed: counts.error + counts.undone,
     },
-    usage: seals.reduce((sum, seal) => addUsage(sum, seal.usage), NO_USAGE),
+    usage: usageOf(seals),
     errors,
     ...files,
     manifestKey,
@@ -120,6 +120,12 @@ export async function sealRun(
       return sealIndex(record, { index, writer: name, seal, isGone: () => false }, sleep);
     }),
   );
+}
+
+function usageOf(seals: readonly Seal[]): Seal['usage'] {
+  let sum = NO_USAGE;
+  for (const { usage } of seals) sum = addUsage(sum, usage);
+  return sum;
 }
 
 /** What a batch comes to whose parts ended differently. */

@@ -15,7 +15,7 @@ export interface InCluster {
 
 const ASK_MS = 10_000;
 const FIRST_AGAIN_MS = 500;
-const LONGEST_AGAIN_MS = 10_000;
+const LONGEST_AGAIN_MS = 5_000;
 
 const annotations = v.optional(v.record(v.string(), v.string()), {});
 const port = v.union([v.number(), v.string()]);

@@ -12,7 +12,7 @@ const AT_ONCE = 16;
 interface Loading {
   record: RunRecord;
   plan: RunPlan;
-  log: Logger;
+  log: Pick<Logger, 'error'>;
 }
 
 /**

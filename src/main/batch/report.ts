@@ -65,7 +65,10 @@ export function startReport(
       updated_at: seconds(clock.now()),
     },
     set(change) {
+      const isNews = change.state !== undefined && change.state !== report.now.state;
       Object.assign(report.now, change);
+      // Who looks on is to see at once that it waits.
+      if (isNews) void report.flush();
     },
     async flush() {
       Object.assign(report.now, refresh());

@@ -38,7 +38,8 @@ export interface RunDispatching {
 export function createRunDispatcher(run: RunDispatching): Dispatcher {
   const { settings, log, engine } = run;
   const runtime = createEndpointRuntime({ ...settings, engineUrls: [engine] });
-  let sequence = 0;
+  // It may have answered before storage lost some of that.
+  let sequence = run.ledger().commitsOf(run.writer.name);
   return new Dispatcher({
     clock,
     log,

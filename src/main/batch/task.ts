@@ -6,6 +6,7 @@ import {
   ANNOTATION_PREFIX,
   mergeAnnotations,
   parseAnnotations,
+  parseObject,
 } from '../../domain/kubernetes/annotations.ts';
 import type { BatchSpec } from '../../domain/kubernetes/annotations.ts';
 import { jobIdOfUid } from '../../domain/worker-progress.ts';
@@ -89,7 +90,7 @@ export function createTask(
     );
   }
   const spec = 'spec' in parsed ? parsed.spec : null;
-  const wish = wishOf(spec, problems);
+  const wish = wishOf(values['aibrix'], problems);
   if (spec === null || wish === null || jobUid === undefined || problems.length > 0) {
     throw refusal(problems);
   }
@@ -107,9 +108,12 @@ export function createTask(
   };
 }
 
-function wishOf(spec: BatchSpec | null, problems: string[]): ExtensionWish | null {
+/** What the extension asks for; what is no JSON object was named as that already. */
+function wishOf(text: string | undefined, problems: string[]): ExtensionWish | null {
+  const value = text === undefined ? {} : parseObject(text);
+  if (value === null) return null;
   try {
-    return extensionWish(spec?.aibrix ?? null);
+    return extensionWish(value);
   } catch (error) {
     if (!(error instanceof SluiceError)) throw error;
     problems.push(`${ANNOTATION_PREFIX}aibrix: ${describeError(error)}`);

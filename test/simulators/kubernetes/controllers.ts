@@ -124,31 +124,35 @@ function createNodeLifecycle(
     else for (const pod of pods) evict(pod);
   }
 
-  /** Pods of a node that is gone from the cluster end as failed: nobody else can say it. */
+  /** Ends a pod that no kubelet will ever speak of. */
+  function giveUp({ metadata }: Pod, message: string): void {
+    const { namespace, name } = metadata;
+    store.update(PODS, namespace, name, (copy) => {
+      const { status } = copy as Pod;
+      if (['Succeeded', 'Failed'].includes(status.phase ?? '')) return;
+      status.phase = 'Failed';
+      if (message === '') return;
+      status.conditions = setCondition(
+        status.conditions,
+        { type: 'DisruptionTarget', status: 'True', reason: 'DeletionByPodGC', message },
+        Date.now(),
+      );
+    });
+    store.update(PODS, namespace, name, (copy) => {
+      copy.metadata.deletionTimestamp ??= toTime(Date.now());
+      copy.metadata.deletionGracePeriodSeconds = 0;
+    });
+  }
+
+  /** Pods of a node that is gone from the cluster, and those that are deleted before they had one. */
   function collectPods(nodes: ReadonlySet<string>): void {
     for (const pod of store.list(PODS) as Pod[]) {
       const { nodeName } = pod.spec;
-      if (nodeName === undefined || nodes.has(nodeName)) continue;
-      const { namespace, name } = pod.metadata;
-      store.update(PODS, namespace, name, (copy) => {
-        const { status } = copy as Pod;
-        if (['Succeeded', 'Failed'].includes(status.phase ?? '')) return;
-        status.phase = 'Failed';
-        status.conditions = setCondition(
-          status.conditions,
-          {
-            type: 'DisruptionTarget',
-            status: 'True',
-            reason: 'DeletionByPodGC',
-            message: 'PodGC: node no longer exists',
-          },
-          Date.now(),
-        );
-      });
-      store.update(PODS, namespace, name, ({ metadata }) => {
-        metadata.deletionTimestamp ??= toTime(Date.now());
-        metadata.deletionGracePeriodSeconds = 0;
-      });
+      if (nodeName !== undefined && !nodes.has(nodeName)) {
+        giveUp(pod, 'PodGC: node no longer exists');
+      } else if (nodeName === undefined && pod.metadata.deletionTimestamp !== undefined) {
+        giveUp(pod, '');
+      }
     }
   }
 

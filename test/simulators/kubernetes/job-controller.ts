@@ -253,7 +253,9 @@ export function createJobController(cluster: Cluster): { sync(): void } {
     if (hasCondition(job.status.conditions, 'Suspended')) return job;
     recorder.record(job, 'Normal', 'Suspended', 'Job suspended', SOURCE);
     const next = condition(job, 'Suspended', 'True', 'JobSuspended', 'Job suspended');
-    return change(next, ({ status }) => delete status.startTime);
+    return change(next, ({ status }) => {
+      delete status.startTime;
+    });
   }
 
   function begin(job: Job): Job {

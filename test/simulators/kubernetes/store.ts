@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { isDeepStrictEqual } from 'node:util';
 import type { Kind } from './kinds.ts';
 import { apiVersionOf } from './kinds.ts';
-import { toTime } from './objects.ts';
+import { isRecord, toTime } from './objects.ts';
 import type { KubeObject } from './objects.ts';
 import { alreadyExists, expired, notFound } from './status.ts';
 
@@ -115,19 +115,24 @@ export function createStore(): Store {
       const before = get(kind, namespace, name);
       if (before === undefined) throw notFound(kind, name);
       const copy = structuredClone(before);
-      const next = change(copy) ?? copy;
+      const answer = change(copy);
+      const next = isRecord(answer) ? (answer as KubeObject) : copy; // an arrow may return what an assignment is worth
       if (isDeepStrictEqual(next, before)) return before;
       const isGone =
         next.metadata.deletionTimestamp !== undefined &&
         (next.metadata.finalizers ?? []).length === 0 &&
         (next.metadata.deletionGracePeriodSeconds ?? 0) === 0;
+      if (isGone) {
+        // Who watches hears of the end only.
+        remove(kind, namespace, name);
+        return next;
+      }
       version += 1;
       next.metadata.resourceVersion = String(version);
       if (!isDeepStrictEqual(next.spec, before.spec) && next.metadata.generation !== undefined)
         next.metadata.generation += 1;
       tableOf(kind).set(keyOf(namespace, name), next);
       tell({ type: 'MODIFIED', kind, object: next, before, version });
-      if (isGone) remove(kind, namespace, name);
       return next;
     },
     since(from) {
