@@ -196,6 +196,6 @@ describe.skipIf(why !== undefined)('each setting and field has its effect', () =
     const answer = await batch(other.url, 'any', { runtime: { target: 'Kubernetes' } });
     expect(answer.status).toBe(400);
     expect(await answer.text()).toContain('PROVISIONER=kubernetes');
-    await other.kill('SIGKILL');
+    await other.kill();
   }, 60_000);
 });
