@@ -56,14 +56,15 @@ async function checkAccount(check: LeaseProvider, settings: Settings): Promise<F
   let manager: LeaseAccount | null = null;
   try {
     const shared = { stamp: ANY_STAMP, draw: ownBuckets(), now: Date.now };
-    manager = openManager(check, settings, shared);
-    const own = (await manager.checks?.()) ?? [];
+    const opened = openManager(check, settings, shared);
+    manager = opened;
+    const own = (await opened.checks?.()) ?? [];
     const findings = own.map((each): Finding => ({ check, ...each }));
     if (own.some(({ state }) => state === 'fail')) return findings;
-    const machines = await patiently(() => manager.list(ANY_STAMP));
+    const machines = await patiently(() => opened.list(ANY_STAMP));
     const there = machines.filter(({ state }) => state !== 'gone').length;
     const message = `the account can be used; machines of Sluice in it now: ${there}`;
-    const looks = looksAt(manager, settings).map(async (look) => patiently(look).catch(fail));
+    const looks = looksAt(opened, settings).map(async (look) => patiently(look).catch(fail));
     const found = (await Promise.all(looks)).filter((finding) => finding !== null);
     return [{ check, state: 'ok', message }, ...findings, ...found];
   } catch (error) {

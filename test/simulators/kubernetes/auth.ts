@@ -49,6 +49,8 @@ export interface Auth {
   /** A token of that service account; the same one each time. */
   tokenOf(namespace: string, name: string): string;
   userOf(token: string): User | undefined;
+  /** Whoever an administrator asks in the name of. */
+  named(name: string): User;
   may(user: User, wanted: Permission): boolean;
   /** Throws Forbidden in Kubernetes' words. */
   check(user: User, kind: Kind, wanted: Permission): void;
@@ -110,6 +112,15 @@ export function createAuth(store: Store): Auth {
     );
   }
 
+  function named(name: string): User {
+    const [, kind, namespace = ''] = name.split(':');
+    const groups =
+      kind === 'serviceaccount'
+        ? ['system:serviceaccounts', `system:serviceaccounts:${namespace}`]
+        : [];
+    return { name, groups: [...groups, 'system:authenticated'] };
+  }
+
   return {
     adminToken,
     tokenOf(namespace, name) {
@@ -138,16 +149,11 @@ export function createAuth(store: Store): Auth {
       const account = tokens.get(token);
       if (account === undefined) return undefined;
       const { namespace, name } = account;
+      // An account that was deleted has no tokens.
       if (store.get(SERVICE_ACCOUNTS, namespace, name) === undefined) return undefined;
-      return {
-        name: `system:serviceaccount:${namespace}:${name}`,
-        groups: [
-          'system:serviceaccounts',
-          `system:serviceaccounts:${namespace}`,
-          'system:authenticated',
-        ],
-      };
+      return named(`system:serviceaccount:${namespace}:${name}`);
     },
+    named,
     may,
     check(user, kind, wanted) {
       if (may(user, wanted)) return;

@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { readFileSync } from 'node:fs';
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, rm, writeFile } from 'node:fs/promises';
 import { constants } from 'node:os';
 import path from 'node:path';
 import process from 'node:process';
@@ -92,9 +92,11 @@ async function writePlan(plan: ContainerPlan): Promise<void> {
         .join(''),
     ),
     writeFile(path.join(folder, 'hosts'), plan.hosts),
-    writeFile(path.join(folder, 'termination-log'), '', { mode: 0o666 }),
+    writeFile(path.join(folder, 'termination-log'), ''),
     writeFile(path.join(folder, 'run'), runLine(plan)),
   ]);
+  // Whoever the container runs as; the mode of writeFile is cut by the umask.
+  await chmod(path.join(folder, 'termination-log'), 0o666);
 }
 
 function childOf(pid: number): number | undefined {

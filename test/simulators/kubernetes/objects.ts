@@ -141,7 +141,7 @@ export function setCondition<C extends { type: string; status: string }>(
   const found = before.find(({ type }) => type === wanted.type);
   const same = found !== undefined && found.status === wanted.status;
   const kept = same && 'lastTransitionTime' in found ? found.lastTransitionTime : toTime(now);
-  const next = { ...found, ...wanted, lastTransitionTime: kept } as unknown as C;
+  const next = { ...wanted, lastTransitionTime: kept } as unknown as C;
   if (found === undefined) return [...before, next];
   return before.map((one) => (one === found ? next : one));
 }

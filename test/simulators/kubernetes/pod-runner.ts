@@ -1,4 +1,4 @@
-import { mkdir } from 'node:fs/promises';
+import { chmod, mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { PODS } from './kinds.ts';
@@ -242,7 +242,9 @@ export function startPod(first: Pod, node: NodeServices): PodRunner {
 
   async function live(): Promise<Phase> {
     sandbox = await startSandbox(node.yard, uid, (known.spec.hostname ?? name).slice(0, 63));
-    await mkdir(path.join(node.yard, 'machines', `${uid}.sim`), { recursive: true, mode: 0o777 });
+    const sim = path.join(node.yard, 'machines', `${uid}.sim`);
+    await mkdir(sim, { recursive: true });
+    await chmod(sim, 0o777);
     publish();
     const ready = await initialize();
     if (!ready) {

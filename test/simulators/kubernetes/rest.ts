@@ -161,7 +161,10 @@ export function createRest(store: Store, hooks: Hooks): Rest {
       metadata.name = `${metadata.generateName.slice(0, 58)}${randomSuffix()}`;
     }
     metadata.name ??= '';
-    delete metadata.deletionTimestamp;
+    // Only the server says these.
+    for (const field of ['deletionTimestamp', 'resourceVersion', 'generation', 'managedFields']) {
+      Reflect.deleteProperty(metadata, field);
+    }
     const errors = validateNew(kind, object);
     if (errors.length > 0) throw invalid(kind, metadata.name, errors);
     if (kind !== PODS && kind !== EVENTS) delete object.status;

@@ -10,6 +10,7 @@ import { apiVersionOf, kindOfPath } from './kinds.ts';
 import { isRecord } from './objects.ts';
 import type { KubeObject } from './objects.ts';
 import { openApiV2, openApiV2Protobuf, openApiV3 } from './openapi.ts';
+import { decodeProtobuf } from './protobuf.ts';
 import type { Ask, Rest } from './rest.ts';
 import { badRequest, noSuchPath, StatusError, unauthorized } from './status.ts';
 import type { Status } from './status.ts';
@@ -112,9 +113,11 @@ function verbOf(method: string, { name }: Route, isWatch: boolean): string {
 async function readBody(request: IncomingMessage): Promise<unknown> {
   const chunks: Buffer[] = [];
   for await (const chunk of request) chunks.push(chunk as Buffer);
-  const text = Buffer.concat(chunks).toString();
-  if (text === '') return undefined;
+  const bytes = Buffer.concat(chunks);
+  if (bytes.length === 0) return undefined;
   const type = typeOf(request);
+  const decoded = type.includes('protobuf') ? decodeProtobuf(bytes) : undefined;
+  if (decoded !== undefined) return decoded;
   if (type.includes('protobuf') || type.includes('cbor')) {
     throw new StatusError(
       415,
@@ -122,6 +125,7 @@ async function readBody(request: IncomingMessage): Promise<unknown> {
       `the body of the request was in an unknown format - accepted media types include: application/json, application/yaml`,
     );
   }
+  const text = bytes.toString();
   try {
     return type.includes('yaml') ? (parseYaml(text) as unknown) : (JSON.parse(text) as unknown);
   } catch (error) {
@@ -313,7 +317,9 @@ export async function startServer(options: ServerOptions): Promise<ApiServer> {
     const token = /^Bearer (.+)$/i.exec(headers.authorization ?? '')?.[1];
     const user = token === undefined ? undefined : auth.userOf(token);
     if (user === undefined) throw unauthorized();
-    return user;
+    const as = headers['impersonate-user'];
+    if (typeof as !== 'string' || !user.groups.includes('system:masters')) return user;
+    return auth.named(as);
   }
 
   async function serveObject(
