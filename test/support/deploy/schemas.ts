@@ -1,9 +1,13 @@
 import { Ajv } from 'ajv';
+import type { validate as validateJob } from 'kubernetes-models/_schemas/IoK8sApiBatchV1Job';
 import * as v from 'valibot';
 import type { Manifest } from './manifests.ts';
 import { SCALED_OBJECT } from './keda-schema.ts';
 
-const schemaModule = v.looseObject({ validate: v.function() });
+/** All modules of schemas are alike. */
+const schemaModule = v.looseObject({
+  validate: v.custom<typeof validateJob>((value) => typeof value === 'function'),
+});
 const problems = v.nullish(
   v.array(v.looseObject({ instancePath: v.string(), keyword: v.string(), params: v.unknown() })),
   [],
@@ -62,7 +66,7 @@ export async function faultsOf(object: Manifest): Promise<string[]> {
     (path) => !seen.has(path) && (seen.has(path.slice(0, path.lastIndexOf('/'))) || isTop(path)),
   );
   return [
-    ...(isValid === true ? [] : ['is not valid']),
+    ...(isValid ? [] : ['is not valid']),
     ...(errors ?? []).map(
       (each) => `${each.instancePath} ${each.keyword} ${JSON.stringify(each.params)}`,
     ),
