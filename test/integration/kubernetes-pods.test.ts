@@ -12,7 +12,8 @@ import { until } from '../support/until.ts';
 /* What the simulated kubelet does with the containers of a pod. */
 
 const why = await whyNoNamespaces();
-if (why !== undefined) console.warn(`skipped: ${why}`);
+/** Why a group is skipped stands behind its name. */
+const skipped = why === undefined ? '' : ` (${why})`;
 
 const namespace = 'default';
 let cluster: KubernetesSimulator;
@@ -46,7 +47,7 @@ async function make(
     namespace,
     body: {
       metadata: { name, annotations, labels: { app: name } },
-      spec: { restartPolicy: 'Never', terminationGracePeriodSeconds: 2, ...spec },
+      spec: Object.assign({ restartPolicy: 'Never', terminationGracePeriodSeconds: 2 }, spec),
     },
   });
 }
@@ -88,7 +89,7 @@ async function waiting(
 
 const logs = (name: string, container = 'main'): string[] => cluster.control.logs(name, container);
 
-describe.skipIf(why !== undefined)('containers', () => {
+describe.skipIf(why !== undefined)(`containers${skipped}`, () => {
   test('start one after the other, sidecars outlive the main ones and end in reverse order', async () => {
     const folder = await mkdtemp(path.join(tmpdir(), 'sluice-order-'));
     const volumeMounts = [{ name: 'shared', mountPath: '/shared' }];
@@ -279,7 +280,7 @@ describe.skipIf(why !== undefined)('containers', () => {
   });
 });
 
-describe.skipIf(why !== undefined)('what a container is given', () => {
+describe.skipIf(why !== undefined)(`what a container is given${skipped}`, () => {
   test('are its variables, files and rights, and its way to the API server', async () => {
     const { core } = clients;
     await core.createNamespacedConfigMap({
@@ -388,7 +389,7 @@ describe.skipIf(why !== undefined)('what a container is given', () => {
   });
 });
 
-describe.skipIf(why !== undefined)('logs', () => {
+describe.skipIf(why !== undefined)(`logs${skipped}`, () => {
   test('are followed, cut, and refused where there are none', async () => {
     const { core } = clients;
     await make('talking', {

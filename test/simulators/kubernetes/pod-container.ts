@@ -187,7 +187,8 @@ export function createPodContainer(
     const pod = around.pod().spec.securityContext ?? {};
     const own = spec.securityContext ?? {};
     const user = own.runAsUser ?? pod.runAsUser;
-    if ((own.runAsNonRoot ?? pod.runAsNonRoot) !== true || (user ?? program.user ?? 0) !== 0) return;
+    if ((own.runAsNonRoot ?? pod.runAsNonRoot) !== true || (user ?? program.user ?? 0) !== 0)
+      return;
     const { metadata } = around.pod();
     const where = `pod: "${metadata.name}_${metadata.namespace}(${metadata.uid})", container: ${spec.name}`;
     throw new ConfigError(
@@ -197,7 +198,11 @@ export function createPodContainer(
     );
   }
 
-  function identity(program: ImageProgram): { user: number | undefined; group: number | undefined; groups: number[] } {
+  function identity(program: ImageProgram): {
+    user: number | undefined;
+    group: number | undefined;
+    groups: number[];
+  } {
     const pod = around.pod().spec.securityContext ?? {};
     const own = spec.securityContext ?? {};
     const { fsGroup, supplementalGroups = [] } = pod;
