@@ -318,7 +318,7 @@ describe('watches', () => {
     await until(() => names.has('before-away'));
     await cluster.control.setApiAway(true);
     await expect(core.readNamespacedConfigMap({ namespace, name: 'before-away' })).rejects.toThrow(
-      'ECONNREFUSED',
+      'fetch failed',
     );
     cluster.control.compact();
     await cluster.control.setApiAway(false);

@@ -209,7 +209,8 @@ export function createPodContainer(
     const user = own.runAsUser ?? pod.runAsUser ?? program.user;
     return {
       user,
-      group: own.runAsGroup ?? pod.runAsGroup ?? (user === program.user ? user : 0),
+      // /etc/passwd of container.sh knows one user beside root.
+      group: own.runAsGroup ?? pod.runAsGroup ?? (user === 1000 ? user : 0),
       groups: [...supplementalGroups, ...(fsGroup === undefined ? [] : [fsGroup])],
     };
   }
