@@ -516,6 +516,7 @@ describe('Jobs', () => {
         (await refusalOf(batch.readNamespacedJob({ namespace, name: 'orphaning' }))).code === 404,
     );
     const [left] = await podsOf('orphaning');
+    expect(left?.metadata?.name).toMatch(/^orphaning-/);
     expect(left?.metadata?.ownerReferences).toBeUndefined();
   });
 });
