@@ -126,7 +126,7 @@ export async function startBatchCluster(options: KubernetesOptions = {}): Promis
       const { code, stderr } = await kubectl(cluster, ['apply', '-f', '-'], JSON.stringify(job));
       if (code !== 0) throw new Error(stderr);
     },
-    uidOf: (name) => String(jobOf(name).metadata.uid),
+    uidOf: (name) => jobOf(name).metadata.uid,
     livePods: (job) =>
       podsOf(job)
         .filter(({ status }) => !['Succeeded', 'Failed'].includes(String(status?.phase)))
