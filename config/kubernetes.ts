@@ -5,6 +5,7 @@ import type { Setting } from './kinds.ts';
 const NAMESPACES_MESSAGE =
   'must be a comma-separated list of namespaces: small letters, digits and -, at most 63 characters each';
 const RESOURCE_MESSAGE = 'must be the name of a resource or label, such as nvidia.com/gpu';
+const QUEUE_MESSAGE = 'must be the name of a LocalQueue';
 const CLAIM_MESSAGE = 'must be the name of a PersistentVolumeClaim';
 
 const namespaces = v.pipe(
@@ -42,6 +43,34 @@ export const KUBERNETES_SETTINGS = {
     isRare: true,
     default: '',
     schema: namespaces,
+  },
+  kubernetesRuntime: {
+    doc: 'How the cluster runs jobs that do not say (aibrix.runtime.target): deployment, an engine that workers of this server send lines to; or job, the whole batch in a Job, whose pods need the storage of this server (S3 or TOS). A list of providers always takes deployment.',
+    env: 'KUBERNETES_RUNTIME',
+    isRare: true,
+    default: 'deployment',
+    schema: oneOf(['deployment', 'job']),
+  },
+  kubernetesJobTemplate: {
+    doc: "File with the Job that batches are run as, in the form of config/kubernetes/job-template.yaml. Unset: that one.",
+    env: 'KUBERNETES_JOB_TEMPLATE',
+    isRare: true,
+    default: undefined,
+    schema: v.optional(text),
+  },
+  kubernetesWorkerImage: {
+    doc: "Image of the batch worker in Jobs. Unset: the template's.",
+    env: 'KUBERNETES_WORKER_IMAGE',
+    isRare: true,
+    default: undefined,
+    schema: v.optional(v.pipe(text, v.regex(/^\S+$/, 'must be without spaces'))),
+  },
+  kubernetesQueue: {
+    doc: "LocalQueue of Kueue that Jobs wait in (label kueue.x-k8s.io/queue-name). Unset: none.",
+    env: 'KUBERNETES_QUEUE',
+    isRare: true,
+    default: undefined,
+    schema: v.optional(v.pipe(text, v.regex(/^[a-z0-9][a-z0-9-]{0,62}$/, QUEUE_MESSAGE))),
   },
   kubernetesAccess: {
     doc: 'How engines in the cluster are reached: service by the name of their Service, proxy through the API server; auto: service in a pod of the cluster, else proxy.',

@@ -84,6 +84,8 @@ export interface Deps extends SettleDeps {
   ): Promise<{ output: number; error: number; undone: number }>;
   /** The metadata service that runs jobs in this server's place; null: jobs run here. */
   remote: RemoteService | null;
+  /** The cluster that runs whole jobs; null: this process has none. */
+  clusterJobs: RemoteService | null;
   /** Shards of which storage has lost accepted parts, each read twice; what cannot be read now ends it with the error. */
   findLost(source: Pick<AssemblySource, 'shards' | 'openPart'>): AsyncIterable<LostParts>;
   /** The model that the body of an answer names at its top level; null where it names none. */

@@ -24,7 +24,7 @@ export const planning: Processor<Deps> = async ({ id, wake, signal }, deps): Pro
   if (job === null || JOB[job.state].queue !== 'planning' || job.wake !== wake) return 'done';
   // It was read, and found to have nothing to ask: to read it each time would be work for nothing.
   if (isPaused(job) && job.reason === NOTHING_TO_ASK) return { againInMs: PAUSED_LOOK_MS };
-  const remote = remoteFor(deps);
+  const remote = remoteFor(job, deps);
   const slots = deps.manager.slots({ ...job, remote });
   const reason = slots.length === 0 ? NO_ENGINE : whyNotRemote(job, deps);
   if (await isNeverRun(job, reason, deps)) return 'done';

@@ -5,7 +5,8 @@ import { leaveMachine } from './callers-machine.ts';
 import type { Deps } from './deps.ts';
 import { finalize } from './finalize.ts';
 import { releaseMachine } from './lease-release.ts';
-import { isRemote } from './remote.ts';
+import { readOrNull } from './read-or-null.ts';
+import { isRemote, releaseRemote } from './remote.ts';
 import { stopRemote } from './remote-stop.ts';
 import { settle } from './settle.ts';
 
@@ -38,6 +39,11 @@ async function releaseProvision(
   if (provision?.state !== 'releasing' || provision.wake !== wake) return 'done';
   if (isOnCallersMachine(provision)) return leaveMachine(provision, signal, deps);
   if (isLeased(provision)) return releaseMachine(provision, deps);
+  const job = await readOrNull(deps.store.jobs, provision.job);
+  if (job !== null && isRemote(job)) {
+    const verdict = await releaseRemote(job, signal, deps);
+    if (verdict !== null) return verdict;
+  }
   await deps.advanceProvision(provision, 'released');
   return 'done';
 }

@@ -1,7 +1,7 @@
 import type { Verdict } from '../queues/worker.ts';
 import { SluiceError, transient } from '../src/domain/errors.ts';
 import { inputKey } from '../src/domain/file.ts';
-import { wantsEngines } from '../src/domain/job.ts';
+import { isFinal, isPaused, wantsEngines } from '../src/domain/job.ts';
 import type { JobError, JobRecord } from '../src/domain/job.ts';
 import type { ProvisionRecord } from '../src/domain/provision.ts';
 import { newRemoteBatch } from '../src/domain/remote.ts';
@@ -27,18 +27,33 @@ export const SHARE_OF_RUN = 20;
 export const SHARE_OF_WAIT = 4;
 /** A service that was just started may not know yet what it has. */
 export const LOST_AFTER_MS = 60_000;
+const RELEASE_LOOK_MS = 1_000;
+const RELEASE_AGAIN_MS = 5_000;
 export const BATCH_LOST = 'remote.batch_lost';
 
+const NO_CLUSTER = 'This server runs no Jobs in Kubernetes: start it with PROVISIONER=kubernetes.';
+
 /** Where the batch of a new job is to run; null: here. */
-export function remoteFor({ remote }: Pick<Deps, 'remote'>): RemoteBatch | null {
-  return remote === null ? null : newRemoteBatch(remote.url);
+export function remoteFor(
+  job: Pick<JobRecord, 'options'>,
+  { remote, clusterJobs }: Pick<Deps, 'remote' | 'clusterJobs'>,
+): RemoteBatch | null {
+  const service = isClusterJob(job) ? clusterJobs : remote;
+  return service === null ? null : newRemoteBatch(service.url);
+}
+
+/** Whether a cluster is to run the whole job. */
+export function isClusterJob({ options }: Pick<JobRecord, 'options'>): boolean {
+  return options.resources?.form === 'job';
 }
 
 /** Why a job cannot be run by a remote service; null: it can. */
 export function whyNotRemote(
-  { options }: JobRecord,
-  { remote }: Pick<Deps, 'remote'>,
+  job: JobRecord,
+  { remote, clusterJobs }: Pick<Deps, 'remote' | 'clusterJobs'>,
 ): string | null {
+  const { options } = job;
+  if (isClusterJob(job)) return clusterJobs === null ? NO_CLUSTER : null;
   if (remote === null) return null;
   if (options.resources?.machine !== undefined) {
     return 'A batch at METADATA_SERVICE_URL is not run on a machine of yours: unset METADATA_SERVICE_URL.';
@@ -65,7 +80,8 @@ export async function followRemote(
       provision.state === 'starting'
         ? await submit(task, provision, deps)
         : await follow(task, provision, deps);
-    if (provision.reason !== '') await note(provision, job, '', deps);
+    const isTold = provision.state === 'serving' && service.hold !== undefined;
+    if (provision.reason !== '' && !isTold) await note(provision, job, '', deps);
     return verdict;
   } catch (error) {
     signal.throwIfAborted();
@@ -82,8 +98,14 @@ export interface RemoteTask {
 }
 
 /** The service that has the job's batch. Throws `remote.not_configured` (Transient) where this process has another one. */
-export function serviceOf({ remote }: RemoteJob, deps: Pick<Deps, 'remote'>): RemoteService {
+export function serviceOf(
+  job: RemoteJob,
+  deps: Pick<Deps, 'remote' | 'clusterJobs'>,
+): RemoteService {
+  const { remote } = job;
   if (deps.remote?.url === remote.url) return deps.remote;
+  if (deps.clusterJobs?.url === remote.url) return deps.clusterJobs;
+  if (isClusterJob(job)) throw transient('remote.not_configured', NO_CLUSTER);
   throw transient(
     'remote.not_configured',
     `The batch of this job runs at ${remote.url}: set METADATA_SERVICE_URL to that.`,
@@ -137,7 +159,9 @@ async function sendInput({ job, service, signal }: RemoteTask, deps: Deps): Prom
   try {
     const shards = deps.store.shards.accepted(job.id, 0, job.shards);
     const content = isWhole ? input : deps.goodLines(input, shards);
-    const file = await service.upload({ name, content, bytes }, signal);
+    const isOwn = isWhole && job.options.inputLocation === null;
+    const key = isOwn ? { key: inputKey(job) } : {};
+    const file = await service.upload({ name, content, bytes, ...key }, signal);
     return await keep({ ...job, remote: asked }, { file, asked: null }, deps);
   } finally {
     input.destroy();
@@ -202,8 +226,44 @@ async function follow(
   const look = await lookAt(job, service, signal, deps);
   if (look === null) return { againInMs: AGAIN_MS };
   if (look.end !== null) return finish(job, look, deps);
+  const { batch } = job.remote;
+  if (batch !== null) await service.hold?.(batch, isPaused(job), signal);
+  if (look.reason !== undefined) await tell(provision, job, look.reason, deps);
   const since = deps.now() - (provision.enteredAt.serving ?? deps.now());
   return { againInMs: within(LOOK_MS, since / SHARE_OF_RUN) };
+}
+
+/** Says for people what the batch waits for, each reason once in the job's history. */
+async function tell(
+  provision: ProvisionRecord,
+  job: RemoteJob,
+  reason: string,
+  deps: Deps,
+): Promise<void> {
+  if (reason === provision.reason) return;
+  if (reason !== '') await deps.store.jobs.tell(job.id, reason);
+  await note(provision, job, reason, deps);
+}
+
+/** Gives back what the batch of a job that is over still has at its service; null: nothing is left of it. */
+export async function releaseRemote(
+  job: RemoteJob,
+  signal: AbortSignal,
+  deps: Deps,
+): Promise<Verdict | null> {
+  const { batch } = job.remote;
+  // Whoever stops it, and whoever copies its results, needs it yet.
+  if (!isFinal(job.state)) return wantsEngines(job.state) ? null : { againInMs: RELEASE_LOOK_MS };
+  if (batch === null) return null;
+  try {
+    const isGone = (await serviceOf(job, deps).release?.(batch, job, signal)) ?? true;
+    return isGone ? null : { againInMs: RELEASE_LOOK_MS };
+  } catch (error) {
+    signal.throwIfAborted();
+    if (!isRemoteTrouble(error)) throw error;
+    deps.log.warn({ jobId: job.id, reason: error.message }, 'remote batch not given back yet');
+    return { againInMs: RELEASE_AGAIN_MS };
+  }
 }
 
 /** Looks at the batch and writes down how far it is; null where somebody else was faster. */

@@ -64,9 +64,15 @@ function stepEvent(job: JobRecord, to: keyof typeof STEP_EVENT, why: string): st
   if (isBack && why !== '') return why;
   const batch = job.remote?.batch ?? null;
   if (job.remote === null || to === 'resource_preparing') return STEP_EVENT[to];
+  if (job.options.resources?.form === 'job') return clusterEvent(batch);
   return batch === null
     ? 'The metadata service is asked to run the batch.'
     : `The metadata service runs it as batch ${batch}.`;
+}
+
+function clusterEvent(batch: string | null): string {
+  if (batch === null) return 'Kubernetes is asked to run the batch.';
+  return `Kubernetes runs it as Job ${batch.split('/').slice(0, 2).join('/')}.`;
 }
 
 /** What the job should have: by the settings where those count, else what it has. */

@@ -41,6 +41,8 @@ export interface RemoteLook {
   /** Null until the service tells it. */
   usage: Usage | null;
   errors: JobError[];
+  /** Why it waits, where the service says; '': for nothing. Missing: it does not say. */
+  reason?: string;
 }
 
 /** Where the batch of a new job is to run. */

@@ -45,7 +45,7 @@ function leaseDefaults(settings: Settings) {
       maxIdleMinutes: settings.maxIdleMinutes ?? null,
     },
     mostReplicas: settings.maxLeases,
-    cluster: { namespaces: settings.kubernetesNamespaces, form: 'deployment' as const },
+    cluster: { namespaces: settings.kubernetesNamespaces, form: settings.kubernetesRuntime },
   };
 }
 

@@ -7,7 +7,11 @@ import { createCluster } from '../resources/kubernetes/cluster.ts';
 import type { Cluster } from '../resources/kubernetes/cluster.ts';
 import { createKubernetes } from '../resources/kubernetes/index.ts';
 import type { LeaseAccount } from '../resources/lease-contract.ts';
+import type { RemoteService } from '../runtimes/remote/contract.ts';
+import { createClusterJobs } from './cluster-jobs.ts';
 import { engineParts } from './engine-parts.ts';
+import { stampOf } from './stamp.ts';
+import type { System } from './system.ts';
 
 /** The cluster of the settings. Nothing is asked of it yet. */
 export function openCluster(settings: Settings): Cluster {
@@ -22,6 +26,33 @@ export function openCluster(settings: Settings): Cluster {
         inCluster: host === undefined ? null : { host, port },
       }),
     namespaces: settings.kubernetesNamespaces,
+  });
+}
+
+/** Where whole jobs are run in Jobs; null where PROVISIONER names no cluster. */
+export async function openClusterJobs(
+  { settings, storage, log }: Pick<System, 'settings' | 'storage' | 'log'>,
+  leasing: Pick<Leasing, 'manager'> | null,
+  now: () => number,
+): Promise<RemoteService | null> {
+  const manager = leasing?.manager('kubernetes') ?? null;
+  if (manager === null) return null;
+  return createClusterJobs({
+    settings,
+    cluster: openCluster(settings),
+    catalog: async () => manager.catalog(),
+    terms: {
+      resource: settings.kubernetesGpuResource,
+      productLabel: settings.kubernetesGpuLabel,
+      modelCache: settings.kubernetesModelCache ?? null,
+      objectStore: engineParts(settings).objectStore,
+      workerImage: settings.kubernetesWorkerImage ?? null,
+      queue: settings.kubernetesQueue ?? null,
+    },
+    storage,
+    stamp: await stampOf(storage),
+    log,
+    now,
   });
 }
 

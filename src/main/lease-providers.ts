@@ -1,4 +1,3 @@
-import { createHash } from 'node:crypto';
 import type { Settings } from '../../config/schema.ts';
 import { invalidInput } from '../domain/errors.ts';
 import { imageOf } from '../domain/engines/index.ts';
@@ -13,7 +12,6 @@ import { bucketName, createPace } from '../resources/pace.ts';
 import type { DrawUnits, PaceLimits } from '../resources/pace.ts';
 import { createRunPod, RUNPOD_LIMITS } from '../resources/runpod/index.ts';
 import { checkKeyFile } from '../runtimes/ssh/keys.ts';
-import type { Storage } from '../storage/contract.ts';
 
 /** What a manager is opened with beside its settings. */
 interface Given {
@@ -94,14 +92,6 @@ export const LEASE_PARTS = {
 /** Those that PROVISIONER names, in its order. */
 export function enabledLeases({ provisioners }: Pick<Settings, 'provisioners'>): LeaseProvider[] {
   return provisioners.map(leaseProvider).filter((provider) => provider !== null);
-}
-
-/** What the names of all machines of a deployment begin with: its storage is what no other has. */
-export async function stampOf(storage: Pick<Storage, 'identity'>): Promise<string> {
-  const print = createHash('sha256')
-    .update(await storage.identity())
-    .digest('hex');
-  return `sl-${print.slice(0, 8)}`;
 }
 
 /** What managers are opened with; who shares `draw` shares their rates. */

@@ -9,7 +9,8 @@ import type { MachineRuntime } from '../runtimes/contract.ts';
 import { createKeyPair } from '../runtimes/ssh/keys.ts';
 import type { Storage } from '../storage/contract.ts';
 import type { Store } from '../store/store.ts';
-import { authorizedKeyOf, LEASE_PARTS, openManagers, stampOf } from './lease-providers.ts';
+import { authorizedKeyOf, LEASE_PARTS, openManagers } from './lease-providers.ts';
+import { stampOf } from './stamp.ts';
 
 /** What leasing stands on; a `System` is one. */
 export interface LeasingGround {

@@ -34,7 +34,7 @@ import type { Runtime } from '../runtimes/contract.ts';
 import type { JobChange } from '../store/jobs.ts';
 import type { ProvisionChange } from '../store/provisions.ts';
 import { clock } from './clock.ts';
-import { reportCluster } from './kubernetes.ts';
+import { openClusterJobs, reportCluster } from './kubernetes.ts';
 import { assembleRemotely, openRemote } from './remote.ts';
 import { createIsolation, createShareEngine } from './engine-share.ts';
 import { openReach } from './reach.ts';
@@ -111,6 +111,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
   // Nothing waits for it: a job that comes meanwhile is told the same.
   void reportCluster(leasing, log);
   const remote = openRemote(settings);
+  const clusterJobs = await openClusterJobs(system, leasing, now);
   const processes = () => heartbeat?.dispatchers ?? 1;
   const early = createEarlyFiles({ name: system.name, deps: () => deps });
   const dispatcher = createDispatcher(system, { settling, runtime, processes, early });
@@ -125,6 +126,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
     failedTries: createFailedTries(),
     early,
     remote,
+    clusterJobs,
     crashApartMs: settings.crashApart,
     graceOver: graceOver.signal,
   };
@@ -146,6 +148,7 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
       await dispatcher.close();
       await soon(reach.close(), AFTER_GRACE_MS);
       await remote?.close();
+      await clusterJobs?.close();
       await soon(stops.close(), AFTER_GRACE_MS);
       await soon(heart.close(), AFTER_GRACE_MS);
     },

@@ -150,7 +150,7 @@ test.skipIf(why !== undefined)(
     const input = leaseInput(100);
     const id = await createJob(site.url, await site.template(), input);
     await until(() => control.pods().length === 1, { what: 'a pod' });
-    site.sluice.kill('SIGKILL');
+    await site.sluice.kill();
     const next = await site.start();
     const job = await untilStatus(next.url, id, 'completed', 90_000);
     await expectJobExact(next.url, job, input);

@@ -26,6 +26,8 @@ export interface ClusterSiteOptions {
   cluster?: KubernetesOptions;
   /** More settings of every server. */
   env?: Environment;
+  /** Makes files in the folder of the site before the first server starts; more settings come of it. */
+  prepare?(folder: string): Promise<Environment>;
 }
 
 /** Engines that are ready as soon as a probe has asked once. */
@@ -35,6 +37,7 @@ const QUICK = { probeScale: 0.1, engine: { profile: 'zero' } } as const;
 export async function startClusterSite({
   cluster: options = {},
   env: more = {},
+  prepare,
 }: ClusterSiteOptions = {}): Promise<ClusterSite> {
   const stack = new AsyncDisposableStack();
   try {
@@ -42,7 +45,7 @@ export async function startClusterSite({
     const folder = stack.use(await makeFolder());
     const knobs = { ...QUICK, ...options.knobs };
     const cluster = stack.use(await startKubernetes({ ...options, knobs }));
-    const env = { PROVISIONER: 'kubernetes', KUBECONFIG: cluster.kubeconfig, ...more };
+    const env = { PROVISIONER: 'kubernetes', KUBECONFIG: cluster.kubeconfig, ...more, ...(await prepare?.(folder.path)) };
 
     async function start({ env: own, ...rest }: Partial<SluiceOptions> = {}): Promise<Sluice> {
       const common = { dataDir: `${folder.path}/data`, redisUrl: redis.url, timeoutMs: 60_000 };

@@ -30,6 +30,7 @@ export interface KubernetesOptions extends GpuTerms, Pick<EngineTerms, 'objectSt
 }
 
 const CATALOG_KEPT_MS = 2_000;
+const LIST_LAG_MS = 10_000;
 /** A connection that takes longer than what is left until then is not waited for. */
 const LEAST_SEND_MS = 50;
 
@@ -67,7 +68,11 @@ export function createKubernetes(options: KubernetesOptions): LeaseAccount {
       }
       return kept.offers;
     },
-    create: async (wish) => create(wish, options),
+    async create(wish) {
+      // What it takes is not to be had any more.
+      kept = null;
+      return create(wish, options).finally(() => (kept = null));
+    },
     describe: async (id) => told(readEngine(id, cluster)),
     destroy: async (id) => told(destroy(id, cluster)),
     list: async (stamp) => told(listEngines(stamp, cluster)),
@@ -104,7 +109,8 @@ function capabilitiesOf({ scheduleMs }: KubernetesOptions): LeaseCapabilities {
     modelCachePath: '',
     engineForm: 'hosted',
     bootDeadlineMs: scheduleMs,
-    listLagMs: 0,
+    // A list that others have asked for may be older than the machine.
+    listLagMs: LIST_LAG_MS,
     areListsProof: true,
   };
 }

@@ -151,7 +151,7 @@ function latest(events: readonly KubeEvent[]): string {
 
 /** Events of one pod, oldest first. */
 export function eventsOf(
-  { metadata: { name, uid } }: Pick<Pod, 'metadata'>,
+  { metadata: { name, uid } }: { metadata: { name: string; uid: string } },
   events: Iterable<KubeEvent>,
 ): KubeEvent[] {
   return [...events]

@@ -6,6 +6,10 @@ export function createStaticManager(settings: { engineUrls: readonly string[] })
   return {
     provider: 'static',
     slots(job) {
+      // A cluster that runs the whole job has its engine in it.
+      if (job.options.resources?.form === 'job' && job.remote !== null) {
+        return [{ slot: 0, address: job.remote.url }];
+      }
       if (job.options.resources !== null) return leasedSlots(job.options.resources);
       // The service has the engines; what it is told of them is in the batch.
       if (job.remote !== null) return [{ slot: 0, address: job.remote.url }];

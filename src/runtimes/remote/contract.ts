@@ -19,6 +19,8 @@ export interface RemoteInput {
   content: AsyncIterable<Uint8Array>;
   /** Its length; null where that is not known before it was read. */
   bytes: number | null;
+  /** Where it lies in this server's own storage as it is; missing: it does not. */
+  key?: string;
 }
 
 /**
@@ -62,6 +64,10 @@ export interface RemoteService {
    * shorter than the service says that the file is.
    */
   open(file: string, signal: AbortSignal): Promise<Readable>;
+  /** Has a batch wait, or go on. Missing: what a service has begun goes on. */
+  hold?(batch: string, isHeld: boolean, signal: AbortSignal): Promise<void>;
+  /** Gives back what a batch that is over still has there; false: it is on its way. Missing: it has nothing. */
+  release?(batch: string, job: JobRecord, signal: AbortSignal): Promise<boolean>;
   /** Lets go of its connections. */
   close(): Promise<void>;
 }

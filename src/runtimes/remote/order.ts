@@ -116,7 +116,8 @@ function baseUrlOf({ provider, machine }: LeaseAttempt, host: string): string {
     : `http://${host}:${ENGINE_PORT}`;
 }
 
-function clientOf({ maxConcurrency, options }: JobRecord): Block {
+/** What the lines of a job are asked with, in the words of the wire. */
+export function clientOf({ maxConcurrency, options }: JobRecord): Block {
   const { retry, answerTimeoutMs, limits } = options;
   return {
     max_concurrency: maxConcurrency,

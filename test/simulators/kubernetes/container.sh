@@ -8,8 +8,8 @@ folder=$1
 root=$folder/root
 mount -t tmpfs -o "size=$disk,mode=755" container "$root"
 cd "$root"
-mkdir -p usr etc root home tmp run var/log var/lib var/tmp proc dev sys app
-chmod 1777 tmp var/tmp
+mkdir -p usr etc root home data tmp run var/log var/lib var/tmp proc dev sys
+chmod 1777 tmp var/tmp data
 chmod 700 root
 # Read-only, so that nothing in here can change this machine, whatever it runs.
 mount --bind /usr usr
@@ -45,15 +45,17 @@ chmod 666 dev/termination-log
 mount --bind "$folder/termination-log" dev/termination-log
 
 mount --bind "$programs" usr/local/bin
-mkdir -p ".$repository" var/cache/node
-mount --bind "$repository" ".$repository"
-mount -o remount,bind,ro ".$repository"
+# What images have in /app, and the engine of this folder.
+mkdir -p app/test/simulators var/cache/node opt
+for name in node_modules config queues processors src test/simulators; do
+  mkdir -p "app/$name"
+  mount --bind "$repository/$name" "app/$name"
+  mount -o remount,bind,ro "app/$name"
+done
+cp "$repository/package.json" app/
 mount --bind "$cache" var/cache/node
-if [ ! -e ".$node" ]; then
-  mkdir -p "$(dirname ".$node")"
-  touch ".$node"
-  mount --bind "$node" ".$node"
-fi
+touch opt/node
+mount --bind "$node" opt/node
 while IFS="$(printf '\t')" read -r from to mode; do
   # What leads through /var/run would else be made on this machine.
   if [ -d "$from" ]; then

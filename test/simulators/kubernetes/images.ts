@@ -1,6 +1,5 @@
 import { chmod, mkdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import process from 'node:process';
 import { fileURLToPath } from 'node:url';
 import type { Container } from './objects.ts';
 
@@ -13,6 +12,8 @@ export interface ImageProgram {
   env?: Readonly<Record<string, string>>;
   /** As WORKDIR of an image. */
   workingDir?: string;
+  /** As USER of an image; without one it is root's. */
+  user?: number;
 }
 
 const HERE = path.dirname(fileURLToPath(import.meta.url));
@@ -20,14 +21,19 @@ export const REPOSITORY = path.resolve(HERE, '../../..');
 /** Compiled programs of all containers. */
 export const CACHE = path.join(REPOSITORY, 'node_modules/.cache/sluice-pods');
 
+/** Where containers have the repository and its Node. */
+const APP = '/app';
+const NODE = '/opt/node';
+const ENGINE = `${APP}/test/simulators/kubernetes/engine.ts`;
+
 const PROGRAMS: Readonly<Record<string, string>> = {
-  node: `exec ${process.execPath} "$@"`,
-  sluice: `exec sh ${REPOSITORY}/src/main/sluice "$@"`,
-  aibrix_batch_worker: `exec sh ${REPOSITORY}/src/main/sluice batch-worker "$@"`,
-  vllm: `[ "\${1:-}" != serve ] || shift\nexec ${process.execPath} ${HERE}/engine.ts "$@"`,
+  node: `exec ${NODE} "$@"`,
+  sluice: `exec sh ${APP}/src/main/sluice "$@"`,
+  aibrix_batch_worker: `exec sh ${APP}/src/main/sluice batch-worker "$@"`,
+  vllm: `[ "\${1:-}" != serve ] || shift\nexec ${NODE} ${ENGINE} "$@"`,
   python3: `case "\${1:-} \${2:-}" in
-'-m vllm.entrypoints.openai.api_server') shift 2; exec ${process.execPath} ${HERE}/engine.ts "$@" ;;
-'app.py '*) shift; exec ${process.execPath} ${HERE}/engine.ts "$@" ;;
+'-m vllm.entrypoints.openai.api_server') shift 2; exec ${NODE} ${ENGINE} "$@" ;;
+'app.py '*) shift; exec ${NODE} ${ENGINE} "$@" ;;
 esac
 echo "python3: can't open file '\${1:-}': [Errno 2] No such file or directory" >&2
 exit 2`,
@@ -63,12 +69,19 @@ export const DEFAULT_IMAGES: readonly ImageProgram[] = [
     argv: compose(['vllm', 'serve']),
     env: { ...NODE_ENV, HOST: '0.0.0.0' },
     workingDir: '/app',
+    user: 1000,
   },
   {
     match: /(^|\/)(vllm-openai|vllm)(:|@|$)/,
     argv: compose(['vllm', 'serve']),
     env: NODE_ENV,
   },
-  { match: /(^|\/)(sluice|aibrix\/runtime)(:|@|$)/, argv: compose(['sluice']), env: NODE_ENV },
+  {
+    match: /(^|\/)(sluice|aibrix\/runtime)(:|@|$)/,
+    argv: compose(['sluice'], ['start']),
+    env: { ...NODE_ENV, NODE_ENV: 'production', DATA_DIR: '/data', HTTP_ADDR: '0.0.0.0:8080' },
+    workingDir: '/app',
+    user: 1000,
+  },
   { match: /(^|\/)(busybox|debian|alpine)(:|@|$)/, argv: compose(['sh']) },
 ];

@@ -74,8 +74,9 @@ export function createPodContainer(
   const { stopping, event } = around;
   const list = role === 'main' ? 'containers' : 'initContainers';
   const fieldPath = `spec.${list}{${spec.name}}`;
+  const waitsForInit = (around.pod().spec.initContainers ?? []).length > 0;
   let state: State = {
-    waiting: { reason: role === 'main' ? 'ContainerCreating' : 'PodInitializing' },
+    waiting: { reason: waitsForInit ? 'PodInitializing' : 'ContainerCreating' },
   };
   let lastState: State = {};
   let restartCount = 0;
@@ -166,10 +167,11 @@ export function createPodContainer(
     }
   }
 
-  async function environment(): Promise<Record<string, string> | undefined> {
+  async function environment(program: ImageProgram): Promise<Record<string, string> | undefined> {
     for (;;) {
       if (stopping.aborted) return undefined;
       try {
+        refuseRoot(program);
         return containerEnv(around.store, around.pod(), spec, around.allocatable());
       } catch (error) {
         if (!(error instanceof ConfigError)) throw error;
@@ -180,17 +182,29 @@ export function createPodContainer(
     }
   }
 
-  function identity(): { user: number | undefined; group: number | undefined; groups: number[] } {
+  /** As the kubelet does before it makes a container. */
+  function refuseRoot(program: ImageProgram): void {
+    const pod = around.pod().spec.securityContext ?? {};
+    const own = spec.securityContext ?? {};
+    const user = own.runAsUser ?? pod.runAsUser;
+    if ((own.runAsNonRoot ?? pod.runAsNonRoot) !== true || (user ?? program.user ?? 0) !== 0) return;
+    const { metadata } = around.pod();
+    const where = `pod: "${metadata.name}_${metadata.namespace}(${metadata.uid})", container: ${spec.name}`;
+    throw new ConfigError(
+      user === undefined
+        ? `container has runAsNonRoot and image will run as root (${where})`
+        : `container's runAsUser breaks non-root policy (${where})`,
+    );
+  }
+
+  function identity(program: ImageProgram): { user: number | undefined; group: number | undefined; groups: number[] } {
     const pod = around.pod().spec.securityContext ?? {};
     const own = spec.securityContext ?? {};
     const { fsGroup, supplementalGroups = [] } = pod;
-    const user = own.runAsUser ?? pod.runAsUser;
-    const nonRoot = own.runAsNonRoot ?? pod.runAsNonRoot ?? false;
-    // Images that are not root's say so by their number; ours are node's, which is 1000.
-    const runsAs = user ?? (nonRoot ? 1000 : undefined);
+    const user = own.runAsUser ?? pod.runAsUser ?? program.user;
     return {
-      user: runsAs,
-      group: own.runAsGroup ?? pod.runAsGroup ?? (runsAs === undefined ? undefined : runsAs),
+      user,
+      group: own.runAsGroup ?? pod.runAsGroup ?? (user === program.user ? user : 0),
       groups: [...supplementalGroups, ...(fsGroup === undefined ? [] : [fsGroup])],
     };
   }
@@ -228,7 +242,7 @@ export function createPodContainer(
         hosts: around.hosts(pod, sandbox.address),
         readOnlyRoot: spec.securityContext?.readOnlyRootFilesystem ?? false,
         sharesProcesses: pod.spec.shareProcessNamespace ?? false,
-        ...identity(),
+        ...identity(program),
       },
       sandbox.pid,
       log,
@@ -322,7 +336,7 @@ export function createPodContainer(
 
   async function run(): Promise<Ended | undefined> {
     const program = await pull();
-    const env = program === undefined ? undefined : await environment();
+    const env = program === undefined ? undefined : await environment(program);
     if (program === undefined || env === undefined || stopping.aborted) return undefined;
     const log = createLog();
     logs = [...logs.slice(-1), log];
