@@ -139,6 +139,28 @@ const BAD: Record<SettingName, { values: string[]; allowed: string } | null> = {
   answerTimeout: { values: ['99ms', '1', '600h'], allowed: 'at least 100 ms' },
   requestTimeout: { values: ['99ms', '15', '1d', '600h', '-1s'], allowed: '500ms, 10s, 15m or 2h' },
   liveStreams: { values: ['0', '-1', 'many', '100001'], allowed: 'from 1 to 100000' },
+  metastoreType: { values: ['MEMORY', 'file'], allowed: 'one of AUTO, LOCAL, S3, TOS' },
+  llmReadyEndpoint: {
+    values: ['localhost:8000', 'http://', 'http://h/x?y=1', 'ftp://h/health'],
+    allowed: 'such as http://localhost:8000/health',
+  },
+  llmReadyTimeout: { values: ['30', '100ms', 'never'], allowed: 'a duration of at least 1000 ms' },
+  jobName: { values: ['a/b', '..', 'two words'], allowed: 'a name out of A-Z' },
+  jobNamespace: { values: ['a/b'], allowed: 'a name out of A-Z' },
+  jobUid: { values: ['a/b', '.'], allowed: 'a name out of A-Z' },
+  jobCompletionIndex: { values: ['-1', 'first', '1.5'], allowed: 'a whole number' },
+  podName: { values: ['a/b'], allowed: 'a name out of A-Z' },
+  podUid: { values: ['a/b'], allowed: 'a name out of A-Z' },
+  batchInputFileId: null,
+  batchEndpoint: null,
+  batchOutputFileId: null,
+  batchErrorFileId: null,
+  batchAibrix: null,
+  batchOpts: null,
+  batchFailAfter: null,
+  kubernetesServiceHost: null,
+  kubernetesServicePort: { values: ['https', '1234567'], allowed: 'a port' },
+  serviceAccountDir: null,
   webhookSecret: {
     values: [
       'hush',
@@ -232,7 +254,23 @@ describe('values', () => {
   });
   test('there are bad values of every setting that has any', () => {
     expect(Object.keys(BAD).toSorted()).toEqual(NAMES.toSorted());
-    const anyText = ['dataDir', 'defaultTemplate', 'sshKeyFile'];
+    const anyText = [
+      'batchAibrix',
+      'batchEndpoint',
+      'batchErrorFileId',
+      'batchFailAfter',
+      'batchInputFileId',
+      'batchOpts',
+      'batchOutputFileId',
+      'dataDir',
+      'defaultTemplate',
+      'kubeconfig',
+      'kubernetesContext',
+      'kubernetesJobTemplate',
+      'kubernetesServiceHost',
+      'serviceAccountDir',
+      'sshKeyFile',
+    ];
     expect(NAMES.filter((name) => BAD[name] === null).toSorted()).toEqual(anyText);
   });
 

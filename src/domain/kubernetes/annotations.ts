@@ -58,7 +58,7 @@ const OBJECTS = {
 } as const satisfies Record<string, keyof BatchSpec>;
 
 /** What a control plane writes on the Job about how far it is; a worker asks for none of it. */
-const STATUS_KEYS = [
+const STATUS_KEYS: ReadonlySet<string> = new Set([
   'state',
   'condition',
   'errors',
@@ -68,7 +68,7 @@ const STATUS_KEYS = [
   'finalizing-at',
   'finalized-at',
   'cancelling-at',
-];
+]);
 
 const FAIL_AFTER = 'fail_after_n_requests';
 /** OpenAI's bounds of a batch's metadata. */
@@ -101,7 +101,7 @@ export function mergeAnnotations(sources: readonly AnnotationSource[]): MergedAn
       const key = whole.slice(ANNOTATION_PREFIX.length);
       const first = found.get(key);
       if (first === undefined) found.set(key, { value, source });
-      else if (first.value !== value && !STATUS_KEYS.includes(key)) {
+      else if (first.value !== value && !STATUS_KEYS.has(key)) {
         conflicts.push(
           `${whole} is '${clip(first.value)}' on ${first.source} and '${clip(value)}' on ${source}: ${first.source}'s counts`,
         );
@@ -167,7 +167,7 @@ export function formatAnnotations(spec: Partial<BatchSpec>): Record<string, stri
 function unknownKeys(values: Values): string[] {
   const known = [...Object.keys(TEXTS), ...Object.keys(OBJECTS), 'opts'];
   return Object.keys(values)
-    .filter((key) => !known.includes(key) && !STATUS_KEYS.includes(key))
+    .filter((key) => !known.includes(key) && !STATUS_KEYS.has(key))
     .filter((key) => !key.startsWith('metadata.') && !key.startsWith('opts.'))
     .map(
       (key) =>

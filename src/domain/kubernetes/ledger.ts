@@ -58,10 +58,9 @@ interface KnownWriter {
   lost: number[];
 }
 
-export function createLedger(plan: RunPlan): Ledger {
-  const shards = plan.shards.map(openShard);
+/** Which commits of which writers were seen. */
+function createAttendance() {
   const writers = new Map<string, KnownWriter>();
-  const totals = { completed: 0, failed: 0, usage: NO_USAGE };
 
   function known(writer: RunWriter): KnownWriter {
     const found = writers.get(writer.name);
@@ -71,7 +70,7 @@ export function createLedger(plan: RunPlan): Ledger {
     return fresh;
   }
 
-  /** False where it was there before. */
+  /** False where it was seen before. */
   function note(writer: RunWriter, sequence: number): boolean {
     const seen = known(writer);
     if (sequence <= seen.upTo || seen.sequences.has(sequence)) return false;
@@ -80,6 +79,25 @@ export function createLedger(plan: RunPlan): Ledger {
     return true;
   }
 
+  return {
+    note,
+    lose(writer: RunWriter, sequence: number): void {
+      if (note(writer, sequence)) known(writer).lost.push(sequence);
+    },
+    upTo: (name: string) => writers.get(name)?.upTo ?? 0,
+    list: (): Seal['writers'] =>
+      [...writers.values()].map(({ writer, upTo, lost }) => ({
+        ...writer,
+        commits: upTo,
+        lost: lost.toSorted((a, b) => a - b),
+      })),
+  };
+}
+
+export function createLedger(plan: RunPlan): Ledger {
+  const shards = plan.shards.map(openShard);
+  const attendance = createAttendance();
+  const totals = { completed: 0, failed: 0, usage: NO_USAGE };
   return {
     plan,
     get completed() {
@@ -92,26 +110,20 @@ export function createLedger(plan: RunPlan): Ledger {
       return totals.usage;
     },
     add(writer, { sequence, parts }) {
-      if (!note(writer, sequence)) return;
+      if (!attendance.note(writer, sequence)) return;
       for (const { n, mask, ok, failed, usage, offset, length, crc, engines } of parts) {
         const shard = shardAt(shards, n);
         const fresh = merge(shard, mask);
         shard.parts.push({ writer, sequence, offset, length, crc, engines });
         // Which of a line's two answers counts is decided when files are written; until then these are for people.
-        const failedNow = Math.min(
-          failed,
-          fresh,
-          Math.round((failed * fresh) / (ok + failed || 1)),
-        );
+        const failedNow = Math.min(failed, Math.round((failed * fresh) / (ok + failed || 1)));
         totals.failed += failedNow;
         totals.completed += fresh - failedNow;
         totals.usage = addUsage(totals.usage, usage);
       }
     },
-    lose(writer, sequence) {
-      if (note(writer, sequence)) known(writer).lost.push(sequence);
-    },
-    commitsOf: (writer) => writers.get(writer)?.upTo ?? 0,
+    lose: attendance.lose,
+    commitsOf: attendance.upTo,
     leftOf: (n) => shardAt(shards, n).left,
     doneOf: (n) => Buffer.from(shardAt(shards, n).done),
     accepted(n) {
@@ -122,12 +134,7 @@ export function createLedger(plan: RunPlan): Ledger {
       }));
       return { plan: shard, done, bad: plan.bad.get(n) ?? null, parts: inTurn };
     },
-    writers: () =>
-      [...writers.values()].map(({ writer, upTo, lost }) => ({
-        ...writer,
-        commits: upTo,
-        lost: lost.toSorted((a, b) => a - b),
-      })),
+    writers: attendance.list,
   };
 }
 

@@ -36,11 +36,15 @@ export function engineDoor(
     return { url: origin, readyPath: pathname === '/' ? DEFAULT.readyPath : pathname };
   }
   const engine = job === null ? null : findEngine(job, name);
-  const get =
-    engine?.readinessProbe?.httpGet ??
-    engine?.livenessProbe?.httpGet ??
-    engine?.startupProbe?.httpGet;
-  if (engine === null || get === undefined) return DEFAULT;
+  return (engine === null ? null : probedDoor(engine)) ?? DEFAULT;
+}
+
+/** Where the probes of a container knock; null where it has none that speaks HTTP. */
+function probedDoor(engine: JobContainer): EngineDoor | null {
+  const { readinessProbe, livenessProbe, startupProbe } = engine;
+  const gets = [readinessProbe, livenessProbe, startupProbe].map((probe) => probe?.httpGet);
+  const get = gets.find((each) => each !== undefined);
+  if (get === undefined) return null;
   const scheme = (get.scheme ?? 'HTTP').toLowerCase();
   const path = get.path ?? DEFAULT.readyPath;
   return {

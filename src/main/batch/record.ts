@@ -75,49 +75,60 @@ export interface RunRecord {
   clear(): Promise<void>;
 }
 
-export function createRecord(uid: string, { data, meta }: RunStorage): RunRecord {
-  async function names(prefix: string): Promise<string[]> {
-    const found: string[] = [];
-    for await (const key of meta.list(prefix)) found.push(key.slice(prefix.length));
-    return found;
-  }
-  async function put(key: string, bytes: Buffer): Promise<void> {
-    await meta.put(key, [bytes]);
-  }
-  async function get(key: string): Promise<Buffer | null> {
-    return readWhole(meta, key);
-  }
+export function createRecord(uid: string, storages: RunStorage): RunRecord {
   return {
     uid,
+    ...planAndWriters(uid, storages),
+    ...answers(uid, storages),
+    ...ends(uid, storages),
+  };
+}
+
+async function names(storage: Storage, prefix: string): Promise<string[]> {
+  const found: string[] = [];
+  for await (const key of storage.list(prefix)) found.push(key.slice(prefix.length));
+  return found;
+}
+
+function planAndWriters(uid: string, { meta }: RunStorage) {
+  return {
     async plan() {
       const key = planKey(uid);
-      const bytes = await get(key);
+      const bytes = await readWhole(meta, key);
       return bytes === null ? null : parsePlan(bytes, key);
     },
     async putPlan(plan) {
       const bytes = formatPlan(plan);
-      await put(planKey(uid), bytes);
+      await meta.put(planKey(uid), [bytes]);
       return parsePlan(bytes, planKey(uid));
     },
     async writers(index) {
       const prefix = writersPrefix(uid, index);
       const found = await Promise.all(
-        (await names(prefix)).map(async (name) => {
-          const bytes = await get(`${prefix}${name}`);
+        (await names(meta, prefix)).map(async (name) => {
+          const bytes = await readWhole(meta, `${prefix}${name}`);
           return bytes === null ? null : parseWriter(bytes, `${prefix}${name}`);
         }),
       );
       return found.filter((writer) => writer !== null);
     },
-    putWriter: async (writer, more) => put(writerKey(uid, writer), formatWriter(writer, more)),
-    countCommits: async (writer) => (await names(commitsPrefix(uid, writer))).length,
+    async putWriter(writer, more) {
+      await meta.put(writerKey(uid, writer), [formatWriter(writer, more)]);
+    },
+  } satisfies Partial<RunRecord>;
+}
+
+function answers(uid: string, { data, meta }: RunStorage) {
+  return {
+    countCommits: async (writer) => (await names(meta, commitsPrefix(uid, writer))).length,
     async commit(writer, sequence, plan) {
       const key = commitKey(uid, writer, sequence);
-      const bytes = await get(key);
+      const bytes = await readWhole(meta, key);
       return bytes === null ? null : parseCommit(bytes, key, plan);
     },
-    putCommit: async (writer, commit, plan) =>
-      put(commitKey(uid, writer, commit.sequence), formatCommit(plan, commit)),
+    async putCommit(writer, commit, plan) {
+      await meta.put(commitKey(uid, writer, commit.sequence), [formatCommit(plan, commit)]);
+    },
     putSegment: async (writer, sequence, chunks) =>
       data.put(runSegmentKey(uid, segmentName(writer, sequence)), chunks),
     openSegment: async (name, range) => data.get(runSegmentKey(uid, name), range),
@@ -125,24 +136,10 @@ export function createRecord(uid: string, { data, meta }: RunStorage): RunRecord
       const found = await data.head(runSegmentKey(uid, segmentName(writer, sequence)));
       return found?.bytes ?? null;
     },
-    lost: async () => new Set(await names(lostPrefix(uid))),
-    putLost: async (writer, sequence) => put(lostKey(uid, writer, sequence), Buffer.from('lost\n')),
-    async seals(index) {
-      const prefix = sealsPrefix(uid, index);
-      const found = await Promise.all(
-        (await names(prefix)).map(async (name) => readSeal(meta, `${prefix}${name}`, name)),
-      );
-      return found.filter((seal) => seal !== null);
+    lost: async () => new Set(await names(meta, lostPrefix(uid))),
+    async putLost(writer, sequence) {
+      await meta.put(lostKey(uid, writer, sequence), [Buffer.from('lost\n')]);
     },
-    putSeal: async (index, writer, seal) => put(sealKey(uid, index, writer), formatSeal(seal)),
-    async final(index) {
-      const bytes = await get(finalKey(uid, index));
-      // Ours, whole or not at all, as every object of a storage.
-      return bytes === null ? null : (JSON.parse(bytes.toString('utf8')) as WorkerProgress);
-    },
-    putFinal: async (progress) => put(finalKey(uid, progress.index), formatProgress(progress)),
-    putProgress: async (progress) =>
-      put(progressKey(uid, progress.index), formatProgress(progress)),
     async clear() {
       for (const storage of new Set([data, meta])) {
         for (const folder of ['commits/', 'segments/']) {
@@ -151,7 +148,33 @@ export function createRecord(uid: string, { data, meta }: RunStorage): RunRecord
         }
       }
     },
-  };
+  } satisfies Partial<RunRecord>;
+}
+
+function ends(uid: string, { meta }: RunStorage) {
+  return {
+    async seals(index) {
+      const prefix = sealsPrefix(uid, index);
+      const found = await Promise.all(
+        (await names(meta, prefix)).map(async (name) => readSeal(meta, `${prefix}${name}`, name)),
+      );
+      return found.filter((seal) => seal !== null);
+    },
+    async putSeal(index, writer, seal) {
+      await meta.put(sealKey(uid, index, writer), [formatSeal(seal)]);
+    },
+    async final(index) {
+      const bytes = await readWhole(meta, finalKey(uid, index));
+      // Ours, whole or not at all, as every object of a storage.
+      return bytes === null ? null : (JSON.parse(bytes.toString('utf8')) as WorkerProgress);
+    },
+    async putFinal(progress) {
+      await meta.put(finalKey(uid, progress.index), [formatProgress(progress)]);
+    },
+    async putProgress(progress) {
+      await meta.put(progressKey(uid, progress.index), [formatProgress(progress)]);
+    },
+  } satisfies Partial<RunRecord>;
 }
 
 function formatProgress(progress: WorkerProgress): Buffer {

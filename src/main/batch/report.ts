@@ -22,70 +22,61 @@ export function seconds(ms: number): number {
   return Math.floor(ms / 1_000);
 }
 
+/** What the document says before anything was done. */
+function blank(
+  { job, pod, spec, batch, index, indexes }: WorkerTask,
+  { attempt, startedAt, deadline }: Begun,
+): WorkerProgress {
+  return {
+    object: 'batch.worker_progress',
+    schema_version: 1,
+    job_uid: job.uid,
+    job_name: job.name,
+    job_namespace: job.namespace,
+    job_id: batch.jobId,
+    session_id: spec.sessionId,
+    metadata: spec.metadata,
+    index,
+    indexes,
+    pod: { ...pod, attempt },
+    state: 'validating',
+    reason: '',
+    exit_code: null,
+    request_counts: null,
+    usage: usageView(NO_USAGE),
+    errors: [],
+    output: null,
+    error: null,
+    manifest_key: null,
+    started_at: seconds(startedAt),
+    deadline: seconds(deadline),
+    in_progress_at: null,
+    finalizing_at: null,
+    finished_at: null,
+    updated_at: seconds(clock.now()),
+  };
+}
+
+interface Begun {
+  attempt: number;
+  /** ms. */
+  startedAt: number;
+  deadline: number;
+}
+
 /**
- * Writes the progress document every two seconds where something changed. Words for whoever looks on: whether they
- * arrive decides nothing.
+ * Writes the progress document every two seconds where something changed, and at once where its state did. Words for
+ * whoever looks on: whether they arrive decides nothing.
  */
 export function startReport(
   record: RunRecord,
   task: WorkerTask,
-  begun: { attempt: number; startedAt: number; deadline: number },
+  begun: Begun,
   { log, refresh }: { log: Logger; refresh(): Partial<WorkerProgress> },
 ): Report {
-  const { job, pod, spec, batch } = task;
+  const now = blank(task, begun);
   let written = '';
   let writing: Promise<void> = Promise.resolve();
-  const report: Report = {
-    now: {
-      object: 'batch.worker_progress',
-      schema_version: 1,
-      job_uid: job.uid,
-      job_name: job.name,
-      job_namespace: job.namespace,
-      job_id: batch.jobId,
-      session_id: spec.sessionId,
-      metadata: spec.metadata,
-      index: task.index,
-      indexes: task.indexes,
-      pod: { ...pod, attempt: begun.attempt },
-      state: 'validating',
-      reason: '',
-      exit_code: null,
-      request_counts: null,
-      usage: usageView(NO_USAGE),
-      errors: [],
-      output: null,
-      error: null,
-      manifest_key: null,
-      started_at: seconds(begun.startedAt),
-      deadline: seconds(begun.deadline),
-      in_progress_at: null,
-      finalizing_at: null,
-      finished_at: null,
-      updated_at: seconds(clock.now()),
-    },
-    set(change) {
-      const isNews = change.state !== undefined && change.state !== report.now.state;
-      Object.assign(report.now, change);
-      // Who looks on is to see at once that it waits.
-      if (isNews) void report.flush();
-    },
-    async flush() {
-      Object.assign(report.now, refresh());
-      const { updated_at: _at, ...rest } = report.now;
-      const text = JSON.stringify(rest);
-      if (text !== written) {
-        written = text;
-        report.now.updated_at = seconds(clock.now());
-        const progress = { ...report.now };
-        writing = writing.then(() => write(progress));
-      }
-      await writing;
-    },
-    close() {
-      clearInterval(timer);
-    },
-  };
 
   async function write(progress: WorkerProgress): Promise<void> {
     try {
@@ -97,6 +88,29 @@ export function startReport(
     }
   }
 
-  const timer = setInterval(() => void report.flush(), EVERY_MS);
-  return report;
+  async function flush(): Promise<void> {
+    Object.assign(now, refresh());
+    const { updated_at: _at, ...rest } = now;
+    const text = JSON.stringify(rest);
+    if (text !== written) {
+      written = text;
+      now.updated_at = seconds(clock.now());
+      const progress = { ...now };
+      writing = writing.then(async () => write(progress));
+    }
+    await writing;
+  }
+
+  const timer = setInterval(() => void flush(), EVERY_MS);
+  return {
+    now,
+    set(change) {
+      const isNews = change.state !== undefined && change.state !== now.state;
+      Object.assign(now, change);
+      // Who looks on is to see at once that it waits.
+      if (isNews) void flush();
+    },
+    flush,
+    close: () => clearInterval(timer),
+  };
 }

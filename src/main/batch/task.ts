@@ -8,7 +8,7 @@ import {
   parseAnnotations,
   parseObject,
 } from '../../domain/kubernetes/annotations.ts';
-import type { BatchSpec } from '../../domain/kubernetes/annotations.ts';
+import type { BatchSpec, MergedAnnotations } from '../../domain/kubernetes/annotations.ts';
 import { jobIdOfUid } from '../../domain/worker-progress.ts';
 import { engineDoor } from './engine-door.ts';
 import type { EngineDoor } from './engine-door.ts';
@@ -57,6 +57,15 @@ function environmentAnnotations(settings: Settings): Record<string, string> {
   );
 }
 
+/** Of each key the Job's annotation counts first, then that of its pod template, then the environment. */
+function annotationsOf(settings: Settings, job: KubernetesJob | null): MergedAnnotations {
+  return mergeAnnotations([
+    { name: 'the Job', annotations: job?.metadata.annotations ?? {} },
+    { name: 'its pod template', annotations: job?.spec.template.metadata.annotations ?? {} },
+    { name: 'the environment', annotations: environmentAnnotations(settings) },
+  ]);
+}
+
 /** Whether the environment alone says what to do, as AIBrix's later workers are told. */
 export function isToldByEnvironment({ batchInputFileId, batchEndpoint }: Settings): boolean {
   return batchInputFileId !== undefined && batchEndpoint !== undefined;
@@ -71,34 +80,21 @@ export function createTask(
   job: KubernetesJob | null,
   { engineContainer }: { engineContainer: string },
 ): WorkerTask {
-  const { values, conflicts } = mergeAnnotations([
-    { name: 'the Job', annotations: job?.metadata.annotations ?? {} },
-    { name: 'its pod template', annotations: job?.spec.template.metadata.annotations ?? {} },
-    { name: 'the environment', annotations: environmentAnnotations(settings) },
-  ]);
-  const { metastoreType, jobUid = job?.metadata.uid } = settings;
+  const { values, conflicts } = annotationsOf(settings, job);
+  const uid = settings.jobUid ?? job?.metadata.uid ?? null;
   const parsed = parseAnnotations(values);
-  const problems = [...(parsed.problems ?? [])];
-  if (metastoreType === 'REDIS') {
-    problems.push(
-      'METASTORE_TYPE=REDIS: a batch worker needs no Redis. Leave METASTORE_TYPE out, so that its record lies beside the files, or set it to LOCAL, S3 or TOS.',
-    );
-  }
-  if (jobUid === undefined) {
-    problems.push(
-      "JOB_UID is not set: fill it from metadata.labels['batch.kubernetes.io/controller-uid'].",
-    );
-  }
+  const problems = [...(parsed.problems ?? []), ...wrongSettings(settings, uid)];
   const spec = 'spec' in parsed ? parsed.spec : null;
   const wish = wishOf(values['aibrix'], problems);
-  if (spec === null || wish === null || jobUid === undefined || problems.length > 0) {
+  if (spec === null || wish === null || uid === null || problems.length > 0) {
     throw refusal(problems);
   }
-  const jobId = wish.jobId ?? jobIdOfUid(jobUid);
+  const jobId = wish.jobId ?? jobIdOfUid(uid);
   const { endpoint, outputFileId, errorFileId } = spec;
   const { pinnedModel, outputPrefix } = wish;
   return {
-    ...placeOf(settings, job, jobUid),
+    job: { uid, ...nameOf(settings, job) },
+    ...placeOf(settings, job),
     spec,
     wish,
     batch: { jobId, endpoint, pinnedModel, outputFileId, errorFileId, outputPrefix },
@@ -129,25 +125,38 @@ function refusal(problems: readonly string[]): SluiceError {
   return invalidInput('worker.usage', `${what}:\n  ${problems.join('\n  ')}`);
 }
 
-/** Which Job, pod and index this is. */
-function placeOf(settings: Settings, job: KubernetesJob | null, uid: string) {
-  const { podName = hostname() } = settings;
-  const index = settings.jobCompletionIndex;
+function wrongSettings({ metastoreType }: Settings, uid: string | null): string[] {
+  const problems: string[] = [];
+  if (metastoreType === 'REDIS') {
+    problems.push(
+      'METASTORE_TYPE=REDIS: a batch worker needs no Redis. Leave METASTORE_TYPE out, so that its record lies beside the files, or set it to LOCAL, S3 or TOS.',
+    );
+  }
+  if (uid === null) {
+    problems.push(
+      "JOB_UID is not set: fill it from metadata.labels['batch.kubernetes.io/controller-uid'].",
+    );
+  }
+  return problems;
+}
+
+function nameOf({ jobName, jobNamespace }: Settings, job: KubernetesJob | null) {
+  const { name = '', namespace = '' } = job?.metadata ?? {};
+  return { name: jobName ?? name, namespace: jobNamespace ?? namespace };
+}
+
+/** Which pod and index this is. */
+function placeOf(
+  { podName = hostname(), podUid, jobCompletionIndex }: Settings,
+  job: KubernetesJob | null,
+) {
   const { completions = 1, parallelism = 1, completionMode } = job?.spec ?? {};
+  const pod = { uid: podUid ?? podName, name: podName };
   // Without the Job nobody knows among how many the lines would be divided: each pod looks after all of them.
-  const isIndexed = completionMode === 'Indexed' && index !== undefined;
-  return {
-    job: {
-      uid,
-      name: settings.jobName ?? job?.metadata.name ?? uid,
-      namespace: settings.jobNamespace ?? job?.metadata.namespace ?? '',
-    },
-    pod: { uid: settings.podUid ?? podName, name: podName },
-    isIndexed,
-    index: isIndexed ? index : 0,
-    indexes: isIndexed ? completions : 1,
-    isShared: !isIndexed && parallelism > 1,
-  };
+  if (completionMode !== 'Indexed' || jobCompletionIndex === undefined) {
+    return { pod, isIndexed: false, index: 0, indexes: 1, isShared: parallelism > 1 };
+  }
+  return { pod, isIndexed: true, index: jobCompletionIndex, indexes: completions, isShared: false };
 }
 
 function startOf(job: KubernetesJob | null): number | null {
