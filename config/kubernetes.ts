@@ -52,7 +52,7 @@ export const KUBERNETES_SETTINGS = {
     schema: oneOf(['deployment', 'job']),
   },
   kubernetesJobTemplate: {
-    doc: "File with the Job that batches are run as, in the form of config/kubernetes/job-template.yaml. Unset: that one.",
+    doc: 'File with the Job that batches are run as, in the form of config/kubernetes/job-template.yaml. Unset: that one.',
     env: 'KUBERNETES_JOB_TEMPLATE',
     isRare: true,
     default: undefined,
@@ -66,7 +66,7 @@ export const KUBERNETES_SETTINGS = {
     schema: v.optional(v.pipe(text, v.regex(/^\S+$/, 'must be without spaces'))),
   },
   kubernetesQueue: {
-    doc: "LocalQueue of Kueue that Jobs wait in (label kueue.x-k8s.io/queue-name). Unset: none.",
+    doc: 'LocalQueue of Kueue that Jobs wait in (label kueue.x-k8s.io/queue-name). Unset: none.',
     env: 'KUBERNETES_QUEUE',
     isRare: true,
     default: undefined,

@@ -150,7 +150,8 @@ function fillEngine(
   container_: Record<string, unknown>,
   resource: string,
 ): Container {
-  const { command, args, env, resources, volumeMounts, startupProbe } = container_ as unknown as Rendered;
+  const { command, args, env, resources, volumeMounts, startupProbe } =
+    container_ as unknown as Rendered;
   // A wrapper that runs its arguments, as pods without sidecars need one.
   const isWrapped = template.command?.some((word) => word.includes('"$@"')) ?? false;
   const { livenessProbe, readinessProbe } = template;
