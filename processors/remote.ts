@@ -43,7 +43,7 @@ export function remoteFor(
 }
 
 /** Whether a cluster is to run the whole job. */
-export function isClusterJob({ options }: Pick<JobRecord, 'options'>): boolean {
+function isClusterJob({ options }: Pick<JobRecord, 'options'>): boolean {
   return options.resources?.form === 'job';
 }
 

@@ -38,7 +38,7 @@ const container = v.looseObject({
 const jobSchema = v.looseObject({
   apiVersion: v.string(),
   kind: v.string(),
-  metadata: v.looseObject({ labels: v.record(v.string(), v.string()) }),
+  metadata: v.looseObject({ name: v.string(), labels: v.record(v.string(), v.string()) }),
   spec: v.looseObject({
     template: v.looseObject({
       spec: v.looseObject({
@@ -70,7 +70,7 @@ describe('the Job of a batch', () => {
     'of %s is one that Kubernetes takes',
     async (name) => {
       const { job } = await render({ replicas: 2 }, { queue: 'q', modelCache: 'weights' }, name);
-      expect(await faultsOf(job)).toEqual([]);
+      expect(await faultsOf({ ...job, source: 'rendered' })).toEqual([]);
     },
   );
 
@@ -146,6 +146,7 @@ test('Deployment and Service are such as Kubernetes takes', async () => {
   const { name, namespace, engine, gpu } = ORDER;
   const terms = { ...TERMS, modelCache: 'weights' };
   const deployment = renderDeployment({ name, namespace, engine, gpu }, terms);
-  expect(await faultsOf(deployment)).toEqual([]);
-  expect(await faultsOf(renderService({ name, namespace }, 'uid'))).toEqual([]);
+  expect(await faultsOf({ ...deployment, source: 'rendered' })).toEqual([]);
+  const service = renderService({ name, namespace }, 'uid');
+  expect(await faultsOf({ ...service, source: 'rendered' })).toEqual([]);
 });
