@@ -45,11 +45,11 @@ export const KUBERNETES_SETTINGS = {
     schema: namespaces,
   },
   kubernetesRuntime: {
-    doc: 'How the cluster runs jobs that do not say (aibrix.runtime.target): deployment, an engine that workers of this server send lines to; or job, the whole batch in a Job, whose pods need the storage of this server (S3 or TOS). A list of providers always takes deployment.',
+    doc: 'How the cluster runs jobs that do not say (aibrix.runtime.target): deployment, an engine that workers of this server send lines to; or job, the whole batch in a Job, whose pods need the storage of this server. A list of providers always takes deployment. Unset: job where storage is S3 or TOS, else deployment.',
     env: 'KUBERNETES_RUNTIME',
     isRare: true,
-    default: 'deployment',
-    schema: oneOf(['deployment', 'job']),
+    default: undefined,
+    schema: v.optional(oneOf(['deployment', 'job'])),
   },
   kubernetesJobTemplate: {
     doc: 'File with the Job that batches are run as, in the form of config/kubernetes/job-template.yaml. Unset: that one.',

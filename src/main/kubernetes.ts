@@ -14,7 +14,7 @@ import { stampOf } from './stamp.ts';
 import type { System } from './system.ts';
 
 /** The cluster of the settings. Nothing is asked of it yet. */
-export function openCluster(settings: Settings): Cluster {
+function openCluster(settings: Settings): Cluster {
   const { kubeconfig, kubernetesContext: context, kubernetesServiceHost: host } = settings;
   const { kubernetesServicePort: port, serviceAccountDir: serviceAccount } = settings;
   return createCluster({

@@ -120,7 +120,9 @@ test('an API server that is away is told, and at the start of a server, too', as
   await cluster.control.setApiAway(true);
   try {
     expect(await said()).toEqual([
-      expect.stringContaining(`fail The API server of Kubernetes at ${cluster.url} cannot be reached`),
+      expect.stringContaining(
+        `fail The API server of Kubernetes at ${cluster.url} cannot be reached`,
+      ),
     ]);
     const env = { PROVISIONER: 'kubernetes', KUBECONFIG: cluster.kubeconfig };
     await using sluice = await startSluice({
@@ -130,7 +132,9 @@ test('an API server that is away is told, and at the start of a server, too', as
     });
     const told = () =>
       sluice.logs().find(({ msg }) => msg === 'engines cannot run in Kubernetes yet');
-    expect(JSON.stringify(await until(told, { what: 'the log line' }))).toContain('cannot be reached');
+    expect(JSON.stringify(await until(told, { what: 'the log line' }))).toContain(
+      'cannot be reached',
+    );
   } finally {
     await cluster.control.setApiAway(false);
   }

@@ -14,23 +14,25 @@ import {
   untilJob,
   untilStatus,
 } from '../support/leases.ts';
-import type { LeaseJob } from '../support/leases.ts';
+import type { LeaseJob, Template } from '../support/leases.ts';
 import { until } from '../support/until.ts';
 
 const why = await whyNoNamespaces();
 let site: ClusterSite;
+let template: Template;
 beforeAll(async () => {
   if (why !== undefined) return;
   const nodes = ['a', 'b'].map((name) => ({ name, gpus: 1 }));
   const knobs = { kueue: true, engine: { profile: 'zero', set: { latency_ms: 200 } } };
   site = await startJobSite({ cluster: { nodes, knobs }, env: { MAX_CONCURRENCY: '32' } });
+  template = await site.template();
 }, 60_000);
 afterAll(async () => site?.[Symbol.asyncDispose]());
 
 const LIMIT = 90_000;
 
 function start(input: { text: string }, more: Record<string, unknown> = {}): Promise<string> {
-  return site.template().then((template) => createJob(site.url, template, input, more));
+  return createJob(site.url, template, input, more);
 }
 
 async function untilAnswered(id: string, count: number): Promise<LeaseJob> {
@@ -190,13 +192,12 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
   test(
     'aibrix.runtime.target: KubernetesJob in options.namespace, Kubernetes as an engine',
     async () => {
-      const { name } = await site.template();
       async function batch(target: string): Promise<string> {
         const { id } = await post<{ id: string }>(site.url, '/v1/batches', {
           input_file_id: await upload(site.url, leaseInput(20).text),
           endpoint: '/v1/chat/completions',
           completion_window: '24h',
-          aibrix: { model_template: { name }, runtime: { target, options: { namespace: 'team' } } },
+          aibrix: { model_template: { name: template.name }, runtime: { target, options: { namespace: 'team' } } },
         });
         return `job_${id.slice('batch_'.length)}`;
       }

@@ -80,6 +80,7 @@ async function withSettings(
   try {
     const id = await createJob(other.url, await other.template(), leaseInput(10));
     await look(other.sluice, id);
+    await until(() => other.cluster.control.pods().every(isReady), { what: 'ready pods' });
     await cancelJob(other.url, id);
     await untilGone();
   } finally {

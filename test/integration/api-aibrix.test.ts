@@ -297,11 +297,7 @@ test('a runtime that names no engine, or says what only a machine has, is refuse
     ],
     [{ target: 'RunPod', options: {} }, 'options.base_url', /'base_url' or 'base_urls'/],
     [{ target: 'KubernetesJob', options: url }, 'options.base_url', /brings its engine along/],
-    [
-      { target: 'Nowhere', options: url },
-      'target',
-      /External, RunPod, LambdaCloud, Kubernetes/,
-    ],
+    [{ target: 'Nowhere', options: url }, 'target', /External, RunPod, LambdaCloud, Kubernetes/],
   ];
   for (const [runtime, param, message] of wrong) {
     const answer = await postJson(api, '/v1/batches', batch(input, { aibrix: { runtime } }));

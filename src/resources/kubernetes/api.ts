@@ -247,7 +247,7 @@ function readStatus(text: string): Said {
 }
 
 /** What an answer that is none means. */
-export function refusal(what: string, status: number, text: string): SluiceError {
+function refusal(what: string, status: number, text: string): SluiceError {
   const { message: said, retry } = readStatus(text);
   const told = said === '' ? '' : `: ${said}`;
   const message = `Kubernetes answers ${what} with ${status}${told}`;

@@ -73,7 +73,7 @@ export async function listAll<Schema extends v.GenericSchema>(
   }
 }
 
-export function withQuery(path: string, query: Readonly<Record<string, string>>): string {
+function withQuery(path: string, query: Readonly<Record<string, string>>): string {
   const text = new URLSearchParams(query).toString();
   return text === '' ? path : `${path}?${text}`;
 }
