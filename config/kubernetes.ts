@@ -45,14 +45,14 @@ export const KUBERNETES_SETTINGS = {
     schema: namespaces,
   },
   kubernetesRuntime: {
-    doc: 'How the cluster runs jobs that do not say (aibrix.runtime.target): deployment, an engine that workers of this server send lines to; or job, the whole batch in a Job, whose pods need the storage of this server (S3 or TOS). A list of providers always takes deployment.',
+    doc: 'How the cluster runs jobs that do not say (aibrix.runtime.target): deployment, an engine that workers of this server send lines to; or job, the whole batch in a Job, whose pods need the storage of this server. A list of providers always takes deployment. Unset: job where storage is S3 or TOS, else deployment.',
     env: 'KUBERNETES_RUNTIME',
     isRare: true,
-    default: 'deployment',
-    schema: oneOf(['deployment', 'job']),
+    default: undefined,
+    schema: v.optional(oneOf(['deployment', 'job'])),
   },
   kubernetesJobTemplate: {
-    doc: "File with the Job that batches are run as, in the form of config/kubernetes/job-template.yaml. Unset: that one.",
+    doc: 'File with the Job that batches are run as, in the form of config/kubernetes/job-template.yaml. Unset: that one.',
     env: 'KUBERNETES_JOB_TEMPLATE',
     isRare: true,
     default: undefined,
@@ -66,7 +66,7 @@ export const KUBERNETES_SETTINGS = {
     schema: v.optional(v.pipe(text, v.regex(/^\S+$/, 'must be without spaces'))),
   },
   kubernetesQueue: {
-    doc: "LocalQueue of Kueue that Jobs wait in (label kueue.x-k8s.io/queue-name). Unset: none.",
+    doc: 'LocalQueue of Kueue that Jobs wait in (label kueue.x-k8s.io/queue-name). Unset: none.',
     env: 'KUBERNETES_QUEUE',
     isRare: true,
     default: undefined,

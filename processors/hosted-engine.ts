@@ -29,7 +29,7 @@ export function hostedEngines(
 }
 
 /** Says why an engine is waited for: once as an event of the job's history for each reason, and as the reason itself. */
-export async function tellReason(
+async function tellReason(
   { provision, job }: Pick<LeaseTask, 'provision' | 'job'>,
   reason: string,
   deps: Deps,

@@ -107,6 +107,10 @@ async function isGivenBack(
   );
 }
 
+function isEnough(lists: number, ms: number, isProof: boolean): boolean {
+  return isProof ? lists >= PROOF_LISTS : lists >= MISSING_LISTS && ms >= MISSING_MS;
+}
+
 /** A list of before the machine was there proves nothing. */
 function maxAgeOf({ missing }: LeaseAttempt, isProof: boolean): number {
   if (isProof) return 0;
@@ -139,8 +143,7 @@ async function isMissing(
   if (found.length > 0) return true;
   const since = attempt.missingSince ?? at;
   const lists = attempt.missing + (at > (attempt.missingAt ?? 0) ? 1 : 0);
-  if (isProof && lists >= PROOF_LISTS) return true;
-  if (lists >= MISSING_LISTS && at - since >= MISSING_MS) return true;
+  if (isEnough(lists, at - since, isProof)) return true;
   if (lists > attempt.missing) {
     const news = { missing: lists, missingSince: since, missingAt: at };
     await deps.store.provisions.attempt(provision.id, attempt.n, news);

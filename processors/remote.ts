@@ -43,7 +43,7 @@ export function remoteFor(
 }
 
 /** Whether a cluster is to run the whole job. */
-export function isClusterJob({ options }: Pick<JobRecord, 'options'>): boolean {
+function isClusterJob({ options }: Pick<JobRecord, 'options'>): boolean {
   return options.resources?.form === 'job';
 }
 
@@ -57,6 +57,9 @@ export function whyNotRemote(
   if (remote === null) return null;
   if (options.resources?.machine !== undefined) {
     return 'A batch at METADATA_SERVICE_URL is not run on a machine of yours: unset METADATA_SERVICE_URL.';
+  }
+  if (options.resources?.providers.includes('kubernetes') === true) {
+    return 'A batch at METADATA_SERVICE_URL is not run on an engine in Kubernetes: take kubernetes out of PROVISIONER, or unset METADATA_SERVICE_URL.';
   }
   const replicas = options.resources?.replicas ?? 1;
   if (replicas === 1) return null;
@@ -252,9 +255,10 @@ export async function releaseRemote(
   deps: Deps,
 ): Promise<Verdict | null> {
   const { batch } = job.remote;
+  // Nothing of a job that is run here, or by a metadata service, is left where it ran.
+  if (batch === null || !isClusterJob(job)) return null;
   // Whoever stops it, and whoever copies its results, needs it yet.
   if (!isFinal(job.state)) return wantsEngines(job.state) ? null : { againInMs: RELEASE_LOOK_MS };
-  if (batch === null) return null;
   try {
     const isGone = (await serviceOf(job, deps).release?.(batch, job, signal)) ?? true;
     return isGone ? null : { againInMs: RELEASE_LOOK_MS };

@@ -150,13 +150,7 @@ export function runtimeWish(
   const { base_url: one, http_base_url: other, base_urls: more, host } = options;
   const urls = [one, other, ...(more ?? [])].filter((url) => typeof url === 'string');
   const form = FORMS[target] ?? null;
-  if (options.namespace && (form === null || urls.length > 0)) {
-    const mend = 'leave it out, or ask for Kubernetes or KubernetesJob without base_url';
-    throw wrong(
-      `${param}.namespace`,
-      `is where the server is to run an engine in its cluster: ${mend}.`,
-    );
-  }
+  checkNamespace(options.namespace, form !== null && urls.length === 0, param);
   if (host) return { engines: [], machine: machineWish(target, host, options, param) };
   const field = MACHINE_FIELDS.find((name) => isGiven(options[name]));
   if (field !== undefined) {
@@ -190,6 +184,17 @@ const FORMS: Partial<Record<Target, ClusterWish['form']>> = {
   Kubernetes: 'deployment',
   KubernetesJob: 'job',
 };
+function checkNamespace(
+  namespace: string | null | undefined,
+  isForCluster: boolean,
+  param: string,
+): void {
+  if (!isGiven(namespace) || isForCluster) return;
+  const mend = 'leave it out, or ask for Kubernetes or KubernetesJob without base_url';
+  const what = `is where the server is to run an engine in its cluster: ${mend}.`;
+  throw wrong(`${param}.namespace`, what);
+}
+
 const URL_FIELDS = ['base_url', 'http_base_url', 'base_urls'] as const;
 const MACHINE_FIELDS = ['ssh_port', 'ssh_user', 'host_key', 'image', 'vllm_args', 'model'] as const;
 

@@ -24,6 +24,7 @@ import { enabledLeases } from './lease-providers.ts';
 import { openInventories } from './leasing.ts';
 import { createSurvey } from './machines.ts';
 import { inspectInput } from './plan-input.ts';
+import { storageSettings } from './storage-settings.ts';
 import type { System } from './system.ts';
 import type { LeaseManager } from '../resources/lease-contract.ts';
 import { settleDeps } from './worker.ts';
@@ -45,8 +46,14 @@ function leaseDefaults(settings: Settings) {
       maxIdleMinutes: settings.maxIdleMinutes ?? null,
     },
     mostReplicas: settings.maxLeases,
-    cluster: { namespaces: settings.kubernetesNamespaces, form: settings.kubernetesRuntime },
+    cluster: { namespaces: settings.kubernetesNamespaces, form: clusterForm(settings) },
   };
+}
+
+/** Pods cannot read what lies in a folder of this machine. */
+function clusterForm(settings: Settings): 'deployment' | 'job' {
+  if (settings.kubernetesRuntime !== undefined) return settings.kubernetesRuntime;
+  return storageSettings(settings).type === 'LOCAL' ? 'deployment' : 'job';
 }
 
 /** Serves the API; rejects with `http.*` (Permanent) when the address cannot be had. */

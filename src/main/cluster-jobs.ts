@@ -7,7 +7,7 @@ import { chooseOffers } from '../domain/choose-offer.ts';
 import { describeError, SluiceError, transient } from '../domain/errors.ts';
 import { gpuWishes } from '../domain/gpu-wish.ts';
 import { isEndpoint } from '../domain/job.ts';
-import type { Endpoint, JobRecord } from '../domain/job.ts';
+import type { Endpoint, JobError, JobRecord } from '../domain/job.ts';
 import { ANNOTATION_PREFIX, formatAnnotations } from '../domain/kubernetes/annotations.ts';
 import type { JobResources } from '../domain/lease.ts';
 import type { RemoteEnd, RemoteLook } from '../domain/remote.ts';
@@ -19,21 +19,25 @@ import type { Cluster } from '../resources/kubernetes/cluster.ts';
 import { renderJob } from '../resources/kubernetes/job-manifest.ts';
 import type { JobTerms } from '../resources/kubernetes/job-manifest.ts';
 import { createClusterJobApi } from '../resources/kubernetes/jobs.ts';
-import type { JobLook } from '../resources/kubernetes/jobs.ts';
+import type { ClusterJobs, JobLook } from '../resources/kubernetes/jobs.ts';
 import { timeOf } from '../resources/kubernetes/objects.ts';
 import type { KubeJob } from '../resources/kubernetes/objects.ts';
 import type { RemoteOrder, RemoteService } from '../runtimes/remote/contract.ts';
 import { clientOf } from '../runtimes/remote/order.ts';
 import type { Storage } from '../storage/contract.ts';
 import { createRunResults } from './cluster-results.ts';
-import type { RunLook } from './cluster-results.ts';
+import type { RunLook, RunResults } from './cluster-results.ts';
 
 /** What the records of jobs that a cluster runs have as their service. */
 const CLUSTER_URL = 'kubernetes:jobs';
-const TEMPLATE = fileURLToPath(new URL('../../config/kubernetes/job-template.yaml', import.meta.url));
+const TEMPLATE = fileURLToPath(
+  new URL('../../config/kubernetes/job-template.yaml', import.meta.url),
+);
 const USUAL_ENDPOINT: Endpoint = '/v1/chat/completions';
 /** A Job's name proves whether it is there, as soon as a request can have no effect any more. */
 const UNCLEAR_MS = 35_000;
+/** A Job whose batch is about to end has time to say so. */
+const LEAST_SECONDS = 60;
 
 export interface ClusterJobsOptions {
   settings: Settings;
@@ -71,77 +75,25 @@ function jobName(stamp: string, jobId: string): string {
   return `${stamp}-job-${createHash('sha256').update(jobId).digest('hex').slice(0, 16)}`;
 }
 
+interface Ground extends ClusterJobsOptions {
+  jobs: ClusterJobs;
+  results: RunResults;
+  /** What an order is for: more of a job goes into its Job than goes over the wire to others. */
+  ordered: WeakMap<RemoteOrder, JobRecord>;
+}
+
 /** A cluster that runs whole batches in Jobs, as the service that runs them in this server's place. */
 export function createClusterJobs(options: ClusterJobsOptions): RemoteService {
-  const { cluster, storage, stamp, log, settings } = options;
+  const { cluster, storage, log, settings } = options;
   const jobs = createClusterJobApi(cluster);
   const results = createRunResults({ storage, maxLineBytes: settings.maxLineBytes, log });
-  /** What an order is for: more of a job goes into its Job than goes over the wire to others. */
-  const ordered = new WeakMap<RemoteOrder, JobRecord>();
-
-  async function lookAt(place: BatchPlace, signal: AbortSignal): Promise<RemoteLook> {
-    const { namespace, name, uid, indexes } = place;
-    const found = await jobs.find(namespace, name);
-    const look = found?.metadata.uid === uid ? await jobs.look(namespace, found) : null;
-    const run = await results.look(uid, indexes);
-    const end = await endOf(place, look, run, signal);
-    return remoteLook(batchIdOf(place), look, run, end);
-  }
-
-  /** Null while the workers, or pods that come after them, may go on. */
-  async function endOf(
-    place: BatchPlace,
-    look: JobLook | null,
-    run: RunLook,
-    signal: AbortSignal,
-  ): Promise<RemoteEnd | null> {
-    const { uid, indexes } = place;
-    if (run.isOver && indexes === 1) return endOfOne(run.words[0] ?? null);
-    const isCancelled = !run.isOver && (look === null || look.is !== 'running')
-      ? await results.isCancelled(uid)
-      : false;
-    const outcome = outcomeOf(look, run, isCancelled);
-    if (outcome === null) return null;
-    const message = look === null ? 'Its Job was deleted.' : look.reason || 'Its Job failed.';
-    const errors =
-      outcome === 'failed' && !run.isOver
-        ? [{ code: 'kubernetes.job_failed', message, line: null, param: null }]
-        : [];
-    const endpoint = endpointOf(look?.job);
-    const startedAt = timeOf(look?.job.metadata.creationTimestamp ?? '') ?? options.now();
-    return results.finish({ uid, indexes, outcome, errors, endpoint, startedAt }, signal);
-  }
-
-  async function create(order: RemoteOrder): Promise<BatchPlace> {
-    const job = ordered.get(order);
-    const resources = job?.options.resources ?? null;
-    if (job === undefined || resources === null) throw new Error('an order of another service');
-    const { namespace, name } = await whereOf(job.id, resources, cluster, stamp);
-    const path = settings.kubernetesJobTemplate ?? TEMPLATE;
-    const template: unknown = parse(await readFile(path, 'utf8'));
-    const replicas = resources.replicas;
-    const manifest = renderJob(
-      {
-        name,
-        namespace,
-        annotations: annotationsOf(job, order),
-        engine: resources,
-        gpu: await gpuFor(resources, options),
-        replicas,
-        seconds: Math.max(60, Math.ceil((job.deadline - options.now()) / 1_000)),
-      },
-      { ...options.terms, template },
-    );
-    const made = await jobs.create(namespace, name, manifest);
-    return { namespace, name, uid: made.metadata.uid, indexes: replicas };
-  }
-
+  const ground: Ground = { ...options, jobs, results, ordered: new WeakMap() };
   return {
     url: CLUSTER_URL,
     unclearMs: UNCLEAR_MS,
     order(job, _provision, file) {
       const order = orderOf(job, file);
-      ordered.set(order, job);
+      ground.ordered.set(order, job);
       return order;
     },
     findInput: async () => null,
@@ -151,29 +103,9 @@ export function createClusterJobs(options: ClusterJobsOptions): RemoteService {
       await storage.put(copy, content, { signal });
       return copy;
     },
-    create: async (order, _key, signal) =>
-      told(async () => {
-        const place = await create(order);
-        return remoteLook(batchIdOf(place), null, await results.look(place.uid, place.indexes), null);
-      }, signal),
-    findBatch: async (jobId, _since, signal) =>
-      told(async () => {
-        for (const namespace of await cluster.namespaces()) {
-          const name = jobName(stamp, jobId);
-          const found = await jobs.find(namespace, name);
-          if (found === null) continue;
-          const { uid } = found.metadata;
-          const indexes = found.spec.completions;
-          return remoteLook(
-            batchIdOf({ namespace, name, uid, indexes }),
-            null,
-            await results.look(uid, indexes),
-            null,
-          );
-        }
-        return null;
-      }, signal),
-    look: async (batch, signal) => told(async () => lookAt(placeOf(batch), signal), signal),
+    create: async (order, _key, signal) => told(async () => create(order, ground), signal),
+    findBatch: async (jobId, _since, signal) => told(async () => find(jobId, ground), signal),
+    look: async (batch, signal) => told(async () => lookAt(placeOf(batch), ground, signal), signal),
     cancel: async (batch, signal) =>
       told(async () => {
         const { namespace, name, uid } = placeOf(batch);
@@ -187,17 +119,96 @@ export function createClusterJobs(options: ClusterJobsOptions): RemoteService {
         const found = await jobs.find(namespace, name);
         if (found?.metadata.uid === uid) await jobs.hold(namespace, found, isHeld);
       }, signal),
-    release: async (batch, { id, remote }, signal) =>
-      told(async () => {
-        const { namespace, name, uid } = placeOf(batch);
-        if (!(await jobs.destroy(namespace, name))) return false;
-        const { output = null, error = null } = remote?.end ?? {};
-        await results.remove(uid, [output, error, inputCopy(id)]);
-        return true;
-      }, signal),
+    release: async (batch, job, signal) =>
+      told(async () => release(placeOf(batch), job, ground), signal),
     open: async (file, _signal) => storage.get(file),
     close: async () => cluster.close(),
   };
+}
+
+/** A batch that was just made, or found: nothing is known of it but what its workers have said. */
+async function fresh(place: BatchPlace, { results }: Ground): Promise<RemoteLook> {
+  const run = await results.look(place.uid, place.indexes);
+  return remoteLook(batchIdOf(place), null, run, null);
+}
+
+async function create(order: RemoteOrder, ground: Ground): Promise<RemoteLook> {
+  const { settings, cluster, stamp, terms, jobs, now } = ground;
+  const job = ground.ordered.get(order);
+  const resources = job?.options.resources ?? null;
+  if (job === undefined || resources === null) throw new Error('an order of another service');
+  const [first = ''] = await cluster.namespaces();
+  const namespace = resources.namespace ?? first;
+  const name = jobName(stamp, job.id);
+  const path = settings.kubernetesJobTemplate ?? TEMPLATE;
+  const template: unknown = parse(await readFile(path, 'utf8'));
+  const manifest = renderJob(
+    {
+      name,
+      namespace,
+      annotations: annotationsOf(job, order),
+      engine: resources,
+      gpu: await gpuFor(resources, ground),
+      replicas: resources.replicas,
+      seconds: Math.max(LEAST_SECONDS, Math.ceil((job.deadline - now()) / 1_000)),
+    },
+    { ...terms, template },
+  );
+  const { metadata } = await jobs.create(namespace, name, manifest);
+  return fresh({ namespace, name, uid: metadata.uid, indexes: resources.replicas }, ground);
+}
+
+async function find(jobId: string, ground: Ground): Promise<RemoteLook | null> {
+  const name = jobName(ground.stamp, jobId);
+  for (const namespace of await ground.cluster.namespaces()) {
+    const found = await ground.jobs.find(namespace, name);
+    if (found === null) continue;
+    const { metadata, spec } = found;
+    return fresh({ namespace, name, uid: metadata.uid, indexes: spec.completions }, ground);
+  }
+  return null;
+}
+
+async function lookAt(place: BatchPlace, ground: Ground, signal: AbortSignal): Promise<RemoteLook> {
+  const { namespace, name, uid, indexes } = place;
+  const { jobs, results } = ground;
+  const found = await jobs.find(namespace, name);
+  const look = found?.metadata.uid === uid ? await jobs.look(namespace, found) : null;
+  const run = await results.look(uid, indexes);
+  const isOne = run.isOver && indexes === 1;
+  const end = isOne
+    ? endOfOne(run.words[0] ?? null)
+    : await endOf(place, look, run, ground, signal);
+  return remoteLook(batchIdOf(place), look, run, end);
+}
+
+/** Null while the workers, or pods that come after them, may go on. */
+async function endOf(
+  { uid, indexes }: BatchPlace,
+  look: JobLook | null,
+  run: RunLook,
+  { results, now }: Ground,
+  signal: AbortSignal,
+): Promise<RemoteEnd | null> {
+  const isStopped = look === null || look.is !== 'running';
+  if (!run.isOver && !isStopped) return null;
+  const isCancelled = !run.isOver && (await results.isCancelled(uid));
+  const outcome = outcomeOf(look, run, isCancelled);
+  const errors = outcome === 'failed' ? [jobError(look)] : [];
+  const endpoint = endpointOf(look?.job);
+  const startedAt = timeOf(look?.job.metadata.creationTimestamp ?? '') ?? now();
+  return results.finish({ uid, indexes, outcome, errors, endpoint, startedAt }, signal);
+}
+
+async function release(
+  { namespace, name, uid }: BatchPlace,
+  { id, remote }: JobRecord,
+  { jobs, results }: Ground,
+): Promise<boolean> {
+  if (!(await jobs.destroy(namespace, name))) return false;
+  const { output = null, error = null } = remote?.end ?? {};
+  await results.remove(uid, [output, error, inputCopy(id)]);
+  return true;
 }
 
 /** Of an input that the workers cannot read as it is. */
@@ -205,19 +216,13 @@ function inputCopy(jobId: string): string {
   return `${runPrefix('inputs')}${jobId}.jsonl`;
 }
 
-async function whereOf(
-  jobId: string,
-  resources: JobResources,
-  cluster: Cluster,
-  stamp: string,
-): Promise<{ namespace: string; name: string }> {
-  const [first = ''] = await cluster.namespaces();
-  return { namespace: resources.namespace ?? first, name: jobName(stamp, jobId) };
-}
-
 /** The GPU as the nodes call it; where it is full now the scheduler, or Kueue, has the Job wait. */
 async function gpuFor(resources: JobResources, { catalog, terms }: ClusterJobsOptions) {
-  const offers = (await catalog()).map((offer) => ({ ...offer, stock: 'unknown' as const, error: '' }));
+  const offers = (await catalog()).map((offer) => ({
+    ...offer,
+    stock: 'unknown' as const,
+    error: '',
+  }));
   const rules = { policy: 'simple', speeds: new Map<string, number>() } as const;
   const [found] = gpuWishes(resources).flatMap(
     (wish) => chooseOffers(offers, wish, rules).candidates,
@@ -268,9 +273,13 @@ function endOfOne(word: WorkerProgress | null): RemoteEnd | null {
 /** What a batch comes to whose Job ends, or is gone, before all workers have said that they are over. */
 function outcomeOf(look: JobLook | null, run: RunLook, isCancelled: boolean) {
   if (run.isOver) return 'completed' as const;
-  if (look?.is === 'running') return null;
   if (isCancelled) return 'cancelled' as const;
   return look?.is === 'expired' ? ('expired' as const) : ('failed' as const);
+}
+
+function jobError(look: JobLook | null): JobError {
+  const message = look === null ? 'Its Job was deleted.' : look.reason || 'Its Job failed.';
+  return { code: 'kubernetes.job_failed', message, line: null, param: null };
 }
 
 function remoteLook(
@@ -284,7 +293,6 @@ function remoteLook(
     known.reduce((total, word) => total + pick(word), 0);
   const waiting = known.find(({ state, reason }) => state === 'waiting' && reason !== '');
   const failed = known.flatMap(({ errors }) => errors);
-  const said = look === null || look.is === 'running' ? [] : [look.reason].filter(Boolean);
   return {
     id,
     status: end?.status ?? known[0]?.state ?? 'validating',
@@ -297,10 +305,7 @@ function remoteLook(
       outputTokens: sum(({ usage }) => usage.output_tokens),
       reasoningTokens: sum(({ usage }) => usage.reasoning_tokens),
     },
-    errors:
-      failed.length > 0
-        ? failed
-        : said.map((message) => ({ code: 'kubernetes.job_failed', message, line: null, param: null })),
+    errors: failed.length === 0 && end?.status === 'failed' ? [jobError(look)] : failed,
     reason: look?.reason || (waiting?.reason ?? ''),
   };
 }

@@ -43,15 +43,14 @@ export interface RunResults {
   remove(uid: string, files: readonly (string | null)[]): Promise<void>;
 }
 
-export function createRunResults({
-  storage,
-  maxLineBytes,
-  log,
-}: {
+interface ResultsGround {
   storage: Storage;
   maxLineBytes: number;
   log: Logger;
-}): RunResults {
+}
+
+export function createRunResults(ground: ResultsGround): RunResults {
+  const { storage } = ground;
   const finishing = new Map<string, Promise<RemoteEnd>>();
   const recordOf = (uid: string) => createRecord(uid, { data: storage, meta: storage });
   const cancelKey = (uid: string) => `${runPrefix(uid)}cancelled`;
@@ -60,37 +59,6 @@ export function createRunResults({
     const last = await record.final(index);
     if (last !== null) return { word: last, isOver: true };
     return { word: await readProgress(storage, record.uid, index), isOver: false };
-  }
-
-  async function end(ending: RunEnding, signal: AbortSignal): Promise<RemoteEnd> {
-    const { uid, indexes, outcome, errors, endpoint, startedAt } = ending;
-    const record = recordOf(uid);
-    const sleep = async (ms: number) => clock.sleep(ms, signal);
-    const name = `follower.${randomUUID()}`;
-    const seals = await sealRun(
-      { record, log, sleep },
-      { indexes, outcome, errors, name, now: clock.now() },
-    );
-    const nothing = { status: outcome, output: null, error: null };
-    if (seals === null) return nothing;
-    const batch = {
-      jobId: jobIdOfUid(uid),
-      endpoint,
-      pinnedModel: null,
-      outputFileId: null,
-      errorFileId: null,
-      outputPrefix: null,
-    };
-    const run = await finishRun(
-      { record, batch, storage, maxLineBytes, startedAt, log, signal, sleep },
-      seals,
-    );
-    if (run === null) return nothing;
-    return {
-      status: run.outcome,
-      output: run.output?.key ?? null,
-      error: run.error?.key ?? null,
-    };
   }
 
   return {
@@ -104,7 +72,7 @@ export function createRunResults({
       };
     },
     async finish(ending, signal) {
-      const running = finishing.get(ending.uid) ?? end(ending, signal);
+      const running = finishing.get(ending.uid) ?? endRun(ending, ground, signal);
       finishing.set(ending.uid, running);
       try {
         return await running;
@@ -120,6 +88,33 @@ export function createRunResults({
       for (const key of files) if (key !== null) await storage.delete(key);
       for await (const key of storage.list(runPrefix(uid))) await storage.delete(key);
     },
+  };
+}
+
+async function endRun(
+  { uid, indexes, outcome, errors, endpoint, startedAt }: RunEnding,
+  { storage, maxLineBytes, log }: ResultsGround,
+  signal: AbortSignal,
+): Promise<RemoteEnd> {
+  const record = createRecord(uid, { data: storage, meta: storage });
+  const sleep = async (ms: number) => clock.sleep(ms, signal);
+  const wish = { indexes, outcome, errors, name: `follower.${randomUUID()}`, now: clock.now() };
+  const seals = await sealRun({ record, log, sleep }, wish);
+  if (seals === null) return { status: outcome, output: null, error: null };
+  const batch = {
+    jobId: jobIdOfUid(uid),
+    endpoint,
+    pinnedModel: null,
+    outputFileId: null,
+    errorFileId: null,
+    outputPrefix: null,
+  };
+  const finishing = { record, batch, storage, maxLineBytes, startedAt, log, signal, sleep };
+  const run = await finishRun(finishing, seals);
+  return {
+    status: run?.outcome ?? outcome,
+    output: run?.output?.key ?? null,
+    error: run?.error?.key ?? null,
   };
 }
 

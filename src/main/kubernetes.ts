@@ -6,7 +6,7 @@ import { openAccess } from '../resources/kubernetes/access.ts';
 import { createCluster } from '../resources/kubernetes/cluster.ts';
 import type { Cluster } from '../resources/kubernetes/cluster.ts';
 import { createKubernetes } from '../resources/kubernetes/index.ts';
-import type { LeaseAccount } from '../resources/lease-contract.ts';
+import type { LeaseAccount, LeaseManager } from '../resources/lease-contract.ts';
 import type { RemoteService } from '../runtimes/remote/contract.ts';
 import { createClusterJobs } from './cluster-jobs.ts';
 import { engineParts } from './engine-parts.ts';
@@ -14,7 +14,7 @@ import { stampOf } from './stamp.ts';
 import type { System } from './system.ts';
 
 /** The cluster of the settings. Nothing is asked of it yet. */
-export function openCluster(settings: Settings): Cluster {
+function openCluster(settings: Settings): Cluster {
   const { kubeconfig, kubernetesContext: context, kubernetesServiceHost: host } = settings;
   const { kubernetesServicePort: port, serviceAccountDir: serviceAccount } = settings;
   return createCluster({
@@ -37,6 +37,8 @@ export async function openClusterJobs(
 ): Promise<RemoteService | null> {
   const manager = leasing?.manager('kubernetes') ?? null;
   if (manager === null) return null;
+  // Nothing waits for it: a job that comes meanwhile is told the same.
+  void reportCluster(manager, log);
   return createClusterJobs({
     settings,
     cluster: openCluster(settings),
@@ -57,12 +59,9 @@ export async function openClusterJobs(
 }
 
 /** Says in the log whether the cluster can be used, and what is to be mended; never rejects. */
-export async function reportCluster(
-  leasing: Pick<Leasing, 'manager'> | null,
-  log: Log,
-): Promise<void> {
+async function reportCluster({ checks }: LeaseManager, log: Log): Promise<void> {
   try {
-    const found = (await leasing?.manager('kubernetes')?.checks?.()) ?? [];
+    const found = (await checks?.()) ?? [];
     for (const { state, message } of found) {
       if (state === 'ok') log.info({ cluster: message }, 'engines run in Kubernetes');
       else log.warn({ reason: message }, 'engines cannot run in Kubernetes yet');

@@ -34,7 +34,7 @@ import type { Runtime } from '../runtimes/contract.ts';
 import type { JobChange } from '../store/jobs.ts';
 import type { ProvisionChange } from '../store/provisions.ts';
 import { clock } from './clock.ts';
-import { openClusterJobs, reportCluster } from './kubernetes.ts';
+import { openClusterJobs } from './kubernetes.ts';
 import { assembleRemotely, openRemote } from './remote.ts';
 import { createIsolation, createShareEngine } from './engine-share.ts';
 import { openReach } from './reach.ts';
@@ -108,8 +108,6 @@ export async function startWorkers(system: System): Promise<RunningWorker> {
   });
   const reach = await openReach(system, now);
   const { runtime, leasing, machines } = reach;
-  // Nothing waits for it: a job that comes meanwhile is told the same.
-  void reportCluster(leasing, log);
   const remote = openRemote(settings);
   const clusterJobs = await openClusterJobs(system, leasing, now);
   const processes = () => heartbeat?.dispatchers ?? 1;

@@ -95,23 +95,6 @@ function createLeasedLooks(options: RuntimeOptions): Pick<Runtime, 'look'> & {
   const ways = createKept<Way>({ idleMs, close: async (way) => way.close() });
   let isClosed = false;
 
-  async function lookAtHosted(
-    address: string,
-    site: HostedSite,
-    models: readonly string[],
-    signal: AbortSignal,
-  ): Promise<Look> {
-    const { healthPath } = site;
-    return ways.use(
-      `${address} ${site.url}`,
-      () => openHostedWay(site, limitMs),
-      async ({ dispatcher }) => {
-        const door = { name: address, refusal: REFUSAL, url: site.url, headers: {}, dispatcher };
-        return lookThrough(door, { models, healthPath }, signal);
-      },
-    );
-  }
-
   async function lookAt(
     address: string,
     { publicUrl, hostKey, healthPath }: LeasedSite,
@@ -141,7 +124,12 @@ function createLeasedLooks(options: RuntimeOptions): Pick<Runtime, 'look'> & {
         return { is: 'down', reason: `nobody knows where ${address} is: ${describeError(error)}` };
       }
       if (isClosed) return { is: 'down', reason: `${address}: this process is about to end` };
-      if (isHosted(site)) return lookAtHosted(address, site, models, signal);
+      if (isHosted(site)) {
+        const open = () => openHostedWay(site, limitMs);
+        return ways.use(`${address} ${site.url}`, open, async (way) =>
+          lookThroughWay(address, site, way, models, signal),
+        );
+      }
       return lookAt(address, site, models, signal);
     },
     async close() {
@@ -149,6 +137,17 @@ function createLeasedLooks(options: RuntimeOptions): Pick<Runtime, 'look'> & {
       await Promise.all([tunnels.close(), ways.close()]);
     },
   };
+}
+
+async function lookThroughWay(
+  name: string,
+  { url, healthPath }: HostedSite,
+  { dispatcher }: Way,
+  models: readonly string[],
+  signal: AbortSignal,
+): Promise<Look> {
+  const door = { name, refusal: REFUSAL, url, headers: {}, dispatcher };
+  return lookThrough(door, { models, healthPath }, signal);
 }
 
 /** Where the engine is, is found out when the first line is sent. */

@@ -7,10 +7,10 @@ import {
   createJob,
   expectJobExact,
   leaseInput,
-  readLeaseJob,
   untilJob,
   untilStatus,
 } from '../support/leases.ts';
+import type { LeaseJob } from '../support/leases.ts';
 import { until } from '../support/until.ts';
 
 const why = await whyNoNamespaces();
@@ -27,8 +27,7 @@ async function untilNothingLeft({ cluster: { control } }: ClusterSite): Promise<
 }
 
 async function untilAnswered(site: ClusterSite, id: string, count: number): Promise<void> {
-  const some = ({ request_counts: counts }: Awaited<ReturnType<typeof readLeaseJob>>) =>
-    (counts?.completed ?? 0) >= count;
+  const some = ({ request_counts: counts }: LeaseJob) => (counts?.completed ?? 0) >= count;
   await untilJob(site.url, id, some, {
     timeoutMs: 30_000,
     what: `${count} answers`,
@@ -128,8 +127,7 @@ test.skipIf(why !== undefined)(
     const id = await createJob(site.url, await site.template(), input);
     await untilAnswered(site, id, 100);
     await control.setApiAway(true);
-    const stuck = ({ status }: Awaited<ReturnType<typeof readLeaseJob>>) =>
-      status !== 'in_progress';
+    const stuck = ({ status }: LeaseJob) => status !== 'in_progress';
     const waiting = await untilJob(site.url, id, stuck, { what: 'the loss to be noticed' });
     expect(waiting.status).toBe('submitting');
     await control.setApiAway(false);

@@ -80,6 +80,7 @@ async function withSettings(
   try {
     const id = await createJob(other.url, await other.template(), leaseInput(10));
     await look(other.sluice, id);
+    await until(() => other.cluster.control.pods().every(isReady), { what: 'ready pods' });
     await cancelJob(other.url, id);
     await untilGone();
   } finally {
@@ -112,7 +113,8 @@ describe.skipIf(why !== undefined)('each setting and field has its effect', () =
 
   test('KUBERNETES_NAMESPACE: a job that names none is in the first one', async () => {
     const id = await createJob(site.url, await site.template(), leaseInput(10));
-    await podIn('default');
+    const pod = await podIn('default');
+    expect(pod.metadata.namespace).toBe('default');
     await untilStatus(site.url, id, 'completed', 60_000);
     await untilGone();
   }, 90_000);
@@ -120,10 +122,8 @@ describe.skipIf(why !== undefined)('each setting and field has its effect', () =
   test('resource_request.regions: the engine is where the zone is', async () => {
     const more = { resource_request: { regions: ['eu-1b'] } };
     const id = await createJob(site.url, await site.template(), leaseInput(10), more);
-    await untilJob(site.url, id, ({ provision }) => provision?.region === 'two', {
-      what: 'the node two',
-    });
-    await untilStatus(site.url, id, 'completed', 60_000);
+    const job = await untilStatus(site.url, id, 'completed', 60_000);
+    expect(job.provision?.region).toBe('two');
     await untilGone();
   }, 90_000);
 

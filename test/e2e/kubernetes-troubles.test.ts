@@ -61,7 +61,8 @@ describe.skipIf(why !== undefined)('what keeps an engine from running is told, a
     const first = await start({ accelerator, engine: { health_endpoint: '/never' } });
     await until(() => control.pods().length === 1, { what: 'the first engine' });
     const id = await start({ accelerator });
-    await untilTold(id, /Unschedulable: 0\/3 nodes are available/);
+    const told = await untilTold(id, /Unschedulable: 0\/3 nodes are available/);
+    expect(told.status).toBe('resource_preparing');
     await cancelJob(site.url, first);
     await untilStatus(site.url, id, 'completed', 60_000);
     await untilGone();
@@ -79,7 +80,8 @@ describe.skipIf(why !== undefined)('what keeps an engine from running is told, a
 
   test('a Secret is missing: CreateContainerConfigError names it, and making it mends that', async () => {
     const id = await start({ model_source: { auth_secret_ref: 'hf-late' } });
-    await untilTold(id, 'secret "hf-late" not found');
+    const told = await untilTold(id, 'secret "hf-late" not found');
+    expect(told.status).toBe('submitting');
     const metadata = { name: 'hf-late', namespace: 'default' };
     const data = { token: Buffer.from('hf_secret').toString('base64') };
     const body = { apiVersion: 'v1', kind: 'Secret', metadata, data };
@@ -138,7 +140,8 @@ describe.skipIf(why !== undefined)('what keeps an engine from running is told, a
     const id = await start({});
     try {
       const isWaiting = ({ error_message: reason }: LeaseJob) => reason.includes('exceeded quota');
-      await untilJob(site.url, id, isWaiting, { what: 'the quota as the reason' });
+      const waiting = await untilJob(site.url, id, isWaiting, { what: 'the quota as the reason' });
+      expect(waiting.status).toBe('resource_preparing');
     } finally {
       stop();
     }

@@ -281,13 +281,16 @@ test('a runtime that names no engine, or says what only a machine has, is refuse
     [{ target: 'LambdaCloud', options: { ...url, image: 'i' } }, 'options.image', /in host/],
     [{ target: 'LambdaCloud', options: { vllm_args: ['-q'] } }, 'options.vllm_args', /in host/],
     [{ target: 'RunPod', options: { ...url, model: 'm' } }, 'options.model', /aibrix\.model/],
-    [{ target: 'Kubernetes' }, 'options', /Missing/],
-    [{ target: 'RunPod', options: {} }, 'options.base_url', /'base_url' or 'base_urls'/],
+    [{ target: 'Kubernetes' }, 'target', /PROVISIONER=kubernetes/],
+    [{ target: 'KubernetesJob', options: {} }, 'target', /PROVISIONER=kubernetes/],
     [
-      { target: 'KubernetesJob', options: url },
-      'target',
-      /External, RunPod, LambdaCloud, Kubernetes/,
+      { target: 'External', options: { ...url, namespace: 'batch' } },
+      'options.namespace',
+      /without base_url/,
     ],
+    [{ target: 'RunPod', options: {} }, 'options.base_url', /'base_url' or 'base_urls'/],
+    [{ target: 'KubernetesJob', options: url }, 'options.base_url', /brings its engine along/],
+    [{ target: 'Nowhere', options: url }, 'target', /External, RunPod, LambdaCloud, Kubernetes/],
   ];
   for (const [runtime, param, message] of wrong) {
     const answer = await postJson(api, '/v1/batches', batch(input, { aibrix: { runtime } }));

@@ -9,7 +9,7 @@ import type { Environment, Sluice, SluiceOptions, TestFolder } from './server.ts
 
 /** A simulated cluster and servers that run engines in it. */
 export interface ClusterSite extends AsyncDisposable {
-  /** Of its first server. */
+  /** Of its first server; a test that starts another sets it to that. */
   url: string;
   sluice: Sluice;
   redis: TestRedis;
@@ -45,14 +45,19 @@ export async function startClusterSite({
     const folder = stack.use(await makeFolder());
     const knobs = { ...QUICK, ...options.knobs };
     const cluster = stack.use(await startKubernetes({ ...options, knobs }));
-    const env = { PROVISIONER: 'kubernetes', KUBECONFIG: cluster.kubeconfig, ...more, ...(await prepare?.(folder.path)) };
+    const env = {
+      PROVISIONER: 'kubernetes',
+      KUBECONFIG: cluster.kubeconfig,
+      ...more,
+      ...(await prepare?.(folder.path)),
+    };
 
     async function start({ env: own, ...rest }: Partial<SluiceOptions> = {}): Promise<Sluice> {
       const common = { dataDir: `${folder.path}/data`, redisUrl: redis.url, timeoutMs: 60_000 };
       return stack.use(await startSluice({ ...common, ...rest, env: { ...env, ...own } }));
     }
     const sluice = await start();
-    return {
+    const site: ClusterSite = {
       url: sluice.url,
       sluice,
       redis,
@@ -61,9 +66,10 @@ export async function startClusterSite({
       env,
       start,
       template: async (changes = {}) =>
-        createTemplate(sluice.url, 'runpod', { accelerator: { type: 'H100' }, ...changes }),
+        createTemplate(site.url, 'runpod', { accelerator: { type: 'H100' }, ...changes }),
       [Symbol.asyncDispose]: () => stack.disposeAsync(),
     };
+    return site;
   } catch (error) {
     await stack.disposeAsync();
     throw error;

@@ -1,8 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { buffer } from 'node:stream/consumers';
-import { fileURLToPath } from 'node:url';
 import { parse } from 'yaml';
-import type { ImageProgram } from '../simulators/kubernetes/images.ts';
 import { isRecord } from '../simulators/kubernetes/objects.ts';
 import { startKubernetes } from '../simulators/kubernetes/simulator.ts';
 import type { KubernetesOptions, KubernetesSimulator } from '../simulators/kubernetes/simulator.ts';
@@ -17,14 +15,6 @@ import { ANY_KEYS, startS3Server } from './s3-server.ts';
 import { until } from './until.ts';
 
 const FOLDER = new URL('../../config/kubernetes/', import.meta.url);
-const PROGRAM = fileURLToPath(new URL('../../src/main/batch-worker.ts', import.meta.url));
-
-/** The program itself: the launcher of a clone that nobody has set up would do that first, which no container may. */
-const WORKER_IMAGE: ImageProgram = {
-  match: /(^|\/)sluice(:|@|$)/,
-  argv: ({ args = [] }) => [process.execPath, '--no-maglev', PROGRAM, ...args],
-  env: { NODE_COMPILE_CACHE: '/var/cache/node', HOME: '/tmp' },
-};
 
 /** Of an object of the API what a test changes. */
 export type Loose = Record<string, unknown>;
@@ -38,15 +28,6 @@ export function at(object: unknown, ...path: (string | number)[]): Loose {
   }
   if (!isRecord(found)) throw new Error(`there is nothing at ${path.join('.')}`);
   return found;
-}
-
-/** The programs of containers lie in this repository; where that is below /tmp, a volume there would hide it. */
-function showRepository(pod: Loose): void {
-  for (const container of [pod['containers'], pod['initContainers'] ?? []].flat()) {
-    const { volumeMounts } = at(container);
-    if (!Array.isArray(volumeMounts)) continue;
-    at(container)['volumeMounts'] = volumeMounts.filter((each) => at(each)['mountPath'] !== '/tmp');
-  }
 }
 
 /** A cluster with the rights and the secret that the template wants, and a bucket. */
@@ -79,7 +60,7 @@ export interface BatchCluster extends AsyncDisposable {
 /** Two nodes with a GPU each, unless said otherwise. */
 export async function startBatchCluster(options: KubernetesOptions = {}): Promise<BatchCluster> {
   const s3 = await startS3Server();
-  const cluster = await startKubernetes({ images: [WORKER_IMAGE], ...options });
+  const cluster = await startKubernetes(options);
   const bucket = await s3.createBucket();
   const { host, port } = await cluster.control.publish(Number(new URL(s3.url).port));
   const storage = await createStorage({
@@ -141,12 +122,11 @@ export async function startBatchCluster(options: KubernetesOptions = {}): Promis
       metadata['annotations'] = Object.fromEntries(
         Object.entries(annotations).map(([key, value]) => [`batch.job.aibrix.ai/${key}`, value]),
       );
-      showRepository(at(job, 'spec', 'template', 'spec'));
       edit?.(at(job));
       const { code, stderr } = await kubectl(cluster, ['apply', '-f', '-'], JSON.stringify(job));
       if (code !== 0) throw new Error(stderr);
     },
-    uidOf: (name) => String(jobOf(name).metadata.uid),
+    uidOf: (name) => jobOf(name).metadata.uid,
     livePods: (job) =>
       podsOf(job)
         .filter(({ status }) => !['Succeeded', 'Failed'].includes(String(status?.phase)))
@@ -156,7 +136,7 @@ export async function startBatchCluster(options: KubernetesOptions = {}): Promis
     async untilAnswered(job, lines) {
       const answered = async () => (await world.progress(job))?.request_counts?.completed ?? 0;
       const look = async () => isOver(job) || (await answered()) >= lines;
-      await until(look, { timeoutMs: 120_000 }).catch(() => undefined);
+      await until(look, { timeoutMs: 60_000 }).catch(() => undefined);
       if ((await answered()) >= lines) return;
       throw new Error(`${lines} lines were not answered:\n${told(job)}`);
     },
@@ -165,7 +145,7 @@ export async function startBatchCluster(options: KubernetesOptions = {}): Promis
         const { conditions = [] } = jobOf(job).status ?? {};
         return conditions.some((each) => each.type === type && each.status === 'True');
       };
-      await until(() => isSo() || isOver(job), { timeoutMs: 120_000 }).catch(() => undefined);
+      await until(() => isSo() || isOver(job), { timeoutMs: 60_000 }).catch(() => undefined);
       if (!isSo()) throw new Error(`the Job is not ${type}:\n${told(job)}`);
     },
     async expectAll(job, input) {

@@ -254,7 +254,23 @@ describe('values', () => {
   });
   test('there are bad values of every setting that has any', () => {
     expect(Object.keys(BAD).toSorted()).toEqual(NAMES.toSorted());
-    const anyText = ['dataDir', 'defaultTemplate', 'sshKeyFile'];
+    const anyText = [
+      'batchAibrix',
+      'batchEndpoint',
+      'batchErrorFileId',
+      'batchFailAfter',
+      'batchInputFileId',
+      'batchOpts',
+      'batchOutputFileId',
+      'dataDir',
+      'defaultTemplate',
+      'kubeconfig',
+      'kubernetesContext',
+      'kubernetesJobTemplate',
+      'kubernetesServiceHost',
+      'serviceAccountDir',
+      'sshKeyFile',
+    ];
     expect(NAMES.filter((name) => BAD[name] === null).toSorted()).toEqual(anyText);
   });
 

@@ -28,7 +28,7 @@ export interface KubernetesApi {
   /** The answer as text, such as a log. */
   text(path: string): Promise<string>;
   /** What a watch tells, line by line, until the server ends it; rejects where it breaks, or is silent for too long. */
-  watch(path: string, silenceMs: number, signal: AbortSignal): AsyncGenerator<unknown>;
+  watch(path: string, silenceMs: number, signal: AbortSignal): AsyncGenerator;
   /** Cuts what is in flight. May be called twice. */
   close(): Promise<void>;
 }
@@ -40,8 +40,6 @@ export interface ApiCall {
   body?: object;
   /** Of a PATCH. */
   patch?: 'merge' | 'strategic';
-  /** For so long a connection is waited for at most, ms. */
-  connectMs?: number;
 }
 
 const ANSWER_MS = 30_000;
@@ -67,24 +65,18 @@ const statusSchema = v.pipe(
   }),
 );
 
+interface Opened {
+  access: ClusterAccess;
+  pool: Pool;
+}
+
 /** Calls of one cluster; credentials are looked for at the first one, and again after that failed. */
 export function createKubernetesApi(open: () => Promise<ClusterAccess>): KubernetesApi {
-  let opening: Promise<{ access: ClusterAccess; pool: Pool }> | null = null;
+  let opening: Promise<Opened> | null = null;
   const watches = new Set<Client>();
 
-  async function connect() {
-    const access = await open();
-    const pool = new Pool(access.server, {
-      connections: CONNECTIONS,
-      connect: { ...access.tls, timeout: CONNECT_MS },
-      bodyTimeout: ANSWER_MS,
-      headersTimeout: ANSWER_MS,
-    });
-    return { access, pool };
-  }
-
-  async function opened() {
-    opening ??= connect();
+  async function opened(): Promise<Opened> {
+    opening ??= connect(open);
     try {
       return await opening;
     } catch (error) {
@@ -93,90 +85,115 @@ export function createKubernetesApi(open: () => Promise<ClusterAccess>): Kuberne
     }
   }
 
-  async function headersOf(access: ClusterAccess, call: Partial<ApiCall>) {
-    const authorization = await access.authorization();
-    const kind = call.method === 'PATCH' ? `${call.patch ?? 'merge'}-` : '';
-    const type =
-      kind === ''
-        ? 'application/json'
-        : `application/${kind === 'merge-' ? 'merge-patch' : 'strategic-merge-patch'}+json`;
-    return {
-      accept: 'application/json',
-      'user-agent': 'sluice',
-      ...(authorization === null ? {} : { authorization }),
-      ...(call.body === undefined ? {} : { 'content-type': type }),
-    };
-  }
-
-  async function send(call: ApiCall): Promise<{ status: number; text: string; what: string }> {
-    const { access, pool } = await opened();
-    const what = `${call.method} ${call.path.replace(/\?.*$/s, '')}`;
-    const headers = await headersOf(access, call);
-    try {
-      const { statusCode, body } = await pool.request({
-        method: call.method,
-        path: call.path,
-        headers,
-        body: call.body === undefined ? null : JSON.stringify(call.body),
-        signal: AbortSignal.timeout(ANSWER_MS),
-      });
-      return { status: statusCode, text: await body.text(), what };
-    } catch (error) {
-      throw lost(access, what, error);
-    }
-  }
-
   return {
     access: async () => (await opened()).access,
     async ask(call) {
-      const { status, text, what } = await send(call);
-      if (status >= 300) throw refusal(what, status, text);
+      const { text, what } = await send(await opened(), call);
       const parsed = v.safeParse(v.pipe(v.string(), v.parseJson()), text);
       if (parsed.success) return parsed.output;
-      throw transient(
-        'kubernetes.unclear',
-        `Kubernetes answers ${what} with something that is no JSON.`,
-      );
+      const message = `Kubernetes answers ${what} with something that is no JSON.`;
+      throw transient('kubernetes.unclear', message);
     },
     async text(path) {
-      const { status, text, what } = await send({ method: 'GET', path });
-      if (status >= 300) throw refusal(what, status, text);
+      const { text } = await send(await opened(), { method: 'GET', path });
       return text.slice(-MOST_TEXT_BYTES);
     },
     async *watch(path, silenceMs, signal) {
       const { access } = await opened();
-      const what = `WATCH ${path.replace(/\?.*$/s, '')}`;
-      // A connection of its own: it is held for minutes.
-      const client = new Client(access.server, {
-        connect: { ...access.tls, timeout: CONNECT_MS },
-        headersTimeout: ANSWER_MS,
-        bodyTimeout: silenceMs,
-      });
-      watches.add(client);
-      try {
-        const headers = await headersOf(access, {});
-        const answer = await client.request({ method: 'GET', path, headers, signal });
-        if (answer.statusCode >= 300) {
-          throw refusal(what, answer.statusCode, await answer.body.text());
-        }
-        yield* jsonLines(answer.body);
-      } catch (error) {
-        signal.throwIfAborted();
-        throw error instanceof SluiceError ? error : lost(access, what, error);
-      } finally {
-        watches.delete(client);
-        await client.destroy();
-      }
+      yield* watch(access, { path, silenceMs, watches }, signal);
     },
     async close() {
-      const pool = opening === null ? null : await opening.catch(() => null);
+      const found = await opening?.catch(() => null);
       await Promise.all([...watches].map(async (client) => client.destroy()));
-      await pool?.pool.destroy();
+      await found?.pool.destroy();
     },
   };
 }
 
-async function* jsonLines(body: Dispatcher.ResponseData['body']): AsyncGenerator<unknown> {
+async function connect(open: () => Promise<ClusterAccess>): Promise<Opened> {
+  const access = await open();
+  const pool = new Pool(access.server, {
+    connections: CONNECTIONS,
+    connect: { ...access.tls, timeout: CONNECT_MS },
+    bodyTimeout: ANSWER_MS,
+    headersTimeout: ANSWER_MS,
+  });
+  return { access, pool };
+}
+
+const PATCHES = {
+  merge: 'application/merge-patch+json',
+  strategic: 'application/strategic-merge-patch+json',
+} as const;
+
+async function headersOf(access: ClusterAccess, call: Partial<ApiCall>) {
+  const authorization = await access.authorization();
+  const type = call.method === 'PATCH' ? PATCHES[call.patch ?? 'merge'] : 'application/json';
+  return {
+    accept: 'application/json',
+    'user-agent': 'sluice',
+    ...(authorization === null ? {} : { authorization }),
+    ...(call.body === undefined ? {} : { 'content-type': type }),
+  };
+}
+
+/** Resolves to an answer that is none of refusal. */
+async function send(
+  { access, pool }: Opened,
+  call: ApiCall,
+): Promise<{ text: string; what: string }> {
+  const { method, path, body } = call;
+  const what = `${method} ${path.replace(/\?.*$/s, '')}`;
+  const headers = await headersOf(access, call);
+  let status: number;
+  let text: string;
+  try {
+    const answer = await pool.request({
+      method,
+      path,
+      headers,
+      body: body === undefined ? null : JSON.stringify(body),
+      signal: AbortSignal.timeout(ANSWER_MS),
+    });
+    status = answer.statusCode;
+    text = await answer.body.text();
+  } catch (error) {
+    throw lost(access, what, error);
+  }
+  if (status >= 300) throw refusal(what, status, text);
+  return { text, what };
+}
+
+async function* watch(
+  access: ClusterAccess,
+  { path, silenceMs, watches }: { path: string; silenceMs: number; watches: Set<Client> },
+  signal: AbortSignal,
+): AsyncGenerator {
+  const what = `WATCH ${path.replace(/\?.*$/s, '')}`;
+  // A connection of its own: it is held for minutes.
+  const client = new Client(access.server, {
+    connect: { ...access.tls, timeout: CONNECT_MS },
+    headersTimeout: ANSWER_MS,
+    bodyTimeout: silenceMs,
+  });
+  watches.add(client);
+  try {
+    const headers = await headersOf(access, {});
+    const answer = await client.request({ method: 'GET', path, headers, signal });
+    if (answer.statusCode >= 300) {
+      throw refusal(what, answer.statusCode, await answer.body.text());
+    }
+    yield* jsonLines(answer.body);
+  } catch (error) {
+    signal.throwIfAborted();
+    throw error instanceof SluiceError ? error : lost(access, what, error);
+  } finally {
+    watches.delete(client);
+    await client.destroy();
+  }
+}
+
+async function* jsonLines(body: Dispatcher.ResponseData['body']): AsyncGenerator {
   let rest = '';
   for await (const chunk of body.setEncoding('utf8')) {
     rest += String(chunk);
@@ -215,29 +232,44 @@ function lost(access: ClusterAccess, what: string, cause: unknown): SluiceError 
   );
 }
 
-/** What an answer that is none means; its own message is clear, and names verb and resource of what is forbidden. */
-export function refusal(what: string, status: number, text: string): SluiceError {
+interface Said {
+  /** The server's own words, which name verb and resource of what is forbidden. */
+  message: string;
+  retry: { retryAfterMs?: number };
+}
+
+function readStatus(text: string): Said {
   const parsed = v.safeParse(statusSchema, text);
-  const said = parsed.success && parsed.output.message !== '' ? parsed.output.message : '';
-  const message = `Kubernetes answers ${what} with ${status}${said === '' ? '' : `: ${said}`}`;
-  if (status === 401) {
-    return permanent(
-      'kubernetes.unauthorized',
-      `Kubernetes does not know these credentials (401): renew those of KUBECONFIG, or of the pod's service account.`,
-    );
-  }
-  if (status === 403) {
-    const isQuota = /exceeded quota/.test(said);
-    const code = isQuota ? 'kubernetes.quota' : 'kubernetes.forbidden';
-    const mend = isQuota ? '' : ': give our account that right by a Role or ClusterRole';
-    return permanent(code, `${said === '' ? message : said}${mend}`);
-  }
-  if (status === 404) return notFound('kubernetes.absent', said === '' ? message : said);
+  if (!parsed.success) return { message: '', retry: {} };
+  const { message, details } = parsed.output;
+  const after = details?.retryAfterSeconds;
+  return { message, retry: typeof after === 'number' ? { retryAfterMs: after * 1_000 } : {} };
+}
+
+/** What an answer that is none means. */
+function refusal(what: string, status: number, text: string): SluiceError {
+  const { message: said, retry } = readStatus(text);
+  const told = said === '' ? '' : `: ${said}`;
+  const message = `Kubernetes answers ${what} with ${status}${told}`;
+  if (status === 401) return permanent('kubernetes.unauthorized', UNAUTHORIZED);
+  if (status === 403) return forbidden(said || message);
+  if (status === 404) return notFound('kubernetes.absent', said || message);
   if (status === 409) return new SluiceError('Conflict', 'kubernetes.conflict', message);
-  if (status === 410) return transient('kubernetes.expired', message);
-  const after = parsed.success ? parsed.output.details?.retryAfterSeconds : undefined;
-  const retry = typeof after === 'number' ? { retryAfterMs: after * 1_000 } : {};
-  if (status === 429) return transient('kubernetes.busy', message, retry);
-  if (status >= 500 || status === 408) return transient('kubernetes.unclear', message, retry);
+  const passing = status >= 500 ? 'kubernetes.unclear' : PASSING[status];
+  if (passing !== undefined) return transient(passing, message, retry);
   return invalidInput('kubernetes.invalid', message);
+}
+
+const UNAUTHORIZED =
+  "Kubernetes does not know these credentials (401): renew those of KUBECONFIG, or of the pod's service account.";
+const PASSING: Readonly<Record<number, string>> = {
+  408: 'kubernetes.unclear',
+  410: 'kubernetes.expired',
+  429: 'kubernetes.busy',
+};
+
+function forbidden(said: string): SluiceError {
+  if (/exceeded quota/.test(said)) return permanent('kubernetes.quota', said);
+  const mend = 'give our account that right by a Role or ClusterRole';
+  return permanent('kubernetes.forbidden', `${said}: ${mend}`);
 }

@@ -1,4 +1,4 @@
-import * as v from 'valibot';
+import type * as v from 'valibot';
 import { permanent } from '../../domain/errors.ts';
 import type { ClusterAccess } from './access.ts';
 import { createKubernetesApi } from './api.ts';
@@ -44,7 +44,7 @@ export function createCluster({ open, namespaces, onTrouble }: ClusterOptions): 
   ): Watched<v.InferOutput<Schema>> {
     const found = kept.get(key);
     // Each key has one kind of item, whose schema read it.
-    if (found !== undefined) return found as Watched<v.InferOutput<Schema>>;
+    if (found !== undefined) return found;
     const trouble = onTrouble === undefined ? {} : { onTrouble };
     const made = createWatched({ api, path, query, item, ...trouble });
     kept.set(key, made);

@@ -40,10 +40,10 @@ export const ENGINE_CONTAINER = 'llm-engine';
 const SHM_SIZE = '16Gi';
 const CACHE_PATH = '/var/cache/sluice';
 const PROBE_SECONDS = 5;
-/** No node may have this label where GPUs are told by the resource alone. */
+/** What a label may have as its value. */
 const NAME = /^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$/;
 
-/** Where a node with a given GPU resource is away, pods are made anew after so long, s. */
+/** Pods of a node that is away are made anew elsewhere after so long, s. */
 const LOST_NODE_SECONDS = 30;
 
 /**
@@ -66,64 +66,71 @@ export function engineContainer(
     objectStore: terms.objectStore(spec.model_source.type),
     listensTo: 'container',
   });
-  const [program = '', ...args] = command.argv;
-  const isGpu = gpu.product !== CPU;
-  const amount = { [resource]: String(gpu.count) };
-  const probe = { httpGet: { path: command.healthPath, port: ENGINE_PORT } };
   return {
     command,
-    container: {
-      name: ENGINE_CONTAINER,
-      image: command.image,
-      imagePullPolicy: 'IfNotPresent',
-      command: [program],
-      args,
-      env: environmentOf(command),
-      ports: [{ name: 'http', containerPort: ENGINE_PORT }],
-      // The model is loaded by then: until its first answer nothing else is asked of it.
-      startupProbe: {
-        ...probe,
-        periodSeconds: PROBE_SECONDS,
-        timeoutSeconds: PROBE_SECONDS,
-        failureThreshold: Math.ceil(spec.engine.ready_timeout_seconds / PROBE_SECONDS),
-      },
-      // A busy engine answers late, and is no worse for it.
-      readinessProbe: {
-        ...probe,
-        periodSeconds: PROBE_SECONDS,
-        timeoutSeconds: PROBE_SECONDS,
-        failureThreshold: 6,
-      },
-      ...(isGpu ? { resources: { requests: amount, limits: amount } } : {}),
-      // An engine runs code of models, and needs no right for that.
-      securityContext: { allowPrivilegeEscalation: false },
-      volumeMounts: [
-        { name: 'dshm', mountPath: '/dev/shm' },
-        ...(modelCache === null ? [] : [{ name: 'models', mountPath: CACHE_PATH }]),
-      ],
-    },
+    container: containerOf(command, spec.engine.ready_timeout_seconds, gpu, terms),
     volumes: [
       { name: 'dshm', emptyDir: { medium: 'Memory', sizeLimit: SHM_SIZE } },
       ...(modelCache === null
         ? []
         : [{ name: 'models', persistentVolumeClaim: { claimName: modelCache } }]),
     ],
-    // Where nodes do not name their GPU, its kind is called by the resource.
-    nodeSelector:
-      isGpu && gpu.product !== resource && NAME.test(gpu.product)
-        ? { [terms.productLabel]: gpu.product }
-        : {},
+    nodeSelector: nodeSelectorOf(gpu, terms),
     affinity: affinityOf(gpu.regions),
-    tolerations: [
-      ...(isGpu ? [{ key: resource, operator: 'Exists', effect: 'NoSchedule' }] : []),
-      ...['not-ready', 'unreachable'].map((state) => ({
-        key: `node.kubernetes.io/${state}`,
-        operator: 'Exists',
-        effect: 'NoExecute',
-        tolerationSeconds: LOST_NODE_SECONDS,
-      })),
+    tolerations: tolerationsOf(gpu, resource),
+  };
+}
+
+function containerOf(
+  command: EngineCommand,
+  readySeconds: number,
+  gpu: GpuChoice,
+  { resource, modelCache }: EngineTerms,
+): Record<string, unknown> {
+  const [program = '', ...args] = command.argv;
+  const amount = { [resource]: String(gpu.count) };
+  const httpGet = { path: command.healthPath, port: ENGINE_PORT };
+  const probe = { httpGet, periodSeconds: PROBE_SECONDS, timeoutSeconds: PROBE_SECONDS };
+  return {
+    name: ENGINE_CONTAINER,
+    image: command.image,
+    imagePullPolicy: 'IfNotPresent',
+    command: [program],
+    args,
+    env: environmentOf(command),
+    ports: [{ name: 'http', containerPort: ENGINE_PORT }],
+    // The model is loaded by then: until its first answer nothing else is asked of it.
+    startupProbe: { ...probe, failureThreshold: Math.ceil(readySeconds / PROBE_SECONDS) },
+    // A busy engine answers late, and is no worse for it.
+    readinessProbe: { ...probe, failureThreshold: 6 },
+    ...(gpu.product === CPU ? {} : { resources: { requests: amount, limits: amount } }),
+    // An engine runs code of models, and needs no right for that.
+    securityContext: { allowPrivilegeEscalation: false },
+    volumeMounts: [
+      { name: 'dshm', mountPath: '/dev/shm' },
+      ...(modelCache === null ? [] : [{ name: 'models', mountPath: CACHE_PATH }]),
     ],
   };
+}
+
+/** Where nodes do not name their GPU, its kind is called by the resource. */
+function nodeSelectorOf(
+  { product }: GpuChoice,
+  { resource, productLabel }: EngineTerms,
+): Record<string, string> {
+  if (product === CPU || product === resource || !NAME.test(product)) return {};
+  return { [productLabel]: product };
+}
+
+function tolerationsOf({ product }: GpuChoice, resource: string): object[] {
+  const lost = ['not-ready', 'unreachable'].map((state) => ({
+    key: `node.kubernetes.io/${state}`,
+    operator: 'Exists',
+    effect: 'NoExecute',
+    tolerationSeconds: LOST_NODE_SECONDS,
+  }));
+  if (product === CPU) return lost;
+  return [{ key: resource, operator: 'Exists', effect: 'NoSchedule' }, ...lost];
 }
 
 /** Secrets are Kubernetes' own: what a template names is a Secret of the namespace, and its entry a key of that. */

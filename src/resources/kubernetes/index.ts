@@ -125,15 +125,15 @@ async function told<T>(work: Promise<T>): Promise<T> {
 }
 
 function leaseError(error: unknown, creates = false): unknown {
-  if (!(error instanceof SluiceError)) {
-    if (!(error instanceof v.ValiError)) return error;
+  const doubtful = creates ? 'lease.unknown' : 'lease.unavailable';
+  if (error instanceof v.ValiError) {
     const message = `Kubernetes answers with something else than its API has: ${error.message}`;
-    return transient(creates ? 'lease.unknown' : 'lease.unavailable', message, { cause: error });
+    return transient(doubtful, message, { cause: error });
   }
-  if (!error.code.startsWith('kubernetes.')) return error;
+  if (!(error instanceof SluiceError) || !error.code.startsWith('kubernetes.')) return error;
   const { code, message, retryAfterMs, kind } = error;
   const details = { cause: error.cause, ...(retryAfterMs === null ? {} : { retryAfterMs }) };
-  if (code === 'kubernetes.unclear' && creates) return transient('lease.unknown', message, details);
+  if (code === 'kubernetes.unclear') return transient(doubtful, message, details);
   if (code === 'kubernetes.quota')
     return new SluiceError('NoCapacity', 'lease.no_capacity', message);
   if (kind === 'Transient') return transient('lease.unavailable', message, details);

@@ -6,6 +6,7 @@ import { deploymentSchema, eventSchema, podSchema, serviceSchema, timeOf } from 
 import type { Deployment, KubeEvent, Pod, Service } from './objects.ts';
 import { idOf, parseId, pathOf } from './paths.ts';
 import { eventsOf, lookAtPod } from './pods.ts';
+import type { PodLook } from './pods.ts';
 import { listAll } from './watched.ts';
 
 /** What there is of an engine; some of it may be gone before the rest. */
@@ -85,16 +86,13 @@ function machineOf(parts: Parts, events: readonly KubeEvent[]): Machine {
   const { namespace, name, deployment, pods } = parts;
   const pod = newestOf(pods);
   const look = pod === null ? null : lookAtPod(pod, eventsOf(pod, events));
-  const isLeaving = deployment === null || deployment.metadata.deletionTimestamp !== null;
-  const isTaken = look !== null && look.is !== 'unscheduled';
-  const state = isLeaving ? 'stopping' : isTaken ? 'running' : 'booting';
   const first = deployment ?? parts.services[0] ?? pod;
   return {
     id: idOf(namespace, name),
     name,
-    state,
+    state: stateOf(deployment, look),
     ssh: null,
-    region: pod?.spec.nodeName ?? '',
+    region: regionOf(pod),
     gpuType: '',
     gpuCount: 0,
     pricePerHour: null,
@@ -102,6 +100,16 @@ function machineOf(parts: Parts, events: readonly KubeEvent[]): Machine {
     reason: look?.reason || whyNoPod(deployment),
     raw: rawOf(parts, pod, look?.is ?? 'none'),
   };
+}
+
+/** Its node, where it has one. */
+function regionOf(pod: Pod | null): string {
+  return pod?.spec.nodeName ?? '';
+}
+
+function stateOf(deployment: Deployment | null, look: PodLook | null): Machine['state'] {
+  if (deployment === null || deployment.metadata.deletionTimestamp !== null) return 'stopping';
+  return look === null || look.is === 'unscheduled' ? 'booting' : 'running';
 }
 
 /** A quota, or a policy that refuses the pod. */

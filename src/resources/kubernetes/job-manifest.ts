@@ -6,7 +6,7 @@ import { MANAGED } from './deployment.ts';
 import { engineContainer, ENGINE_CONTAINER } from './engine-container.ts';
 import type { EngineTerms, GpuChoice } from './engine-container.ts';
 
-export const WORKER_CONTAINER = 'batch-worker';
+const WORKER_CONTAINER = 'batch-worker';
 /** Labels of Jobs that this server makes. */
 export const BATCH_JOB = { ...MANAGED, 'app.kubernetes.io/component': 'batch-job' } as const;
 const INSTANCE = 'app.kubernetes.io/instance';
@@ -150,7 +150,8 @@ function fillEngine(
   container_: Record<string, unknown>,
   resource: string,
 ): Container {
-  const { command, args, env, resources, volumeMounts, startupProbe } = container_ as unknown as Rendered;
+  const { command, args, env, resources, volumeMounts, startupProbe } =
+    container_ as unknown as Rendered;
   // A wrapper that runs its arguments, as pods without sidecars need one.
   const isWrapped = template.command?.some((word) => word.includes('"$@"')) ?? false;
   const { livenessProbe, readinessProbe } = template;

@@ -39,45 +39,14 @@ export interface ClusterJobs {
 
 export function createClusterJobApi(cluster: Cluster): ClusterJobs {
   const { api } = cluster;
-
-  async function get(namespace: string, name: string): Promise<KubeJob | null> {
-    try {
-      const path = pathOf('jobs', namespace, name);
-      return v.parse(jobSchema, await api.ask({ method: 'GET', path }));
-    } catch (error) {
-      if (isAbsent(error)) return null;
-      throw error;
-    }
-  }
-
-  async function podsOf(namespace: string, name: string): Promise<Pod[]> {
-    const all = await cluster.pods(namespace);
-    return [...all.values()].filter(({ metadata }) => instanceOf(metadata.labels) === name);
-  }
-
   return {
-    async create(namespace, name, body) {
-      try {
-        return v.parse(
-          jobSchema,
-          await api.ask({ method: 'POST', path: pathOf('jobs', namespace), body }),
-        );
-      } catch (error) {
-        if (!(error instanceof SluiceError) || error.code !== 'kubernetes.conflict') throw error;
-        const found = await get(namespace, name);
-        const labels = found?.metadata.labels ?? {};
-        const isOurs = Object.entries(BATCH_JOB).every(([key, value]) => labels[key] === value);
-        if (found !== null && isOurs) return found;
-        throw error;
-      }
-    },
+    create: async (namespace, name, manifest) => createJob(cluster, namespace, name, manifest),
     // What the watch was told is enough, but for what it does not know.
     find: async (namespace, name) =>
-      (await cluster.jobs(namespace)).get(name) ?? get(namespace, name),
+      (await cluster.jobs(namespace)).get(name) ?? getJob(cluster, namespace, name),
     async look(namespace, job) {
-      const { name } = job.metadata;
       const [pods, podEvents, jobEvents] = await Promise.all([
-        podsOf(namespace, name),
+        podsOf(cluster, namespace, job.metadata.name),
         cluster.events(namespace, 'Pod'),
         cluster.events(namespace, 'Job'),
       ]);
@@ -103,10 +72,44 @@ export function createClusterJobApi(cluster: Cluster): ClusterJobs {
         return false;
       } catch (error) {
         if (!isAbsent(error)) throw error;
-        return (await podsOf(namespace, name)).length === 0;
+        return (await podsOf(cluster, namespace, name)).length === 0;
       }
     },
   };
+}
+
+async function createJob(
+  cluster: Cluster,
+  namespace: string,
+  name: string,
+  body: object,
+): Promise<KubeJob> {
+  try {
+    const path = pathOf('jobs', namespace);
+    return v.parse(jobSchema, await cluster.api.ask({ method: 'POST', path, body }));
+  } catch (error) {
+    if (!(error instanceof SluiceError) || error.code !== 'kubernetes.conflict') throw error;
+    const found = await getJob(cluster, namespace, name);
+    const labels = found?.metadata.labels ?? {};
+    const isOurs = Object.entries(BATCH_JOB).every(([key, value]) => labels[key] === value);
+    if (found !== null && isOurs) return found;
+    throw error;
+  }
+}
+
+async function getJob({ api }: Cluster, namespace: string, name: string): Promise<KubeJob | null> {
+  try {
+    const path = pathOf('jobs', namespace, name);
+    return v.parse(jobSchema, await api.ask({ method: 'GET', path }));
+  } catch (error) {
+    if (isAbsent(error)) return null;
+    throw error;
+  }
+}
+
+async function podsOf(cluster: Cluster, namespace: string, name: string): Promise<Pod[]> {
+  const all = await cluster.pods(namespace);
+  return [...all.values()].filter(({ metadata }) => instanceOf(metadata.labels) === name);
 }
 
 function stateOf(

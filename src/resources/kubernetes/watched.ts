@@ -73,109 +73,119 @@ export async function listAll<Schema extends v.GenericSchema>(
   }
 }
 
-export function withQuery(path: string, query: Readonly<Record<string, string>>): string {
+function withQuery(path: string, query: Readonly<Record<string, string>>): string {
   const text = new URLSearchParams(query).toString();
   return text === '' ? path : `${path}?${text}`;
+}
+
+/** What one watch keeps. */
+interface Keeping<Schema extends v.GenericSchema> {
+  options: WatchedOptions<Schema>;
+  items: Map<string, v.InferOutput<Schema>>;
+  /** When somebody read it last. */
+  readAt: number;
 }
 
 /** Begins to watch when it is read first, and ends when nobody reads it any more. */
 export function createWatched<Schema extends v.GenericSchema>(
   options: WatchedOptions<Schema>,
 ): Watched<v.InferOutput<Schema>> {
-  const { api, path, query, item, silenceMs = SILENCE_MS, onTrouble = () => undefined } = options;
-  let items = new Map<string, v.InferOutput<Schema>>();
+  const keeping: Keeping<Schema> = { options, items: new Map(), readAt: 0 };
   let run: { stop: AbortController; listed: Promise<void> } | null = null;
-  let readAt = 0;
-  let isListed = false;
-
-  async function list(): Promise<string> {
-    const found = await listAll(api, path, query, v.pipe(v.unknown()));
-    items = new Map(
-      found.items.map((each) => [v.parse(metaSchema, each).metadata.name, v.parse(item, each)]),
-    );
-    return found.version;
-  }
-
-  function take(event: v.InferOutput<typeof eventSchema>): string {
-    const { metadata } = v.parse(metaSchema, event.object);
-    if (event.type === 'DELETED') items.delete(metadata.name);
-    else items.set(metadata.name, v.parse(item, event.object));
-    return metadata.resourceVersion;
-  }
-
-  /** Watches from a version until the server ends it; resolves to where to go on. */
-  async function follow(from: string, signal: AbortSignal): Promise<string> {
-    let version = from;
-    const asked = {
-      ...query,
-      watch: 'true',
-      allowWatchBookmarks: 'true',
-      timeoutSeconds: String(WATCH_SECONDS),
-      resourceVersion: version,
-    };
-    for await (const told of api.watch(withQuery(path, asked), silenceMs, signal)) {
-      const event = v.parse(eventSchema, told);
-      if (event.type === 'ERROR') throw new Error(`the watch says ${JSON.stringify(event.object)}`);
-      if (event.type === 'BOOKMARK') {
-        version = v.parse(bookmarkSchema, event.object).metadata.resourceVersion;
-      } else version = take(event);
-    }
-    return version;
-  }
-
-  /** Lists, and watches from there; whatever goes wrong with a watch is mended by the next list. */
-  async function keep(stop: AbortController, onListed: (error: Error | null) => void) {
-    const { signal } = stop;
-    let againMs = FIRST_AGAIN_MS;
-    while (!signal.aborted) {
-      try {
-        let version = await list();
-        isListed = true;
-        onListed(null);
-        againMs = FIRST_AGAIN_MS;
-        while (!signal.aborted && performance.now() - readAt < IDLE_MS) {
-          version = await follow(version, signal);
-        }
-        if (performance.now() - readAt >= IDLE_MS) return;
-      } catch (error) {
-        if (signal.aborted) return;
-        onTrouble(describeError(error));
-        if (!isListed) {
-          onListed(toError(error));
-          return;
-        }
-      }
-      await sleep(againMs, undefined, { signal, ref: false }).catch(() => undefined);
-      againMs = Math.min(2 * againMs, LONGEST_AGAIN_MS);
-    }
-  }
 
   function start(): Promise<void> {
     const stop = new AbortController();
     const { promise, resolve, reject } = Promise.withResolvers<undefined>();
     const listed = promise.then(() => undefined);
     run = { stop, listed };
-    isListed = false;
-    void keep(stop, (error) => (error === null ? resolve(undefined) : reject(error))).finally(
-      () => {
-        if (run?.stop === stop) run = null;
-        resolve(undefined);
-      },
-    );
+    const onListed = (error: Error | null) => (error === null ? resolve(undefined) : reject(error));
+    void keep(keeping, onListed, stop.signal).finally(() => {
+      if (run?.stop === stop) run = null;
+      resolve(undefined);
+    });
     return listed;
   }
 
   return {
     async read() {
-      readAt = performance.now();
+      keeping.readAt = performance.now();
       await (run?.listed ?? start());
-      return items;
+      return keeping.items;
     },
     close() {
       run?.stop.abort();
       run = null;
     },
   };
+}
+
+/** Lists, and watches from there; whatever goes wrong with a watch is mended by the next list. */
+async function keep<Schema extends v.GenericSchema>(
+  keeping: Keeping<Schema>,
+  onListed: (error: Error | null) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const isWanted = () => performance.now() - keeping.readAt < IDLE_MS;
+  let isListed = false;
+  let againMs = FIRST_AGAIN_MS;
+  while (!signal.aborted) {
+    try {
+      let version = await list(keeping);
+      isListed = true;
+      onListed(null);
+      againMs = FIRST_AGAIN_MS;
+      while (!signal.aborted && isWanted()) version = await follow(keeping, version, signal);
+      return;
+    } catch (error) {
+      if (signal.aborted) return;
+      keeping.options.onTrouble?.(describeError(error));
+      if (!isListed) {
+        onListed(toError(error));
+        return;
+      }
+    }
+    await sleep(againMs, undefined, { signal, ref: false }).catch(() => undefined);
+    againMs = Math.min(2 * againMs, LONGEST_AGAIN_MS);
+  }
+}
+
+async function list<Schema extends v.GenericSchema>(keeping: Keeping<Schema>): Promise<string> {
+  const { api, path, query, item } = keeping.options;
+  const found = await listAll(api, path, query, v.unknown());
+  keeping.items = new Map(
+    found.items.map((each) => [v.parse(metaSchema, each).metadata.name, v.parse(item, each)]),
+  );
+  return found.version;
+}
+
+/** Watches from a version until the server ends it; resolves to where to go on. */
+async function follow<Schema extends v.GenericSchema>(
+  { options, items }: Keeping<Schema>,
+  from: string,
+  signal: AbortSignal,
+): Promise<string> {
+  const { api, path, query, item, silenceMs = SILENCE_MS } = options;
+  let version = from;
+  const asked = {
+    ...query,
+    watch: 'true',
+    allowWatchBookmarks: 'true',
+    timeoutSeconds: String(WATCH_SECONDS),
+    resourceVersion: version,
+  };
+  for await (const told of api.watch(withQuery(path, asked), silenceMs, signal)) {
+    const { type, object } = v.parse(eventSchema, told);
+    if (type === 'ERROR') throw new Error(`the watch says ${JSON.stringify(object)}`);
+    if (type === 'BOOKMARK') {
+      version = v.parse(bookmarkSchema, object).metadata.resourceVersion;
+      continue;
+    }
+    const { name, resourceVersion } = v.parse(metaSchema, object).metadata;
+    version = resourceVersion;
+    if (type === 'DELETED') items.delete(name);
+    else items.set(name, v.parse(item, object));
+  }
+  return version;
 }
 
 /** Whether an error says that something is not there, rather than that nobody can say. */

@@ -116,7 +116,7 @@ class AnswerGuard implements Dispatcher.DispatchHandler {
     headers: IncomingHttpHeaders,
     text?: string,
   ): void {
-    const isJson = String(headers['content-type'] ?? '').startsWith('application/json');
+    const isJson = headers['content-type']?.startsWith('application/json') ?? false;
     if (status >= 400 && isJson) {
       this.#held = { status, headers, text, chunks: [], bytes: 0 };
       return;
