@@ -197,7 +197,10 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
           input_file_id: await upload(site.url, leaseInput(20).text),
           endpoint: '/v1/chat/completions',
           completion_window: '24h',
-          aibrix: { model_template: { name: template.name }, runtime: { target, options: { namespace: 'team' } } },
+          aibrix: {
+            model_template: { name: template.name },
+            runtime: { target, options: { namespace: 'team' } },
+          },
         });
         return `job_${id.slice('batch_'.length)}`;
       }
