@@ -2,8 +2,6 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { startKubernetes, whyNoNamespaces } from '../simulators/kubernetes/simulator.ts';
 import type { KubernetesSimulator } from '../simulators/kubernetes/simulator.ts';
-import { GATEWAY } from '../simulators/machines/network.ts';
-import { startRelay } from '../simulators/machines/relay.ts';
 import { expectExact, makeInput, submit, untilFinal } from '../support/batch.ts';
 import { ROOT } from '../support/deploy/manifests.ts';
 import { kubectl } from '../support/kubernetes.ts';
@@ -14,14 +12,11 @@ import { startVllmProcess } from '../support/vllm-process.ts';
 
 const why = await whyNoNamespaces();
 
-/** Makes what listens on this machine's loopback known to pods: the same URL, but for its address. */
-async function openToPods(url: string): Promise<{ url: string } & AsyncDisposable> {
-  const { hostname: host, port, host: place } = new URL(url);
-  const relay = await startRelay(GATEWAY, () => ({ host, port: Number(port) }));
-  return {
-    url: url.replace(place, `${relay.host}:${relay.port}`),
-    [Symbol.asyncDispose]: () => relay.close(),
-  };
+/** The URL by which pods reach what listens on this machine's loopback. */
+async function openToPods({ control }: KubernetesSimulator, url: string): Promise<string> {
+  const { port, host } = new URL(url);
+  const place = await control.publish(Number(port));
+  return url.replace(host, `${place.host}:${place.port}`);
 }
 
 async function run(
@@ -45,15 +40,11 @@ describe.skipIf(why !== undefined)(`kubectl apply -k ${why ?? ''}`, () => {
     await using cluster = await startKubernetes({
       nodes: [{ name: 'node-1', cpu: '16', memory: '64Gi' }],
     });
-    await using redisForPods = await openToPods(redis.url);
-    await using s3ForPods = await openToPods(s3.url);
-    await using engineForPods = await openToPods(engine.url);
-
     const settings = {
-      REDIS_URL: redisForPods.url,
-      ENGINE_URLS: engineForPods.url,
+      REDIS_URL: await openToPods(cluster, redis.url),
+      ENGINE_URLS: await openToPods(cluster, engine.url),
       S3_BUCKET: bucket,
-      S3_ENDPOINT: s3ForPods.url,
+      S3_ENDPOINT: await openToPods(cluster, s3.url),
       S3_REGION: 'us-east-1',
       AWS_ACCESS_KEY_ID: ANY_KEYS.accessKeyId,
       AWS_SECRET_ACCESS_KEY: ANY_KEYS.secretAccessKey,

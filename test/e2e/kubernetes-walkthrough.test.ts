@@ -19,7 +19,8 @@ import { until } from '../support/until.ts';
  */
 
 const why = await whyNoNamespaces();
-if (why !== undefined) console.warn(`skipped: ${why}`);
+/** Why a group is skipped stands behind its name. */
+const skipped = why === undefined ? '' : ` (${why})`;
 
 const REPOSITORY = fileURLToPath(new URL('../..', import.meta.url));
 const INPUT = `cat > /tmp/batch_input.jsonl << 'EOF'
@@ -72,7 +73,7 @@ beforeAll(async () => {
 kubectl apply -f config/kubernetes/job-rbac.yaml
 kubectl create secret generic aibrix-s3-credentials --from-literal=access-key-id=access --from-literal=secret-access-key=secret --from-literal=region=us-west-2 --from-literal=bucket-name=${bucket} --from-literal=endpoint-url=http://${host}:${port}
 ${INPUT}`);
-  expect([code, stderr]).toEqual([0, '']);
+  if (code !== 0) throw new Error(stderr);
   const body = await readFile(path.join(folder, 'batch_input.jsonl'));
   await fetch(`${s3.url}/${bucket}/files/file-abc123`, { method: 'PUT', body });
 });
@@ -158,7 +159,7 @@ async function outputs(): Promise<string[]> {
   return [...text.matchAll(/<Key>([^<]*)<\/Key>/g)].map(([, key = '']) => key);
 }
 
-describe.skipIf(why !== undefined)('the walkthrough', () => {
+describe.skipIf(why !== undefined)(`the walkthrough${skipped}`, () => {
   test('create and run, monitor, verify, clean up', async () => {
     const watched = type(`
 kubectl get jobs -w > /tmp/watch.txt & WATCH=$!
@@ -272,7 +273,7 @@ interface ContainerPart {
   env: { name: string; value?: string }[];
 }
 
-describe.skipIf(why !== undefined)('debugging', () => {
+describe.skipIf(why !== undefined)(`debugging${skipped}`, () => {
   test('a worker that fails to start names the annotation', async () => {
     const job = await submit('');
     await ends(job, 'Failed');

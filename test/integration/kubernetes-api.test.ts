@@ -83,12 +83,12 @@ describe('objects', () => {
     await core.replaceNamespacedConfigMap({
       namespace,
       name: 'versions',
-      body: { ...made, data: { a: '2' } },
+      body: Object.assign(structuredClone(made), { data: { a: '2' } }),
     });
     const late = core.replaceNamespacedConfigMap({
       namespace,
       name: 'versions',
-      body: { ...made, data: { a: '3' } },
+      body: Object.assign(structuredClone(made), { data: { a: '3' } }),
     });
     expect(await refusalOf(late)).toEqual({
       code: 409,
@@ -317,9 +317,9 @@ describe('watches', () => {
     await core.createNamespacedConfigMap({ namespace, body: configMap('before-away') });
     await until(() => names.has('before-away'));
     await cluster.control.setApiAway(true);
-    await expect(
-      core.readNamespacedConfigMap({ namespace, name: 'before-away' }),
-    ).rejects.toThrow();
+    await expect(core.readNamespacedConfigMap({ namespace, name: 'before-away' })).rejects.toThrow(
+      'fetch failed',
+    );
     cluster.control.compact();
     await cluster.control.setApiAway(false);
     await core.createNamespacedConfigMap({ namespace, body: configMap('after-away') });
@@ -443,7 +443,7 @@ describe('Jobs', () => {
     const refusal = await refusalOf(
       clients.batch.createNamespacedJob({
         namespace,
-        body: jobOf('wrong', more as Record<string, unknown>),
+        body: jobOf('wrong', more),
       }),
     );
     expect(refusal).toMatchObject({ code: 422, reason: 'Invalid' });
@@ -516,6 +516,7 @@ describe('Jobs', () => {
         (await refusalOf(batch.readNamespacedJob({ namespace, name: 'orphaning' }))).code === 404,
     );
     const [left] = await podsOf('orphaning');
+    expect(left?.metadata?.name).toMatch(/^orphaning-/);
     expect(left?.metadata?.ownerReferences).toBeUndefined();
   });
 });

@@ -12,7 +12,8 @@ import { until } from '../support/until.ts';
 /* What becomes of Jobs and their pods, with containers that run. */
 
 const why = await whyNoNamespaces();
-if (why !== undefined) console.warn(`skipped: ${why}`);
+/** Why a group is skipped stands behind its name. */
+const skipped = why === undefined ? '' : ` (${why})`;
 
 const namespace = 'default';
 let cluster: KubernetesSimulator;
@@ -94,7 +95,7 @@ async function reasons(about: string): Promise<string[]> {
   return cluster.control.events(about).map(({ reason }) => reason);
 }
 
-describe.skipIf(why !== undefined)('Jobs', () => {
+describe.skipIf(why !== undefined)(`Jobs${skipped}`, () => {
   test('complete, and say so', async () => {
     await make('plain', {}, run('echo hello; echo there >&2'));
     const complete = await condition('plain', 'Complete');
@@ -268,10 +269,11 @@ describe.skipIf(why !== undefined)('Jobs', () => {
       async () => (await refusalOf(jobNamed('brief')).catch(() => undefined))?.code === 404,
     );
     await until(async () => (await podsOf('brief')).length === 0);
+    expect(await reasons('job/brief')).toEqual(['SuccessfulCreate', 'Completed']);
   });
 });
 
-describe.skipIf(why !== undefined)('nodes', () => {
+describe.skipIf(why !== undefined)(`nodes${skipped}`, () => {
   test('take what fits, and say what does not', async () => {
     await make('big', {}, { ...run('exit 0'), resources: { limits: { 'nvidia.com/gpu': '4' } } });
     const [pod] = await until(async () => {
@@ -357,7 +359,7 @@ describe.skipIf(why !== undefined)('nodes', () => {
   });
 });
 
-describe.skipIf(why !== undefined)('Deployments and Services', () => {
+describe.skipIf(why !== undefined)(`Deployments and Services${skipped}`, () => {
   test('serve from pods that are ready, through one address, and roll on', async () => {
     const { apps, core } = clients;
     const labels = { app: 'engine' };

@@ -126,7 +126,7 @@ export async function startBatchCluster(options: KubernetesOptions = {}): Promis
       const { code, stderr } = await kubectl(cluster, ['apply', '-f', '-'], JSON.stringify(job));
       if (code !== 0) throw new Error(stderr);
     },
-    uidOf: (name) => String(jobOf(name).metadata.uid),
+    uidOf: (name) => jobOf(name).metadata.uid,
     livePods: (job) =>
       podsOf(job)
         .filter(({ status }) => !['Succeeded', 'Failed'].includes(String(status?.phase)))
@@ -136,7 +136,7 @@ export async function startBatchCluster(options: KubernetesOptions = {}): Promis
     async untilAnswered(job, lines) {
       const answered = async () => (await world.progress(job))?.request_counts?.completed ?? 0;
       const look = async () => isOver(job) || (await answered()) >= lines;
-      await until(look, { timeoutMs: 120_000 }).catch(() => undefined);
+      await until(look, { timeoutMs: 60_000 }).catch(() => undefined);
       if ((await answered()) >= lines) return;
       throw new Error(`${lines} lines were not answered:\n${told(job)}`);
     },
@@ -145,7 +145,7 @@ export async function startBatchCluster(options: KubernetesOptions = {}): Promis
         const { conditions = [] } = jobOf(job).status ?? {};
         return conditions.some((each) => each.type === type && each.status === 'True');
       };
-      await until(() => isSo() || isOver(job), { timeoutMs: 120_000 }).catch(() => undefined);
+      await until(() => isSo() || isOver(job), { timeoutMs: 60_000 }).catch(() => undefined);
       if (!isSo()) throw new Error(`the Job is not ${type}:\n${told(job)}`);
     },
     async expectAll(job, input) {

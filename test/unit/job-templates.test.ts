@@ -1,4 +1,5 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -190,9 +191,26 @@ describe('before native sidecars', () => {
 
   test('an engine that the worker ends counts as success, and is marked for it', () => {
     const [shell = '', ...words] = engine.command;
-    const program = ['sh', '-c', 'echo "$WORKER_VICTIM $1"; kill -INT $$', 'sh', 'a b'];
+    const program = ['sh', '-c', 'echo "$WORKER_VICTIM $1"; kill -TERM $$', 'sh', 'a b'];
     const { status, stdout } = spawnSync(shell, [...words, ...program], { encoding: 'utf8' });
     expect({ status, stdout }).toEqual({ status: 0, stdout: '1 a b\n' });
+  });
+
+  test('an engine ends with SIGTERM of the kubelet', async () => {
+    const [shell = '', ...words] = engine.command;
+    const program = [
+      'sh',
+      '-c',
+      'trap "echo ended; exit 1" TERM; echo up; while :; do sleep 0.1; done',
+    ];
+    const child = spawn(shell, [...words, ...program], { stdio: ['ignore', 'pipe', 'inherit'] });
+    let said = '';
+    child.stdout.setEncoding('utf8').on('data', (text: string) => (said += text));
+    await once(child.stdout, 'data');
+    child.kill('SIGTERM');
+    // Not before the engine itself has ended, which holds the other end of the pipe.
+    const [code] = await once(child, 'close');
+    expect({ code, said }).toEqual({ code: 0, said: 'up\nended\n' });
   });
 
   test('an engine whose worker is gone is ended by the kubelet', () => {
@@ -213,12 +231,27 @@ describe('before native sidecars', () => {
     expect(spawnSync(shell, args).status).toBe(0);
   });
 
-  test('the worker is the same but for the label of its Job, whose new name is younger', () => {
-    const withoutUid = (path: string): Container => {
+  test('the worker is the same but for its mark, and the label of its Job, whose new name is younger', () => {
+    const common = (path: string): Container => {
       const worker = containerOf(read(path).work, 'batch-worker');
-      return { ...worker, env: worker.env.filter(({ name }) => name !== 'JOB_UID') };
+      return {
+        ...worker,
+        command: [],
+        env: worker.env.filter(({ name }) => name !== 'JOB_UID'),
+        volumeMounts: worker.volumeMounts.filter(({ name }) => name !== 'marks'),
+      };
     };
-    expect(withoutUid(LEGACY)).toEqual(withoutUid(NATIVE));
+    expect(common(LEGACY)).toEqual(common(NATIVE));
+    const commands = [NATIVE, LEGACY].map(
+      (path) => containerOf(read(path).work, 'batch-worker').command,
+    );
+    expect(commands).toEqual([
+      ['sluice', 'batch-worker'],
+      ['/bin/sh', '-c', 'touch /marks/worker && exec sluice batch-worker'],
+    ]);
+    expect(engine['startupProbe']).toMatchObject({
+      exec: { command: ['test', '-e', '/marks/worker'] },
+    });
   });
 });
 

@@ -1,4 +1,4 @@
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { expect, test } from 'vitest';
 import { createLedger, fitsShard } from '../../src/domain/kubernetes/ledger.ts';
 import { isVoid, NO_USAGE } from '../../src/domain/kubernetes/run-record.ts';

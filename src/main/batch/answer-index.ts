@@ -4,9 +4,9 @@ import { describeError, invalidInput } from '../../domain/errors.ts';
 import { DEFAULT_OPTIONS } from '../../domain/job.ts';
 import type { Ledger } from '../../domain/kubernetes/ledger.ts';
 import { indexOfShard } from '../../domain/kubernetes/run-record.ts';
+import type { JobLimits } from '../../domain/rate-limit.ts';
 import type { RunPlan, Seal } from '../../domain/kubernetes/run-record.ts';
 import { DEFAULT_RETRY } from '../../domain/retry.ts';
-import { codeOfExit } from './exits.ts';
 import type { WorkerStop } from './exits.ts';
 import { clock } from '../clock.ts';
 import { soon } from '../soon.ts';
@@ -186,10 +186,18 @@ async function dispatchJob(working: Work, plan: RunPlan, ledger: Ledger): Promis
     isHedged: false,
     retry: options.retry ?? DEFAULT_RETRY,
     answerTimeoutMs: options.answerTimeoutMs,
-    limits: options.limits,
+    limits: shareOf(options.limits, task.indexes),
     upstreamStream: options.upstreamStream,
     engines: () => engines,
     givenUp: () => givenUp,
+  };
+}
+
+/** Pods of an Indexed Job know nothing of each other: each has its part of what the batch may ask. */
+function shareOf({ requestsPerSecond, tokensPerMinute }: JobLimits, pods: number): JobLimits {
+  return {
+    requestsPerSecond: requestsPerSecond === null ? null : requestsPerSecond / pods,
+    tokensPerMinute: tokensPerMinute === null ? null : tokensPerMinute / pods,
   };
 }
 
@@ -210,8 +218,8 @@ function openDispatcher(
     onAnswered() {
       answered += 1;
       if (answered !== failAfterRequests) return;
-      log.fatal({ answered }, 'batch worker fails, as opts.fail_after_n_requests asks it to');
-      process.exit(codeOfExit('software'));
+      const reason = `opts.fail_after_n_requests asks for it, after ${answered} answers.`;
+      finish({ why: 'stop', stop: { stop: 'software', reason } }, 0);
     },
     onTrouble(_jobId, { code, message }) {
       log.error({ code, reason: message }, 'requests fail for a reason that is not their own');

@@ -193,6 +193,7 @@ async function prepare(working: Work): Promise<WorkerProgress['errors'] | null> 
     working.ledger = await loadLedger({ record, plan: planned.plan, log }, [task.index]);
     const { completed, failed: refused } = working.ledger;
     log.info({ lines: planned.plan.lines, answered: completed + refused }, 'input is read');
+    if (isWhole(working.ledger, task)) return null;
     await engine;
     return null;
   } catch (error) {
@@ -203,6 +204,13 @@ async function prepare(working: Work): Promise<WorkerProgress['errors'] | null> 
   } finally {
     failed.abort(new Error('not needed any more'));
   }
+}
+
+/** Whether nothing is left to ask, so that no engine is needed. */
+function isWhole(ledger: Ledger, { index, indexes }: WorkerTask): boolean {
+  return ledger.plan.shards
+    .filter(({ n }) => indexOfShard(n, indexes) === index)
+    .every(({ n }) => ledger.leftOf(n) === 0);
 }
 
 async function planOrFind(

@@ -25,7 +25,7 @@ export async function makeCertificates(
 ): Promise<Certificates> {
   // After the polyfill, without which it does not load.
   const x509 = await import('@peculiar/x509');
-  x509.cryptoProvider.set(webcrypto as unknown as typeof crypto);
+  x509.cryptoProvider.set(webcrypto);
   const { subtle } = webcrypto;
   const generate = async () => subtle.generateKey(ALGORITHM, true, ['sign', 'verify']);
   const [authority, server] = await Promise.all([generate(), generate()]);

@@ -3,7 +3,7 @@ import type { Cluster } from './cluster.ts';
 import { QUEUE_LABEL } from './controllers.ts';
 import type { Kubelet } from './kubelet.ts';
 import { EVENTS, JOBS, NODES, PODS } from './kinds.ts';
-import { isRecord, setCondition } from './objects.ts';
+import { isRecord, setCondition, toTime } from './objects.ts';
 import type { Job, KubeObject, Node, Pod } from './objects.ts';
 import type { ClusterNetwork } from './network.ts';
 import type { NodeSpec } from './nodes.ts';
@@ -37,6 +37,8 @@ export interface KubernetesControl {
   kill(pod: string, container: string, signal?: NodeJS.Signals, reason?: string): void;
   /** The end of a pod for want of memory on its node. */
   evict(pod: string, message?: string): Promise<void>;
+  /** Says that a pod has ended so, where no kubelet would (`pods: 'none'`). */
+  endPod(pod: string, exitCode: number): void;
   /** Deleted by force, as by a preemption: SIGTERM and then SIGKILL, and its object goes. */
   preempt(pod: string): void;
   /** Runs a command in a container. */
@@ -144,6 +146,23 @@ export function createControl(options: ControlOptions): KubernetesControl {
     ) {
       const object = podOf(pod);
       await kubeletOf(object.spec.nodeName ?? '').evict(object, message);
+    },
+    endPod(name, exitCode) {
+      const { metadata } = podOf(name);
+      const finishedAt = toTime(Date.now());
+      store.update(PODS, metadata.namespace, name, (copy) => {
+        const { status, spec } = copy as Pod;
+        const reason = exitCode === 0 ? 'Completed' : 'Error';
+        status.phase = exitCode === 0 ? 'Succeeded' : 'Failed';
+        status.containerStatuses = spec.containers.map((container) => ({
+          name: container.name,
+          image: container.image ?? '',
+          imageID: '',
+          ready: false,
+          restartCount: 0,
+          state: { terminated: { exitCode, reason, startedAt: finishedAt, finishedAt } },
+        }));
+      });
     },
     preempt(pod) {
       const { metadata } = podOf(pod);

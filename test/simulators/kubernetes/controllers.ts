@@ -150,8 +150,9 @@ function createNodeLifecycle(
       const { nodeName } = pod.spec;
       if (nodeName !== undefined && !nodes.has(nodeName)) {
         giveUp(pod, 'PodGC: node no longer exists');
-      } else if (nodeName === undefined && pod.metadata.deletionTimestamp !== undefined) {
-        giveUp(pod, '');
+      } else if (pod.metadata.deletionTimestamp !== undefined) {
+        // Nor does a node speak that nobody runs pods on.
+        if (nodeName === undefined || !kubelets.has(nodeName)) giveUp(pod, '');
       }
     }
   }

@@ -185,8 +185,6 @@ function defaultJob(job: Job): void {
   }
   spec.manualSelector ??= false;
   defaultPodSpec(spec.template.spec ?? { containers: [] });
-  job.metadata.generation = 1;
-  job.status = {};
 }
 
 /** The uid is part of a Job's selector and pod labels, so this comes after it is known. */
@@ -208,8 +206,6 @@ export function labelJob(job: Job, uid: string): void {
 function defaultWorkload(object: Deployment | ReplicaSet): void {
   object.spec.replicas ??= 1;
   defaultPodSpec(object.spec.template?.spec ?? { containers: [] });
-  object.metadata.generation = 1;
-  object.status = {} as Deployment['status'] & ReplicaSet['status'];
 }
 
 function defaultDeployment(deployment: Deployment): void {
@@ -237,7 +233,6 @@ function defaultService(service: KubeObject): void {
     port['protocol'] ??= 'TCP';
     port['targetPort'] ??= port['port'];
   }
-  service.status = { loadBalancer: {} };
 }
 
 /** `stringData` is for writing only. */
@@ -253,15 +248,28 @@ function defaultSecret(secret: Secret): void {
   delete secret['stringData'];
 }
 
-/** Fills in what a new object leaves out. Its name is known, its uid is not. */
-export function setDefaults(kind: Kind, object: KubeObject): void {
+const COUNTED = new Set([JOBS, DEPLOYMENTS, REPLICA_SETS]);
+
+/** Fields of an object's spec that it leaves out, be it new or changed. */
+export function setSpecDefaults(kind: Kind, object: KubeObject): void {
   // Which shape it has was checked by validation, and its kind says which it is.
-  if (kind === PODS) defaultPod(object as Pod, randomUUID().slice(0, 5));
+  if (kind === PODS) defaultPodSpec((object as Pod).spec);
   else if (kind === JOBS) defaultJob(object as Job);
   else if (kind === DEPLOYMENTS) defaultDeployment(object as Deployment);
   else if (kind === REPLICA_SETS) defaultWorkload(object as ReplicaSet);
   else if (kind === SERVICES) defaultService(object);
   else if (kind === SECRETS) defaultSecret(object);
+}
+
+/** Fills in what a new object leaves out. Its name is known. */
+export function setDefaults(kind: Kind, object: KubeObject): void {
+  setSpecDefaults(kind, object);
+  if (COUNTED.has(kind)) {
+    object.metadata.generation = 1;
+    object.status = {};
+  }
+  if (kind === PODS) defaultPod(object as Pod, randomUUID().slice(0, 5));
+  else if (kind === SERVICES) object.status = { loadBalancer: {} };
   else if (kind === NAMESPACES) {
     object.spec = { finalizers: ['kubernetes'] };
     object.status = { phase: 'Active' };
@@ -270,14 +278,4 @@ export function setDefaults(kind: Kind, object: KubeObject): void {
       'kubernetes.io/metadata.name': object.metadata.name,
     };
   } else if (kind === EVENTS) object['reportingComponent'] ??= '';
-}
-
-/** The same of an object that was changed: new containers want their defaults, too. */
-export function setUpdateDefaults(kind: Kind, object: KubeObject): void {
-  if (kind === SECRETS) defaultSecret(object);
-  if (kind === PODS) defaultPodSpec((object as Pod).spec);
-  if (kind === JOBS) defaultPodSpec((object as Job).spec.template.spec ?? { containers: [] });
-  if (kind === DEPLOYMENTS || kind === REPLICA_SETS) {
-    defaultPodSpec((object as Deployment).spec.template?.spec ?? { containers: [] });
-  }
 }

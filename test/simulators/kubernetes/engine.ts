@@ -3,6 +3,7 @@ import { createServer } from 'node:http';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseEngineArgs, RefusedArguments } from '../machines/engine-args.ts';
+import type { EngineArgs } from '../machines/engine-args.ts';
 import { startVllm } from '../vllm/simulator.ts';
 import type { FaultInput } from '../vllm/simulator.ts';
 import type { EngineKnobs } from './engine-knobs.ts';
@@ -40,17 +41,24 @@ async function serveNothing(port: number): Promise<void> {
   await promise;
 }
 
+interface Command {
+  args: EngineArgs;
+  port: number;
+}
+
+/** vllm-mock takes its model and port from variables where its command line does not say them. */
+function readCommand(words: readonly string[]): Command {
+  const isPlain = words[0] !== undefined && !words[0].startsWith('-');
+  const isNamed = isPlain || words.some((word) => word.startsWith('--model'));
+  const model = process.env['MODEL_NAME'] ?? 'sim-model';
+  const args = parseEngineArgs('vllm', isNamed ? words : ['--model', model, ...words]);
+  const hasPort = words.some((word) => word.startsWith('--port'));
+  return { args, port: hasPort ? args.port : Number(process.env['PORT'] ?? args.port) };
+}
+
 async function main(): Promise<void> {
   const knobs = JSON.parse(process.env['SIM_ENGINE'] ?? '{}') as EngineKnobs; // written by the simulator
-  const words = process.argv.slice(2);
-  const named =
-    words.some((word) => word.startsWith('--model')) ||
-    (words[0] !== undefined && !words[0].startsWith('-'));
-  const model = process.env['MODEL_NAME'] ?? 'sim-model';
-  const args = parseEngineArgs('vllm', named ? words : ['--model', model, ...words]);
-  const port = words.some((word) => word.startsWith('--port'))
-    ? args.port
-    : Number(process.env['PORT'] ?? args.port);
+  const { args, port } = readCommand(process.argv.slice(2));
   console.log(`INFO [api_server.py:1896] vLLM API server version 0.11.2, model ${args.model}`);
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => process.exit(0));
   await sleep(knobs.startDelayMs ?? 0);

@@ -23,7 +23,7 @@ interface Verdict {
 }
 
 /** `0,2-4`: the numbers in it. */
-export function parseIndexes(text: string | undefined): Set<number> {
+function parseIndexes(text: string | undefined): Set<number> {
   const found = new Set<number>();
   for (const part of (text ?? '').split(',').filter((one) => one !== '')) {
     const [from = 0, to = from] = part.split('-').map(Number);
@@ -33,7 +33,7 @@ export function parseIndexes(text: string | undefined): Set<number> {
 }
 
 /** The other way: runs of three and more are written as such, as the controller does. */
-export function formatIndexes(indexes: ReadonlySet<number>): string {
+function formatIndexes(indexes: ReadonlySet<number>): string {
   const sorted = [...indexes].toSorted((one, two) => one - two);
   const runs: [number, number][] = [];
   for (const index of sorted) {

@@ -93,7 +93,7 @@ export const NAMESPACES = kind('', 'namespaces', 'Namespace', {
   subresources: ['status', 'finalize'],
   fields: ['status.phase'],
 });
-export const CLAIMS = kind('', 'persistentvolumeclaims', 'PersistentVolumeClaim', {
+const CLAIMS = kind('', 'persistentvolumeclaims', 'PersistentVolumeClaim', {
   shortNames: ['pvc'],
   subresources: ['status'],
 });
@@ -102,7 +102,7 @@ export const JOBS = kind('batch', 'jobs', 'Job', {
   subresources: ['status'],
   fields: ['status.successful'],
 });
-export const CRON_JOBS = kind('batch', 'cronjobs', 'CronJob', {
+const CRON_JOBS = kind('batch', 'cronjobs', 'CronJob', {
   ...all,
   shortNames: ['cj'],
   subresources: ['status'],
@@ -117,7 +117,7 @@ export const REPLICA_SETS = kind('apps', 'replicasets', 'ReplicaSet', {
   shortNames: ['rs'],
   subresources: ['status', 'scale'],
 });
-export const STATEFUL_SETS = kind('apps', 'statefulsets', 'StatefulSet', {
+const STATEFUL_SETS = kind('apps', 'statefulsets', 'StatefulSet', {
   ...all,
   shortNames: ['sts'],
   subresources: ['status', 'scale'],
@@ -130,25 +130,20 @@ export const CLUSTER_ROLES = kind(RBAC, 'clusterroles', 'ClusterRole', { namespa
 export const CLUSTER_ROLE_BINDINGS = kind(RBAC, 'clusterrolebindings', 'ClusterRoleBinding', {
   namespaced: false,
 });
-export const NETWORK_POLICIES = kind('networking.k8s.io', 'networkpolicies', 'NetworkPolicy', {
+const NETWORK_POLICIES = kind('networking.k8s.io', 'networkpolicies', 'NetworkPolicy', {
   shortNames: ['netpol'],
 });
-export const BUDGETS = kind('policy', 'poddisruptionbudgets', 'PodDisruptionBudget', {
+const BUDGETS = kind('policy', 'poddisruptionbudgets', 'PodDisruptionBudget', {
   shortNames: ['pdb'],
   subresources: ['status'],
 });
-export const AUTOSCALERS = kind(
-  'autoscaling',
-  'horizontalpodautoscalers',
-  'HorizontalPodAutoscaler',
-  {
-    ...all,
-    version: 'v2',
-    shortNames: ['hpa'],
-    subresources: ['status'],
-    model: 'V2HorizontalPodAutoscaler',
-  },
-);
+const AUTOSCALERS = kind('autoscaling', 'horizontalpodautoscalers', 'HorizontalPodAutoscaler', {
+  ...all,
+  version: 'v2',
+  shortNames: ['hpa'],
+  subresources: ['status'],
+  model: 'V2HorizontalPodAutoscaler',
+});
 
 export const KINDS: readonly Kind[] = [
   CONFIG_MAPS,

@@ -41,7 +41,7 @@ async function load(name: string): Promise<Field[] | undefined> {
 }
 
 /** The model inside `Array<V1EnvVar>` or `{ [key: string]: V1X; }`, or the type itself. */
-export function innerType(type: string): string {
+function innerType(type: string): string {
   const inner = /^Array<(.*)>$/.exec(type)?.[1] ?? /^\{ \[key: string\]: (.*); \}$/.exec(type)?.[1];
   return inner === undefined ? type : innerType(inner);
 }
@@ -56,7 +56,7 @@ export async function loadModel(model: string): Promise<void> {
 }
 
 /** Of a model that `loadModel` has brought. */
-export function fieldsOf(model: string): readonly Field[] | undefined {
+function fieldsOf(model: string): readonly Field[] | undefined {
   return loaded.get(model);
 }
 

@@ -27,6 +27,7 @@ export interface ClusterNetwork {
   close(): Promise<void>;
 }
 
+const TRIES = 50;
 const HOLD = 'echo made; cat >/dev/null; exit 0';
 
 async function isFree(host: string): Promise<boolean> {
@@ -55,7 +56,7 @@ export async function openNetwork(): Promise<ClusterNetwork> {
   const { link } = await layWire(child.pid ?? 0);
 
   async function allocate(): Promise<string> {
-    for (;;) {
+    for (let tries = 0; tries < TRIES; tries += 1) {
       const address = `10.214.${randomInt(0, 256)}.${randomInt(1, 255)}`;
       if (!(await isFree(address))) continue;
       const { code, stderr } = await runProgram('ip', [
@@ -68,6 +69,7 @@ export async function openNetwork(): Promise<ClusterNetwork> {
       if (code !== 0) throw new Error(`ip: ${stderr.trim()}`);
       return address;
     }
+    throw new Error(`no free address after ${TRIES} tries`);
   }
 
   const relays = new Set<{ close(): Promise<void> }>();

@@ -64,7 +64,7 @@ export function makeNode(spec: NodeSpec): Node {
     apiVersion: 'v1',
     kind: 'Node',
     metadata: { name, labels } as unknown as KubeObject['metadata'], // the rest is the store's to give
-    spec: { ...(spec.taints === undefined ? {} : { taints: spec.taints }) },
+    spec: spec.taints === undefined ? {} : { taints: spec.taints },
     status: {
       capacity: amounts,
       allocatable: amounts,

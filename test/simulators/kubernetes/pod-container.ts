@@ -187,7 +187,8 @@ export function createPodContainer(
     const pod = around.pod().spec.securityContext ?? {};
     const own = spec.securityContext ?? {};
     const user = own.runAsUser ?? pod.runAsUser;
-    if ((own.runAsNonRoot ?? pod.runAsNonRoot) !== true || (user ?? program.user ?? 0) !== 0) return;
+    if ((own.runAsNonRoot ?? pod.runAsNonRoot) !== true || (user ?? program.user ?? 0) !== 0)
+      return;
     const { metadata } = around.pod();
     const where = `pod: "${metadata.name}_${metadata.namespace}(${metadata.uid})", container: ${spec.name}`;
     throw new ConfigError(
@@ -197,14 +198,19 @@ export function createPodContainer(
     );
   }
 
-  function identity(program: ImageProgram): { user: number | undefined; group: number | undefined; groups: number[] } {
+  function identity(program: ImageProgram): {
+    user: number | undefined;
+    group: number | undefined;
+    groups: number[];
+  } {
     const pod = around.pod().spec.securityContext ?? {};
     const own = spec.securityContext ?? {};
     const { fsGroup, supplementalGroups = [] } = pod;
     const user = own.runAsUser ?? pod.runAsUser ?? program.user;
     return {
       user,
-      group: own.runAsGroup ?? pod.runAsGroup ?? (user === program.user ? user : 0),
+      // /etc/passwd of container.sh knows one user beside root.
+      group: own.runAsGroup ?? pod.runAsGroup ?? (user === 1000 ? user : 0),
       groups: [...supplementalGroups, ...(fsGroup === undefined ? [] : [fsGroup])],
     };
   }

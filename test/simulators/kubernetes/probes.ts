@@ -95,7 +95,7 @@ async function execProbe(
 }
 
 /** Asks once. */
-export async function runProbe(probe: Probe, target: Target, scale: number): Promise<ProbeResult> {
+async function runProbe(probe: Probe, target: Target, scale: number): Promise<ProbeResult> {
   // A busy machine that runs hundreds of tests answers later than a cluster does.
   const timeoutMs = Math.max(1000, (probe.timeoutSeconds ?? 1) * 1000 * scale);
   const { httpGet, tcpSocket, exec } = probe;

@@ -1,7 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import type { Kind } from './kinds.ts';
 import { apiVersionOf, EVENTS, JOBS, NAMESPACES, PODS } from './kinds.ts';
-import { labelJob, setDefaults, setUpdateDefaults } from './defaults.ts';
+import { labelJob, setDefaults, setSpecDefaults } from './defaults.ts';
 import { unknownFields } from './models.ts';
 import { isRecord, randomSuffix, toTime } from './objects.ts';
 import type { Job, KubeObject, Meta, Pod } from './objects.ts';
@@ -140,8 +140,8 @@ export function createRest(store: Store, hooks: Hooks): Rest {
     }
     strictly(kind, body, query);
     const object = structuredClone(body) as unknown as KubeObject; // validated before it is kept
-    object.apiVersion = String(apiVersion);
-    object.kind = String(name);
+    object.apiVersion = apiVersion;
+    object.kind = name;
     object.metadata = { ...structuredClone(metadata) } as Meta; // what is missing is filled in below
     if (kind.namespaced && namespace !== undefined) object.metadata.namespace = namespace;
     return object;
@@ -210,7 +210,7 @@ export function createRest(store: Store, hooks: Hooks): Rest {
     if (subresource !== 'status') {
       if (before.status === undefined) delete kept.status;
       else kept.status = before.status;
-      setUpdateDefaults(kind, kept);
+      setSpecDefaults(kind, kept);
       const errors = validateUpdate(kind, before, kept);
       if (errors.length > 0) throw invalid(kind, name, errors);
     }
@@ -248,7 +248,7 @@ export function createRest(store: Store, hooks: Hooks): Rest {
     if (contentType === 'application/strategic-merge-patch+json')
       return strategicMerge(before, body);
     if (contentType.startsWith('application/apply-patch')) {
-      const key = `${isRecord(before) ? String((before['metadata'] as Meta).uid) : ''} ${query.get('fieldManager') ?? ''}`;
+      const key = `${isRecord(before) ? (before['metadata'] as Meta).uid : ''} ${query.get('fieldManager') ?? ''}`;
       const next = applyPatch(
         before as Record<string, unknown>,
         applied.get(key),

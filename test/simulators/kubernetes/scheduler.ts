@@ -128,7 +128,7 @@ export function createScheduler({ store, recorder }: Cluster): { sync(): void } 
     sync() {
       const used = usage();
       const nodes = store.list(NODES) as Node[];
-      const ready = nodes.filter(({ status }) => hasCondition(status.conditions, 'Ready'));
+      const ready = new Set(nodes.filter(({ status }) => hasCondition(status.conditions, 'Ready')));
       for (const pod of store.list(PODS) as Pod[]) {
         const { spec, metadata } = pod;
         const waits =
@@ -137,7 +137,7 @@ export function createScheduler({ store, recorder }: Cluster): { sync(): void } 
         const reasons = nodes.map((node) =>
           obstacles(pod, node, used.get(node.metadata.name) ?? {}),
         );
-        const free = nodes.filter((node, at) => reasons[at]?.length === 0 && ready.includes(node));
+        const free = nodes.filter((node, at) => reasons[at]?.length === 0 && ready.has(node));
         // The emptiest one, so that pods spread.
         const [best] = free.toSorted(
           (one, two) =>

@@ -72,7 +72,7 @@ export function matchesSelector(selector: LabelSelector | undefined, labels: Lab
 }
 
 /** The value at `a.b.c`, or undefined. */
-export function valueAt(object: unknown, path: string): unknown {
+function valueAt(object: unknown, path: string): unknown {
   let at: unknown = object;
   for (const key of path.split('.')) at = isRecord(at) ? at[key] : undefined;
   return at;

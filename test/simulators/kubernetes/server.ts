@@ -77,26 +77,19 @@ interface Route {
 
 /** `/apis/batch/v1/namespaces/default/jobs/x/status`, taken apart. */
 function routeOf(path: string): Route | undefined {
-  const parts = path.split('/').slice(1).map(decodeURIComponent);
-  const isCore = parts[0] === 'api';
-  if (!isCore && parts[0] !== 'apis') return undefined;
-  const [groupName, version] = isCore ? ['', parts[1]] : [parts[1], parts[2]];
-  const rest = parts.slice(isCore ? 2 : 3);
+  const [root, ...parts] = path.split('/').slice(1).map(decodeURIComponent);
+  if (root !== 'api' && root !== 'apis') return undefined;
+  const [group = '', version = '', ...rest] = root === 'api' ? ['', ...parts] : parts;
   if (rest[0] === 'watch') rest.shift();
-  const inNamespace =
-    rest[0] === 'namespaces' && rest.length > 2 && !['status', 'finalize'].includes(rest[2] ?? '');
-  const namespace = inNamespace ? rest[1] : undefined;
-  const [plural = '', name, subresource, ...more] = inNamespace ? rest.slice(2) : rest;
-  const kind = kindOfPath(groupName ?? '', version ?? '', plural);
+  const isOwn = rest.length <= 2 || ['status', 'finalize'].includes(rest[2] ?? '');
+  const inNamespace = rest[0] === 'namespaces' && !isOwn;
+  const [namespace] = inNamespace ? rest.splice(0, 2).slice(1) : [];
+  const [plural = '', name, subresource, ...more] = rest;
+  const kind = kindOfPath(group, version, plural);
   if (kind === undefined || (namespace !== undefined && !kind.namespaced)) return undefined;
   if (subresource !== undefined && !kind.subresources.includes(subresource)) return undefined;
-  return {
-    kind,
-    namespace,
-    name: name === '' ? undefined : name,
-    subresource,
-    rest: more.length === 0 ? '' : `/${more.join('/')}`,
-  };
+  const tail = more.map((part) => `/${part}`).join('');
+  return { kind, namespace, name: name === '' ? undefined : name, subresource, rest: tail };
 }
 
 function verbOf(method: string, { name }: Route, isWatch: boolean): string {
@@ -108,6 +101,22 @@ function verbOf(method: string, { name }: Route, isWatch: boolean): string {
   if (method === 'PUT') return 'update';
   if (method === 'PATCH') return 'patch';
   return name === undefined ? 'deletecollection' : 'delete';
+}
+
+function entryOf(request: IncomingMessage, route: Route | undefined, verb: string): Asked {
+  const { kind, subresource, namespace, name } = route ?? {};
+  return {
+    at: Date.now(),
+    user: '',
+    verb,
+    resource: [kind?.plural ?? '', ...(subresource === undefined ? [] : [subresource])].join('/'),
+    namespace,
+    name,
+    method: request.method ?? 'GET',
+    path: request.url ?? '/',
+    userAgent: request.headers['user-agent'] ?? '',
+    status: 0,
+  };
 }
 
 async function readBody(request: IncomingMessage): Promise<unknown> {
@@ -356,24 +365,7 @@ export async function startServer(options: ServerOptions): Promise<ApiServer> {
     const route = discover(path) === undefined ? routeOf(path) : undefined;
     const isWatch = ['true', '1'].includes(query.get('watch') ?? '') || path.includes('/watch/');
     const verb = route === undefined ? method.toLowerCase() : verbOf(method, route, isWatch);
-    const entry: Asked = {
-      at: Date.now(),
-      user: '',
-      verb,
-      resource:
-        route === undefined
-          ? ''
-          : [
-              route.kind.plural,
-              ...(route.subresource === undefined ? [] : [route.subresource]),
-            ].join('/'),
-      namespace: route?.namespace,
-      name: route?.name,
-      method,
-      path: request.url ?? '/',
-      userAgent: request.headers['user-agent'] ?? '',
-      status: 0,
-    };
+    const entry = entryOf(request, route, verb);
     asked.push(entry);
     response.once('close', () => (entry.status = response.statusCode));
     const struck = fault(entry);

@@ -55,7 +55,7 @@ export function createEndpoints(cluster: Cluster): { sync(): void } {
   ): void {
     const { namespace, name } = object.metadata;
     if (store.get(kind, namespace, name) === undefined) {
-      store.create(kind, { apiVersion: '', kind: '', ...object } as KubeObject);
+      store.create(kind, { apiVersion: '', kind: '', ...object });
       return;
     }
     store.update(kind, namespace, name, (copy) => {

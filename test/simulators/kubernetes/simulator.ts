@@ -111,7 +111,10 @@ export async function startKubernetes(
 ): Promise<KubernetesSimulator> {
   const knobs: KubernetesKnobs = { ...DEFAULT_KNOBS, ...options.knobs };
   const ground = options.pods === 'none' ? undefined : await openGround();
-  const home = await mkdtemp(path.join(tmpdir(), `sluice-kubernetes-${process.pid}-`));
+  // With the yard, which the next simulator sweeps if this one is killed.
+  const home =
+    ground?.yard.folder ??
+    (await mkdtemp(path.join(tmpdir(), `sluice-kubernetes-${process.pid}-`)));
   const store = createStore();
   const recorder = createRecorder(store);
   const auth = createAuth(store);

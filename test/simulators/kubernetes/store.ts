@@ -116,7 +116,7 @@ export function createStore(): Store {
       if (before === undefined) throw notFound(kind, name);
       const copy = structuredClone(before);
       const answer = change(copy);
-      const next = isRecord(answer) ? (answer as KubeObject) : copy; // an arrow may return what an assignment is worth
+      const next = isRecord(answer) ? answer : copy; // an arrow may return what an assignment is worth
       if (isDeepStrictEqual(next, before)) return before;
       const isGone =
         next.metadata.deletionTimestamp !== undefined &&

@@ -58,7 +58,7 @@ const NAME: Column = { name: 'Name', type: 'string' };
 const AGE = text('Age');
 
 /** `5s`, `3m12s`, `4h`, `2d3h`: k8s.io/apimachinery/pkg/util/duration. */
-export function humanDuration(ms: number): string {
+function humanDuration(ms: number): string {
   const seconds = Math.trunc(ms / 1000);
   if (seconds < 0) return '0s';
   if (seconds < 120) return `${seconds}s`;
@@ -118,7 +118,7 @@ function containerReason(statuses: readonly ContainerStatus[]): string | undefin
 }
 
 /** The STATUS of a pod, as `kubectl get pods` shows it. */
-export function podReason(pod: Pod): string {
+function podReason(pod: Pod): string {
   const { status, metadata, spec } = pod;
   let reason = status.reason ?? status.phase ?? '';
   const initialized = (status.conditions ?? []).some(

@@ -191,6 +191,16 @@ function checkContainer(
       }
     }
   }
+  return [
+    ...errors,
+    ...checkEnv(container, at),
+    ...checkResources(container, at),
+    ...checkMounts(container, at, volumes),
+  ];
+}
+
+function checkEnv(container: Container, at: string): FieldError[] {
+  const errors: FieldError[] = [];
   for (const [index, env] of (container.env ?? []).entries()) {
     const { value = '', valueFrom } = env;
     if ((env.name ?? '') === '') errors.push(required(`${at}.env[${index}].name`));
@@ -204,7 +214,7 @@ function checkContainer(
       );
     }
   }
-  return [...errors, ...checkResources(container, at), ...checkMounts(container, at, volumes)];
+  return errors;
 }
 
 function checkPodSpec(spec: PodSpec, at: string): FieldError[] {
@@ -414,9 +424,7 @@ function validateJobUpdate(before: Job, after: Job): FieldError[] {
     errors.push(wrong('spec.completions', after.spec.completions, IMMUTABLE));
   }
   const whole = [before.spec.template, after.spec.template];
-  const [old, now] = mayBeScheduledAnew(before)
-    ? whole.map((one) => templateWithout(one as Job['spec']['template']))
-    : whole;
+  const [old, now] = mayBeScheduledAnew(before) ? whole.map((one) => templateWithout(one)) : whole;
   if (!isDeepStrictEqual(old, now)) {
     errors.push(wrong('spec.template', after.spec.template, IMMUTABLE));
   }

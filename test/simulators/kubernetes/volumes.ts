@@ -54,7 +54,7 @@ export function createVolumes(pod: Pod, { store, ca, tokenOf, folder }: VolumeSo
   const namespace = pod.metadata.namespace ?? 'default';
 
   function secretFiles(name: string, items: Item[] | undefined, optional = false): Files {
-    const secret = store.get(SECRETS, namespace, name) as Secret | undefined;
+    const secret: Secret | undefined = store.get(SECRETS, namespace, name);
     if (secret === undefined) {
       if (optional) return {};
       throw new MountError(`secret "${name}" not found`);
@@ -66,7 +66,7 @@ export function createVolumes(pod: Pod, { store, ca, tokenOf, folder }: VolumeSo
   }
 
   function configFiles(name: string, items: Item[] | undefined, optional = false): Files {
-    const found = store.get(CONFIG_MAPS, namespace, name) as ConfigMap | undefined;
+    const found: ConfigMap | undefined = store.get(CONFIG_MAPS, namespace, name);
     // Every namespace has this one; here it is as good as there.
     if (found === undefined && name === 'kube-root-ca.crt')
       return pick({ 'ca.crt': ca }, items, 'config');

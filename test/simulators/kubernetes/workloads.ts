@@ -68,7 +68,7 @@ export function createWorkloads(cluster: Cluster): { sync(): void } {
 
   function makeSet(deployment: Deployment, hash: string, revision: number): ReplicaSet {
     const { namespace = 'default', name, uid } = deployment.metadata;
-    const template = structuredClone(deployment.spec.template) as PodTemplate;
+    const template = structuredClone<PodTemplate>(deployment.spec.template);
     const labels = { ...template.metadata?.labels, 'pod-template-hash': hash };
     template.metadata = { ...template.metadata, labels };
     const { matchLabels, ...selector } = deployment.spec.selector;
