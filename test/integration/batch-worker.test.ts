@@ -189,6 +189,24 @@ test('completion-window is a deadline from the start of the Job: what is not ans
   });
 });
 
+test('an index whose time is over counts what it never asked as failed', async () => {
+  await using slow = await startVllmProcess({ flags: ['--profile', 'small'] });
+  const annotations = {
+    ...ANNOTATIONS,
+    'completion-window': '1m',
+    aibrix: '{"client":{"max_concurrency":4}}',
+  };
+  const startTime = new Date(Date.now() - 55_000).toISOString();
+  const spec = { completionMode: 'Indexed', completions: 2, parallelism: 2 };
+  await using world = await siteWith(2_000, { annotations, startTime, spec }, { engine: slow.url });
+  await expectExit(world.site.start({ JOB_COMPLETION_INDEX: '1' }), 0);
+  const final = await world.site.final(1);
+  expect(final?.state).toBe('expired');
+  const { total = 0, completed = 0, failed = 0 } = final?.request_counts ?? {};
+  expect(completed).toBeGreaterThan(0);
+  expect({ total, failed }).toEqual({ total: 1_000, failed: 1_000 - completed });
+});
+
 test('opts.fail_after_n_requests ends the worker with 70, and the next one goes on', async () => {
   await using world = await siteWith(300, {
     annotations: { ...ANNOTATIONS, 'opts.fail_after_n_requests': '200' },

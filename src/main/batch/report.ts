@@ -15,6 +15,7 @@ export interface Report {
   set(change: Partial<WorkerProgress>): void;
   /** Writes what it is now; a storage that is away is not waited for. */
   flush(): Promise<void>;
+  /** From now on it says what it is told, and counts nothing more by itself. */
   close(): void;
 }
 
@@ -76,6 +77,7 @@ export function startReport(
 ): Report {
   const now = blank(task, begun);
   let written = '';
+  let isClosed = false;
   let writing: Promise<void> = Promise.resolve();
 
   async function write(progress: WorkerProgress): Promise<void> {
@@ -89,7 +91,7 @@ export function startReport(
   }
 
   async function flush(): Promise<void> {
-    Object.assign(now, refresh());
+    if (!isClosed) Object.assign(now, refresh());
     const { updated_at: _at, ...rest } = now;
     const text = JSON.stringify(rest);
     if (text !== written) {
@@ -111,6 +113,9 @@ export function startReport(
       if (isNews) void flush();
     },
     flush,
-    close: () => clearInterval(timer),
+    close() {
+      isClosed = true;
+      clearInterval(timer);
+    },
   };
 }

@@ -15,7 +15,7 @@ import { finishRun } from './finish.ts';
 import type { FinishedRun } from './finish.ts';
 import { findInput, makePlan } from './input.ts';
 import type { KubernetesJob } from './kubernetes-job.ts';
-import { loadLedger } from './load.ts';
+import { loadLedger, loadSealed } from './load.ts';
 import { enter, openRun } from './open-run.ts';
 import type { OpenRun } from './open-run.ts';
 import { seconds, startReport } from './report.ts';
@@ -244,8 +244,8 @@ async function refuse(working: Work, errors: WorkerProgress['errors']): Promise<
 
 /** Writes down what the index ended as. */
 async function end({ report, record }: Work, change: Partial<WorkerProgress>): Promise<void> {
-  report.set({ ...change, finished_at: seconds(clock.now()) });
   report.close();
+  report.set({ ...change, finished_at: seconds(clock.now()) });
   const last = { ...report.now, updated_at: seconds(clock.now()) };
   await record.putFinal(last);
   await report.flush();
@@ -259,7 +259,9 @@ async function conclude(working: Work, seal: Seal): Promise<WorkerExit> {
   if (seal.outcome === 'cancelled') return 'over';
   const state = seal.outcome;
   if (task.isIndexed) {
-    await end(working, { state, errors: [...errors], usage: usageView(seal.usage), reason: '' });
+    const usage = usageView(seal.usage);
+    const counts = await sealedCounts(working, seal);
+    await end(working, { state, errors: [...errors], usage, reason: '', ...counts });
     log.info({ state, index: task.index }, 'index is over');
     return exitOfState(state);
   }
@@ -281,6 +283,18 @@ async function conclude(working: Work, seal: Seal): Promise<WorkerExit> {
   log.info({ state, counts, output: output?.key, error: error?.key }, 'batch is over');
   await tidy(record, log);
   return exitOfState(state);
+}
+
+/** What an index comes to: lines that were never asked count as failed, as in any batch that is over. */
+async function sealedCounts(working: Work, seal: Seal): Promise<Partial<WorkerProgress>> {
+  const { record, log } = working;
+  working.plan ??= await record.plan();
+  const { plan } = working;
+  if (plan === null) return {};
+  working.ledger = await loadSealed({ record, plan, log }, [seal]);
+  const { request_counts: counts } = countsOf(working);
+  if (!counts) return {};
+  return { request_counts: { ...counts, failed: counts.total - counts.completed } };
 }
 
 async function finishPatiently(working: Work, seal: Seal): Promise<FinishedRun | null> {
