@@ -21,9 +21,6 @@ export const WORKER_STATES = [
 ] as const;
 export type WorkerState = (typeof WORKER_STATES)[number];
 
-/** What a part of a batch ends as. */
-export type WorkerOutcome = Extract<WorkerState, 'completed' | 'expired' | 'failed'>;
-
 /** A file that a worker has written into storage. */
 export interface WrittenObject {
   /** Its id, as annotations give it or derived from the Job's uid. */

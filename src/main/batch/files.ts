@@ -36,7 +36,7 @@ export interface WrittenFiles {
   files: Record<Kind, WrittenObject | null>;
 }
 
-export function fileIdOf(batch: RunBatch, kind: Kind): string {
+function fileIdOf(batch: RunBatch, kind: Kind): string {
   const asked = kind === 'output' ? batch.outputFileId : batch.errorFileId;
   return asked ?? outputFileId(batch.jobId, kind);
 }
