@@ -68,15 +68,18 @@ describe.skipIf(why !== undefined)(`the template without a native sidecar ${why 
 
   test('completes: the worker ends the engine when the answers are written', async () => {
     await applyJob('whole');
-    const job = await until(
-      () => {
-        const found = cluster.control.jobs().find(({ metadata }) => metadata.name === 'whole');
-        const { succeeded = 0, failed = 0 } = found?.status ?? {};
-        return succeeded + failed > 0 ? found : undefined;
-      },
-      { timeoutMs: 90_000, what: 'the end of the Job' },
-    );
-    expect(job.status).toMatchObject({ succeeded: 1 });
+    const statusOf = () =>
+      cluster.control.jobs().find(({ metadata }) => metadata.name === 'whole')?.status;
+    await until(() => (statusOf()?.succeeded ?? 0) + (statusOf()?.failed ?? 0) > 0, {
+      timeoutMs: 120_000,
+      what: 'the end of the Job',
+    }).catch((error: unknown) => {
+      const { containerStatuses: states, conditions } = podsOf('whole')[0]?.status ?? {};
+      throw new Error(`${String(error)}: ${JSON.stringify({ states, conditions })}`, {
+        cause: error,
+      });
+    });
+    expect(statusOf()).toMatchObject({ succeeded: 1 });
     const [pod] = podsOf('whole');
     const ends = pod?.status.containerStatuses?.map(({ name, state }) => [
       name,
@@ -110,7 +113,7 @@ describe.skipIf(why !== undefined)(`the template without a native sidecar ${why 
     const old = podsOf('orphan').find(({ metadata }) => metadata.name === name);
     expect(old?.status.phase).toBe('Failed');
     expect(cluster.control.events(`pod/${name}`).map(({ message }) => message)).toContainEqual(
-      expect.stringContaining('llm-engine failed liveness probe'),
+      expect.stringContaining('Liveness probe failed'),
     );
   });
 });

@@ -201,7 +201,7 @@ describe('before native sidecars', () => {
     const program = [
       'sh',
       '-c',
-      'trap "echo ended; exit 1" TERM; echo up; while :; do sleep 0.1; done',
+      'trap "echo ended; exit 1" TERM; echo up; for i in $(seq 100); do sleep 0.1; done',
     ];
     const child = spawn(shell, [...words, ...program], { stdio: ['ignore', 'pipe', 'inherit'] });
     let said = '';
