@@ -36,9 +36,9 @@ const NO_CLUSTER = 'This server runs no Jobs in Kubernetes: start it with PROVIS
 /** Where the batch of a new job is to run; null: here. */
 export function remoteFor(
   job: Pick<JobRecord, 'options'>,
-  { remote, clusterJobs }: Pick<Deps, 'remote' | 'clusterJobs'>,
+  deps: Pick<Deps, 'remote' | 'clusterJobs'>,
 ): RemoteBatch | null {
-  const service = isClusterJob(job) ? clusterJobs : remote;
+  const service = isClusterJob(job) ? deps.clusterJobs : deps.remote;
   return service === null ? null : newRemoteBatch(service.url);
 }
 
@@ -50,11 +50,11 @@ function isClusterJob({ options }: Pick<JobRecord, 'options'>): boolean {
 /** Why a job cannot be run by a remote service; null: it can. */
 export function whyNotRemote(
   job: JobRecord,
-  { remote, clusterJobs }: Pick<Deps, 'remote' | 'clusterJobs'>,
+  deps: Pick<Deps, 'remote' | 'clusterJobs'>,
 ): string | null {
   const { options } = job;
-  if (isClusterJob(job)) return clusterJobs === null ? NO_CLUSTER : null;
-  if (remote === null) return null;
+  if (isClusterJob(job)) return deps.clusterJobs === null ? NO_CLUSTER : null;
+  if (deps.remote === null) return null;
   if (options.resources?.machine !== undefined) {
     return 'A batch at METADATA_SERVICE_URL is not run on a machine of yours: unset METADATA_SERVICE_URL.';
   }

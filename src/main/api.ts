@@ -20,11 +20,11 @@ import type { JobRecord } from '../domain/job.ts';
 import { LEASE_PROVIDERS } from '../domain/provision.ts';
 import { createCatalog } from './catalog.ts';
 import { clock } from './clock.ts';
+import { clusterForm } from './kubernetes.ts';
 import { enabledLeases } from './lease-providers.ts';
 import { openInventories } from './leasing.ts';
 import { createSurvey } from './machines.ts';
 import { inspectInput } from './plan-input.ts';
-import { storageSettings } from './storage-settings.ts';
 import type { System } from './system.ts';
 import type { LeaseManager } from '../resources/lease-contract.ts';
 import { settleDeps } from './worker.ts';
@@ -48,12 +48,6 @@ function leaseDefaults(settings: Settings) {
     mostReplicas: settings.maxLeases,
     cluster: { namespaces: settings.kubernetesNamespaces, form: clusterForm(settings) },
   };
-}
-
-/** Pods cannot read what lies in a folder of this machine. */
-function clusterForm(settings: Settings): 'deployment' | 'job' {
-  if (settings.kubernetesRuntime !== undefined) return settings.kubernetesRuntime;
-  return storageSettings(settings).type === 'LOCAL' ? 'deployment' : 'job';
 }
 
 /** Serves the API; rejects with `http.*` (Permanent) when the address cannot be had. */

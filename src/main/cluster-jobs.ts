@@ -291,7 +291,9 @@ function remoteLook(
   const known = words.filter((word) => word !== null);
   const sum = (pick: (word: WorkerProgress) => number) =>
     known.reduce((total, word) => total + pick(word), 0);
-  const waiting = known.find(({ state, reason }) => state === 'waiting' && reason !== '');
+  const waiting = known.find(
+    ({ state, reason }) => (state === 'waiting' || state === 'interrupted') && reason !== '',
+  );
   const failed = known.flatMap(({ errors }) => errors);
   return {
     id,

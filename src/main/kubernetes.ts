@@ -11,6 +11,7 @@ import type { RemoteService } from '../runtimes/remote/contract.ts';
 import { createClusterJobs } from './cluster-jobs.ts';
 import { engineParts } from './engine-parts.ts';
 import { stampOf } from './stamp.ts';
+import { storageSettings } from './storage-settings.ts';
 import type { System } from './system.ts';
 
 /** The cluster of the settings. Nothing is asked of it yet. */
@@ -27,6 +28,12 @@ function openCluster(settings: Settings): Cluster {
       }),
     namespaces: settings.kubernetesNamespaces,
   });
+}
+
+/** How jobs are run that do not say. Pods cannot read what lies in a folder of this machine. */
+export function clusterForm(settings: Settings): 'deployment' | 'job' {
+  if (settings.kubernetesRuntime !== undefined) return settings.kubernetesRuntime;
+  return storageSettings(settings).type === 'LOCAL' ? 'deployment' : 'job';
 }
 
 /** Where whole jobs are run in Jobs; null where PROVISIONER names no cluster. */
@@ -81,6 +88,7 @@ export function createKubernetesOf(settings: Settings, now: () => number): Lease
     isAutoscaled: settings.kubernetesAutoscaled,
     scheduleMs: settings.kubernetesPendingWait,
     objectStore: engineParts(settings).objectStore,
+    runsJobs: clusterForm(settings) === 'job',
     now,
   });
 }

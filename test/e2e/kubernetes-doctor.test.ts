@@ -100,6 +100,10 @@ test('rights that are missing are named with verb and resource (403)', async () 
   expect(line).toContain('our account may not list nodes of all namespaces');
   expect(line).toContain('create, get, list, delete deployments.apps in default');
   expect(line).toContain('get, create services/proxy in default');
+  expect(line).not.toContain('jobs.batch');
+  const env = { ...(await withToken('poor', status.token)), KUBERNETES_RUNTIME: 'job' };
+  const [other] = await said(env);
+  expect(other).toContain('create, get, list, watch, patch, delete jobs.batch in default');
 });
 
 test('a context that is not there, a file that is not there', async () => {

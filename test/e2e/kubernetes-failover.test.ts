@@ -43,7 +43,10 @@ test('PROVISIONER=kubernetes,runpod: what no node takes within KUBERNETES_PENDIN
 test('KUBERNETES_RUNTIME unset: batches are Jobs where pods can read the storage, and engines where they cannot', async () => {
   await using folder = await makeFolder();
   await using s3 = await startS3Server();
-  await using cluster = await startKubernetes({ pods: 'none' });
+  await using cluster = await startKubernetes({
+    pods: 'none',
+    nodes: [{ name: 'one', gpus: 4 }],
+  });
   const bucket = {
     STORAGE_TYPE: 'S3',
     S3_BUCKET: await s3.createBucket(),
@@ -57,10 +60,8 @@ test('KUBERNETES_RUNTIME unset: batches are Jobs where pods can read the storage
     ['folder', {}, 'create deployments'],
   ] as const) {
     const env = { PROVISIONER: 'kubernetes', KUBECONFIG: cluster.kubeconfig, ...more };
-    const place = {
-      dataDir: `${folder.path}/${storage}`,
-      redisUrl: `${redis.url}/${storage.length}`,
-    };
+    await using redis = await startRedis();
+    const place = { dataDir: `${folder.path}/${storage}`, redisUrl: redis.url };
     await using sluice = await startSluice({ ...place, env });
     const template = await createTemplate(sluice.url, 'runpod', { accelerator: { type: 'H100' } });
     const id = await createJob(sluice.url, template, leaseInput(10));

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { whyNoNamespaces } from '../simulators/kubernetes/simulator.ts';
-import { upload } from '../support/batch.ts';
+import { download, upload } from '../support/batch.ts';
 import type { ClusterSite } from '../support/cluster-site.ts';
 import { startJobSite } from '../support/job-site.ts';
 import { asAdmin } from '../support/kube-admin.ts';
@@ -91,6 +91,22 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
       expect(spec).toMatchObject({ completionMode: 'Indexed', parallelism: 2, completions: 2 });
       const job = await untilStatus(site.url, id, 'completed', 80_000);
       await expectJobExact(site.url, job, input);
+      await untilGone();
+    },
+    LIMIT,
+  );
+
+  test(
+    'a lenient batch has its good lines asked, and its bad ones in the error file',
+    async () => {
+      const input = leaseInput(50);
+      const bad = '{"custom_id":"bad","method":"POST","url":"/v1/nothing","body":{"model":"m"}}\n';
+      const id = await start({ text: `${bad}${input.text}` }, { validation: 'lenient' });
+      const job = await untilStatus(site.url, id, 'completed', 60_000);
+      expect(job.request_counts).toEqual({ total: 51, completed: 50, failed: 1 });
+      const error = await download(site.url, job.error_dataset);
+      expect(error.trim().split('\n')).toHaveLength(1);
+      expect(error).toContain('"custom_id":"bad"');
       await untilGone();
     },
     LIMIT,
@@ -197,7 +213,10 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
           input_file_id: await upload(site.url, leaseInput(20).text),
           endpoint: '/v1/chat/completions',
           completion_window: '24h',
-          aibrix: { model_template: { name: template.name }, runtime: { target, options: { namespace: 'team' } } },
+          aibrix: {
+            model_template: { name: template.name },
+            runtime: { target, options: { namespace: 'team' } },
+          },
         });
         return `job_${id.slice('batch_'.length)}`;
       }

@@ -45,6 +45,10 @@ function isReady({ status }: Awaited<ReturnType<typeof podIn>>): boolean {
   );
 }
 
+function isRunning({ status }: Awaited<ReturnType<typeof podIn>>): boolean {
+  return status.containerStatuses?.some(({ state }) => state?.running) ?? false;
+}
+
 function podIn(namespace: string) {
   return until(() => site.cluster.control.pods(namespace)[0], { what: `a pod in ${namespace}` });
 }
@@ -80,7 +84,10 @@ async function withSettings(
   try {
     const id = await createJob(other.url, await other.template(), leaseInput(10));
     await look(other.sluice, id);
-    await until(() => other.cluster.control.pods().every(isReady), { what: 'ready pods' });
+    // A program that has only just begun hears no signal yet.
+    const isCalm = () =>
+      other.cluster.control.pods().every((pod) => isReady(pod) || !isRunning(pod));
+    await until(isCalm, { what: 'ready pods' });
     await cancelJob(other.url, id);
     await untilGone();
   } finally {

@@ -35,6 +35,7 @@ function open(change: Partial<KubernetesOptions> = {}): LeaseAccount {
     productLabel: 'nvidia.com/gpu.product',
     isAutoscaled: false,
     scheduleMs: 60_000,
+    runsJobs: false,
     objectStore: () => null,
     now: Date.now,
     ...change,

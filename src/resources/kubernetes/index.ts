@@ -26,6 +26,8 @@ export interface KubernetesOptions extends GpuTerms, Pick<EngineTerms, 'objectSt
   access: 'auto' | 'service' | 'proxy';
   /** By when a node has to have taken an engine's pod, ms. */
   scheduleMs: number;
+  /** Whole batches are run in Jobs, too. */
+  runsJobs: boolean;
   now: () => number;
 }
 
@@ -85,7 +87,7 @@ export function createKubernetes(options: KubernetesOptions): LeaseAccount {
 
 /** Where the cluster itself cannot be used nothing else is looked at. */
 async function checks(
-  { cluster, access, resource }: KubernetesOptions,
+  { cluster, access, resource, runsJobs }: KubernetesOptions,
   readCatalog: () => Promise<Offer[]>,
 ): Promise<AccountCheck[]> {
   const isInCluster = await cluster.api.access().then(
@@ -93,7 +95,7 @@ async function checks(
     () => false,
   );
   const isProxied = access === 'proxy' || (access === 'auto' && !isInCluster);
-  const found = await checkCluster(cluster, { isProxied });
+  const found = await checkCluster(cluster, { isProxied, runsJobs });
   if (found.some(({ state }) => state === 'fail')) return found;
   const offers = await told(readCatalog());
   const gpus = offers.filter(({ type }) => type !== CPU);

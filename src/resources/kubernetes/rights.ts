@@ -26,6 +26,12 @@ const PROXY: Right = {
   subresource: 'proxy',
   verbs: ['get', 'create'],
 };
+/** What batches in Jobs take beside. */
+const JOBS: Right = {
+  group: 'batch',
+  resource: 'jobs',
+  verbs: ['create', 'get', 'list', 'watch', 'patch', 'delete'],
+};
 /** What the catalog takes. */
 const IN_CLUSTER: readonly Right[] = [
   { group: '', resource: 'nodes', verbs: ['list'] },
@@ -43,7 +49,7 @@ const versionSchema = v.object({ gitVersion: v.string() });
  */
 export async function checkCluster(
   cluster: Cluster,
-  { isProxied }: { isProxied: boolean },
+  { isProxied, runsJobs = false }: { isProxied: boolean; runsJobs?: boolean },
 ): Promise<AccountCheck[]> {
   try {
     const { api } = cluster;
@@ -56,7 +62,7 @@ export async function checkCluster(
     const where = `Kubernetes ${gitVersion} at ${server} (${source}), ${namespaces.join(', ')}`;
     const missing = (await Promise.all(namespaces.map((each) => lackOf(each, cluster)))).flat();
     if (missing.length > 0) return missing;
-    const rights = isProxied ? [...IN_NAMESPACE, PROXY] : IN_NAMESPACE;
+    const rights = [...IN_NAMESPACE, ...(isProxied ? [PROXY] : []), ...(runsJobs ? [JOBS] : [])];
     const denied = await deniedOf(namespaces, rights, cluster);
     if (denied.length === 0) return [{ state: 'ok', message: where }];
     const message = `${where}: our account may not ${denied.join('; ')}. Allow it by a Role, what is of no namespace by a ClusterRole.`;
