@@ -197,6 +197,23 @@ describe.skipIf(why !== undefined)(`containers${skipped}`, () => {
     });
   });
 
+  test('that are told to end while they are being started do end', async () => {
+    const names = Array.from({ length: 6 }, (_, at) => `early-${at}`);
+    const forever = sh('main', "trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    for (const name of names) await make(name, { containers: [forever] });
+    const created = (name: string): boolean =>
+      cluster.control.events(`pod/${name}`).some(({ reason }) => reason === 'Created');
+    await Promise.all(
+      names.map(async (name) => {
+        // Between the two events it is being started.
+        await until(() => created(name), { everyMs: 1 });
+        await clients.core.deleteNamespacedPod({ namespace, name });
+        await until(() => cluster.control.pods().every(({ metadata }) => metadata.name !== name));
+      }),
+    );
+    expect(cluster.control.pods().map(({ metadata }) => metadata.name)).not.toContain('early-0');
+  });
+
   test('that crash are started again ever later, and their last log is kept', async () => {
     await make('crashing', {
       restartPolicy: 'Always',

@@ -87,6 +87,8 @@ export function createPodContainer(
   let current: RunningContainer | undefined;
   let logs: ContainerLog[] = [];
   let killReason: string | undefined;
+  /** The grace of a stop that was asked for, maybe while it was being started. */
+  let ending: number | undefined;
   let containerID: string | undefined;
   const begun = Promise.withResolvers<undefined>();
 
@@ -343,7 +345,9 @@ export function createPodContainer(
   async function run(): Promise<Ended | undefined> {
     const program = await pull();
     const env = program === undefined ? undefined : await environment(program);
-    if (program === undefined || env === undefined || stopping.aborted) return undefined;
+    if (program === undefined || env === undefined || stopping.aborted || ending !== undefined) {
+      return undefined;
+    }
     const log = createLog();
     logs = [...logs.slice(-1), log];
     if (runs > 0) restartCount += 1;
@@ -355,6 +359,7 @@ export function createPodContainer(
     let ended: Ended;
     try {
       current = await launch(program, env, log);
+      if (ending !== undefined) void terminate(ending);
       event('Normal', 'Started', `Started container ${spec.name}`, fieldPath);
       become({ running: { startedAt: toTime(startedAt) } });
       const probes = probe(current);
@@ -415,6 +420,7 @@ export function createPodContainer(
       await begun.promise;
     },
     async stop(graceMs) {
+      ending = Math.min(graceMs, ending ?? graceMs);
       if (current === undefined) return;
       event('Normal', 'Killing', `Stopping container ${spec.name}`, fieldPath);
       await terminate(graceMs);
