@@ -90,7 +90,7 @@ describe.skipIf(why !== undefined)(`a batch worker in a pod ${why ?? ''}`, () =>
     await world.expectAll('partitioned', input);
   });
 
-  test('has its engine killed in mid-run, and goes on when that is back', async () => {
+  test.runIf(LONG)('has its engine killed in mid-run, and goes on when that is back', async () => {
     await apply('engine');
     await world.untilAnswered('engine', 1);
     const pod = await untilLive('engine');
@@ -101,30 +101,33 @@ describe.skipIf(why !== undefined)(`a batch worker in a pod ${why ?? ''}`, () =>
     expect(world.log(pod)).toContain('engine does not answer, sending stopped');
   });
 
-  test('begins while the API server is away, and loses it again in mid-run', async () => {
-    // Its pod is there before the API server goes: the worker waits at its engine until then.
-    world.cluster.set({ engine: { profile: 'small', startDelayMs: 3_000 } });
-    await apply('away', (job) => {
-      const [engine] = [at(job, 'spec', 'template', 'spec', 'initContainers', 0)];
-      // So that both start together, as in clusters without sidecars.
-      delete engine['startupProbe'];
-    });
-    const pod = await untilLive('away');
-    await world.cluster.control.setApiAway(true);
-    await until(() => world.log(pod).includes('waiting for the API server'), {
-      what: 'the worker waits',
-    });
-    await sleep(AWAY_MS);
-    await world.cluster.control.setApiAway(false);
-    await world.untilAnswered('away', 1);
-    const before = (await world.progress('away'))?.request_counts?.completed ?? 0;
-    await world.cluster.control.setApiAway(true);
-    await world.untilAnswered('away', before + 1);
-    await sleep(AWAY_MS);
-    await world.cluster.control.setApiAway(false);
-    await world.untilCondition('away', 'Complete');
-    await world.expectAll('away', input);
-    expect(await world.final('away')).toMatchObject({ state: 'completed', pod: { attempt: 1 } });
-    world.cluster.set({ engine: { profile: 'small' } });
-  });
+  test.runIf(LONG)(
+    'begins while the API server is away, and loses it again in mid-run',
+    async () => {
+      // Its pod is there before the API server goes: the worker waits at its engine until then.
+      world.cluster.set({ engine: { profile: 'small', startDelayMs: 3_000 } });
+      await apply('away', (job) => {
+        const [engine] = [at(job, 'spec', 'template', 'spec', 'initContainers', 0)];
+        // So that both start together, as in clusters without sidecars.
+        delete engine['startupProbe'];
+      });
+      const pod = await untilLive('away');
+      await world.cluster.control.setApiAway(true);
+      await until(() => world.log(pod).includes('waiting for the API server'), {
+        what: 'the worker waits',
+      });
+      await sleep(AWAY_MS);
+      await world.cluster.control.setApiAway(false);
+      await world.untilAnswered('away', 1);
+      const before = (await world.progress('away'))?.request_counts?.completed ?? 0;
+      await world.cluster.control.setApiAway(true);
+      await world.untilAnswered('away', before + 1);
+      await sleep(AWAY_MS);
+      await world.cluster.control.setApiAway(false);
+      await world.untilCondition('away', 'Complete');
+      await world.expectAll('away', input);
+      expect(await world.final('away')).toMatchObject({ state: 'completed', pod: { attempt: 1 } });
+      world.cluster.set({ engine: { profile: 'small' } });
+    },
+  );
 });

@@ -12,6 +12,7 @@ import {
 } from '../support/leases.ts';
 import type { LeaseJob } from '../support/leases.ts';
 import { until } from '../support/until.ts';
+import { LONG } from '../support/chaos.ts';
 
 const why = await whyNoNamespaces();
 const LIMIT = { timeout: 120_000 };
@@ -99,7 +100,7 @@ test.skipIf(why !== undefined)(
   },
 );
 
-test.skipIf(why !== undefined)(
+test.skipIf(why !== undefined || !LONG)(
   'a node that is lost is left, and the engine comes back on another',
   LIMIT,
   async () => {
@@ -117,7 +118,7 @@ test.skipIf(why !== undefined)(
   },
 );
 
-test.skipIf(why !== undefined)(
+test.skipIf(why !== undefined || !LONG)(
   'while the API server is away nothing is lost, and the job goes on when it is back',
   LIMIT,
   async () => {
@@ -168,7 +169,7 @@ test.skipIf(why !== undefined)('a cancelled job gives its engine back', LIMIT, a
   await untilNothingLeft(site);
 });
 
-test.skipIf(why !== undefined)(
+test.skipIf(why !== undefined || !LONG)(
   'an engine that no job needs goes to the next one of its template (KEEP_WARM_SECONDS)',
   LIMIT,
   async () => {

@@ -6,6 +6,7 @@ import { startRedis } from '../support/redis.ts';
 import { ANY_KEYS, startS3Server } from '../support/s3-server.ts';
 import { makeFolder, startSluice } from '../support/server.ts';
 import { until } from '../support/until.ts';
+import { LONG } from '../support/chaos.ts';
 
 test('PROVISIONER=kubernetes,runpod: what no node takes within KUBERNETES_PENDING_WAIT is leased of the next provider', async () => {
   await using redis = await startRedis();
@@ -40,33 +41,39 @@ test('PROVISIONER=kubernetes,runpod: what no node takes within KUBERNETES_PENDIN
   await cancelJob(sluice.url, id);
 }, 90_000);
 
-test('KUBERNETES_RUNTIME unset: batches are Jobs where pods can read the storage, and engines where they cannot', async () => {
-  await using folder = await makeFolder();
-  await using s3 = await startS3Server();
-  await using cluster = await startKubernetes({
-    pods: 'none',
-    nodes: [{ name: 'one', gpus: 4 }],
-  });
-  const bucket = {
-    STORAGE_TYPE: 'S3',
-    S3_BUCKET: await s3.createBucket(),
-    S3_ENDPOINT: s3.url,
-    AWS_ACCESS_KEY_ID: ANY_KEYS.accessKeyId,
-    AWS_SECRET_ACCESS_KEY: ANY_KEYS.secretAccessKey,
-  };
-  const { control } = cluster;
-  for (const [storage, more, made] of [
-    ['bucket', bucket, 'create jobs'],
-    ['folder', {}, 'create deployments'],
-  ] as const) {
-    const env = { PROVISIONER: 'kubernetes', KUBECONFIG: cluster.kubeconfig, ...more };
-    await using redis = await startRedis();
-    const place = { dataDir: `${folder.path}/${storage}`, redisUrl: redis.url };
-    await using sluice = await startSluice({ ...place, env });
-    const template = await createTemplate(sluice.url, 'runpod', { accelerator: { type: 'H100' } });
-    const id = await createJob(sluice.url, template, leaseInput(10));
-    await until(() => control.counts()[made] === 1, { what: made });
-    await cancelJob(sluice.url, id);
-  }
-  expect(control.counts()).toMatchObject({ 'create jobs': 1, 'create deployments': 1 });
-}, 90_000);
+test.runIf(LONG)(
+  'KUBERNETES_RUNTIME unset: batches are Jobs where pods can read the storage, and engines where they cannot',
+  async () => {
+    await using folder = await makeFolder();
+    await using s3 = await startS3Server();
+    await using cluster = await startKubernetes({
+      pods: 'none',
+      nodes: [{ name: 'one', gpus: 4 }],
+    });
+    const bucket = {
+      STORAGE_TYPE: 'S3',
+      S3_BUCKET: await s3.createBucket(),
+      S3_ENDPOINT: s3.url,
+      AWS_ACCESS_KEY_ID: ANY_KEYS.accessKeyId,
+      AWS_SECRET_ACCESS_KEY: ANY_KEYS.secretAccessKey,
+    };
+    const { control } = cluster;
+    for (const [storage, more, made] of [
+      ['bucket', bucket, 'create jobs'],
+      ['folder', {}, 'create deployments'],
+    ] as const) {
+      const env = { PROVISIONER: 'kubernetes', KUBECONFIG: cluster.kubeconfig, ...more };
+      await using redis = await startRedis();
+      const place = { dataDir: `${folder.path}/${storage}`, redisUrl: redis.url };
+      await using sluice = await startSluice({ ...place, env });
+      const template = await createTemplate(sluice.url, 'runpod', {
+        accelerator: { type: 'H100' },
+      });
+      const id = await createJob(sluice.url, template, leaseInput(10));
+      await until(() => control.counts()[made] === 1, { what: made });
+      await cancelJob(sluice.url, id);
+    }
+    expect(control.counts()).toMatchObject({ 'create jobs': 1, 'create deployments': 1 });
+  },
+  90_000,
+);

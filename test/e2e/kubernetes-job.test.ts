@@ -16,6 +16,7 @@ import {
 } from '../support/leases.ts';
 import type { LeaseJob, Template } from '../support/leases.ts';
 import { until } from '../support/until.ts';
+import { LONG } from '../support/chaos.ts';
 
 const why = await whyNoNamespaces();
 let site: ClusterSite;
@@ -143,7 +144,7 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
     LIMIT,
   );
 
-  test(
+  test.runIf(LONG)(
     'a Job that somebody deletes ends its batch, which keeps what was answered',
     async () => {
       const input = leaseInput(3_000);
@@ -162,7 +163,7 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
     LIMIT,
   );
 
-  test(
+  test.runIf(LONG)(
     'a paused batch has its Job suspended, and goes on when it is resumed',
     async () => {
       const input = leaseInput(3_000);
@@ -179,14 +180,18 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
     LIMIT,
   );
 
-  test('the window of a batch ends it, and what was answered is kept', async () => {
-    const input = leaseInput(50_000);
-    const id = await start(input, { completion_window: '1m' });
-    const job = await untilStatus(site.url, id, 'expired', 110_000);
-    const { output } = await expectJobExact(site.url, job, input);
-    expect(output.length).toBeGreaterThan(0);
-    await untilGone();
-  }, 130_000);
+  test.runIf(LONG)(
+    'the window of a batch ends it, and what was answered is kept',
+    async () => {
+      const input = leaseInput(50_000);
+      const id = await start(input, { completion_window: '1m' });
+      const job = await untilStatus(site.url, id, 'expired', 110_000);
+      const { output } = await expectJobExact(site.url, job, input);
+      expect(output.length).toBeGreaterThan(0);
+      await untilGone();
+    },
+    130_000,
+  );
 
   test(
     'while the API server is away nothing is lost',
@@ -231,7 +236,7 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
     LIMIT,
   );
 
-  test(
+  test.runIf(LONG)(
     'a server that is killed goes on following its Jobs',
     async () => {
       const input = leaseInput(600);

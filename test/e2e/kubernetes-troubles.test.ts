@@ -13,6 +13,7 @@ import {
 } from '../support/leases.ts';
 import type { LeaseJob, SpecChanges } from '../support/leases.ts';
 import { until } from '../support/until.ts';
+import { LONG } from '../support/chaos.ts';
 
 const why = await whyNoNamespaces();
 let site: ClusterSite;
@@ -105,16 +106,20 @@ describe.skipIf(why !== undefined)('what keeps an engine from running is told, a
     await untilGone();
   }, 90_000);
 
-  test('an engine that never is healthy ends its job after ready_timeout_seconds', async () => {
-    site.cluster.set({ engine: { profile: 'zero', neverHealthy: true } });
-    try {
-      const job = await untilFinal(await start({ engine: { ready_timeout_seconds: 10 } }));
-      expect(job).toMatchObject({ status: 'submit_failed', error_code: 'engine_not_ready' });
-    } finally {
-      site.cluster.set({ engine: { profile: 'zero' } });
-    }
-    await untilGone();
-  }, 90_000);
+  test.runIf(LONG)(
+    'an engine that never is healthy ends its job after ready_timeout_seconds',
+    async () => {
+      site.cluster.set({ engine: { profile: 'zero', neverHealthy: true } });
+      try {
+        const job = await untilFinal(await start({ engine: { ready_timeout_seconds: 10 } }));
+        expect(job).toMatchObject({ status: 'submit_failed', error_code: 'engine_not_ready' });
+      } finally {
+        site.cluster.set({ engine: { profile: 'zero' } });
+      }
+      await untilGone();
+    },
+    90_000,
+  );
 
   test('a GPU that the cluster does not have', async () => {
     const job = await untilFinal(await start({ accelerator: { type: 'NVIDIA-B200' } }));
@@ -123,29 +128,36 @@ describe.skipIf(why !== undefined)('what keeps an engine from running is told, a
     expect(job.error_message).toContain('NVIDIA-H100-80GB-HBM3');
   }, 60_000);
 
-  test('a quota that leaves no room is waited for', async () => {
-    const stop = site.cluster.control.fault(({ verb, resource }) =>
-      verb === 'create' && resource === 'deployments'
-        ? {
-            apiVersion: 'v1',
-            kind: 'Status',
-            metadata: {},
-            status: 'Failure',
-            code: 403,
-            reason: 'Forbidden',
-            message: 'deployments.apps "x" is forbidden: exceeded quota: gpus',
-          }
-        : undefined,
-    );
-    const id = await start({});
-    try {
-      const isWaiting = ({ error_message: reason }: LeaseJob) => reason.includes('exceeded quota');
-      const waiting = await untilJob(site.url, id, isWaiting, { what: 'the quota as the reason' });
-      expect(waiting.status).toBe('resource_preparing');
-    } finally {
-      stop();
-    }
-    await untilStatus(site.url, id, 'completed', 60_000);
-    await untilGone();
-  }, 90_000);
+  test.runIf(LONG)(
+    'a quota that leaves no room is waited for',
+    async () => {
+      const stop = site.cluster.control.fault(({ verb, resource }) =>
+        verb === 'create' && resource === 'deployments'
+          ? {
+              apiVersion: 'v1',
+              kind: 'Status',
+              metadata: {},
+              status: 'Failure',
+              code: 403,
+              reason: 'Forbidden',
+              message: 'deployments.apps "x" is forbidden: exceeded quota: gpus',
+            }
+          : undefined,
+      );
+      const id = await start({});
+      try {
+        const isWaiting = ({ error_message: reason }: LeaseJob) =>
+          reason.includes('exceeded quota');
+        const waiting = await untilJob(site.url, id, isWaiting, {
+          what: 'the quota as the reason',
+        });
+        expect(waiting.status).toBe('resource_preparing');
+      } finally {
+        stop();
+      }
+      await untilStatus(site.url, id, 'completed', 60_000);
+      await untilGone();
+    },
+    90_000,
+  );
 });

@@ -8,6 +8,7 @@ import { startVllmProcess } from '../support/vllm-process.ts';
 import type { VllmProcess } from '../support/vllm-process.ts';
 import { expectExit, startSite } from '../support/worker-pod.ts';
 import type { WorkerPod, WorkerSite } from '../support/worker-pod.ts';
+import { LONG } from '../support/chaos.ts';
 
 const ANNOTATIONS = { 'input-file-id': 'file-in', endpoint: '/v1/chat/completions' };
 const CONCURRENCY = 16;
@@ -62,26 +63,29 @@ async function asked(engine: VllmProcess): Promise<number> {
   return (await engine.requests()).length;
 }
 
-test('three pods killed in mid-run: each line is answered once, and only what was in hand is asked again', async () => {
-  await using engine = await startVllmProcess({ flags: STEADY });
-  await using site = await startSite({ engine: engine.url, s3 });
-  const input = makeInput(2_000);
-  await site.upload('file-in', input.text);
-  site.job = { annotations: { ...ANNOTATIONS, aibrix: SLOWLY } };
-  for (const lines of [1, 500, 1_000]) {
-    const pod = site.start();
-    await untilCommitted(site, pod, lines);
-    expect(await pod.kill('SIGKILL')).toBeNull();
-  }
-  const last = site.start();
-  await expectExit(last, 0);
-  await expectAll(site, input);
-  const { pod } = (await site.final()) ?? {};
-  expect(pod).toMatchObject({ uid: last.uid, attempt: 4 });
-  // What a killed pod had not committed is asked again: answers of two seconds, and what was in flight.
-  expect(await asked(engine)).toBeGreaterThan(2_000);
-  expect(await site.keys(`kubernetes/${site.uid}/segments/`)).toEqual([]);
-});
+test.runIf(LONG)(
+  'three pods killed in mid-run: each line is answered once, and only what was in hand is asked again',
+  async () => {
+    await using engine = await startVllmProcess({ flags: STEADY });
+    await using site = await startSite({ engine: engine.url, s3 });
+    const input = makeInput(2_000);
+    await site.upload('file-in', input.text);
+    site.job = { annotations: { ...ANNOTATIONS, aibrix: SLOWLY } };
+    for (const lines of [1, 500, 1_000]) {
+      const pod = site.start();
+      await untilCommitted(site, pod, lines);
+      expect(await pod.kill('SIGKILL')).toBeNull();
+    }
+    const last = site.start();
+    await expectExit(last, 0);
+    await expectAll(site, input);
+    const { pod } = (await site.final()) ?? {};
+    expect(pod).toMatchObject({ uid: last.uid, attempt: 4 });
+    // What a killed pod had not committed is asked again: answers of two seconds, and what was in flight.
+    expect(await asked(engine)).toBeGreaterThan(2_000);
+    expect(await site.keys(`kubernetes/${site.uid}/segments/`)).toEqual([]);
+  },
+);
 
 test('two live pods cost double work and never a double line', async () => {
   await using engine = await startVllmProcess({ flags: STEADY });
@@ -117,22 +121,25 @@ test('a pod that sleeps through the end of its batch, as on a lost node, changes
   expect(await site.keys(`kubernetes/${site.uid}/segments/`)).toEqual([]);
 });
 
-test('a container that starts again in its pod goes on, under another name', async () => {
-  await using engine = await startVllmProcess({ flags: STEADY });
-  await using site = await startSite({ engine: engine.url });
-  const input = makeInput(1_200);
-  await site.upload('file-in', input.text);
-  site.job = { annotations: { ...ANNOTATIONS, aibrix: SLOWLY } };
-  const own = { POD_UID: 'one-pod' };
-  const first = site.start(own);
-  await untilCommitted(site, first, 1);
-  await first.kill('SIGKILL');
-  const again = site.start(own);
-  await expectExit(again, 0);
-  await expectAll(site, input);
-  const writers = await site.keys(`kubernetes/${site.uid}/writers/`);
-  expect(writers.filter((key) => key.includes('/one-pod.'))).toHaveLength(2);
-});
+test.runIf(LONG)(
+  'a container that starts again in its pod goes on, under another name',
+  async () => {
+    await using engine = await startVllmProcess({ flags: STEADY });
+    await using site = await startSite({ engine: engine.url });
+    const input = makeInput(1_200);
+    await site.upload('file-in', input.text);
+    site.job = { annotations: { ...ANNOTATIONS, aibrix: SLOWLY } };
+    const own = { POD_UID: 'one-pod' };
+    const first = site.start(own);
+    await untilCommitted(site, first, 1);
+    await first.kill('SIGKILL');
+    const again = site.start(own);
+    await expectExit(again, 0);
+    await expectAll(site, input);
+    const writers = await site.keys(`kubernetes/${site.uid}/writers/`);
+    expect(writers.filter((key) => key.includes('/one-pod.'))).toHaveLength(2);
+  },
+);
 
 test('SIGTERM hands back: answers are committed, progress says so, exit 75, and the next pod goes on', async () => {
   await using engine = await startVllmProcess({ flags: STEADY });
