@@ -255,6 +255,7 @@ cat /tmp/watch.txt`);
     await ends(name, 'Complete');
     const logs = await type(`${POD}\nkubectl logs $POD_NAME -c batch-worker`);
     expect(logs.stdout).toContain('batch is over');
+    expect(logs.stdout).toMatch(/"level":"debug".*"answers stored"/);
     expect((await type(`${POD}\nkubectl logs $POD_NAME -c llm-engine`)).stdout).toContain(
       'microsoft/DialoGPT-medium',
     );
@@ -315,7 +316,7 @@ describe.skipIf(why !== undefined)(`debugging${skipped}`, () => {
       'nowhere-at-all',
     );
     expect(logs).toMatch(/NoSuchBucket|does not exist|no bucket/i);
-    // Not cleaned up as above: a pod of it may just begin, and be deaf to SIGTERM for its whole grace.
+    await cleanUp(job);
   });
 
   test('a Job that hangs tells of it in its events', async () => {

@@ -86,7 +86,7 @@ export function createRunDispatcher(run: RunDispatching): Dispatcher {
 
 /** Stores segments, and their commits after them. */
 function createSink(run: RunDispatching): Pick<DispatcherDeps, 'putSegment' | 'commit'> {
-  const { record, plan, writer, onRefused } = run;
+  const { record, plan, writer, onRefused, log } = run;
   return {
     async putSegment(_jobId, segmentId, chunks) {
       try {
@@ -107,6 +107,8 @@ function createSink(run: RunDispatching): Pick<DispatcherDeps, 'putSegment' | 'c
         const commit = { sequence, bytes, sha256, parts: own };
         await record.putCommit(writer.name, commit, plan);
         ledger.add(writer, commit);
+        const { completed, failed } = ledger;
+        log.debug({ segment: sequence, bytes, completed, failed }, 'answers stored');
       }
       return parts.map(({ n }) => ({ outcome: 'committed', left: ledger.leftOf(n) }) as const);
     },

@@ -44,6 +44,7 @@ export async function runBatchWorker(
     job = await loadJob(options, settings, { log, signal: handedBack.signal });
     const { llmEngineContainerName: engineContainer } = options;
     const task = createTask(settings, job, { engineContainer });
+    log.debug({ spec: task.spec, engine: task.door }, 'batch as the Job asks for it');
     for (const conflict of task.conflicts) log.warn({ conflict }, 'annotations disagree');
     const exit = await work(task, job, { settings, log, handBack: handedBack.signal });
     log.info({ exit, code: codeOfExit(exit) }, 'batch worker ends');
