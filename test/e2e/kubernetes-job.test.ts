@@ -258,6 +258,7 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
     'KUBERNETES_QUEUE: a Job waits until Kueue admits it, which is no error (and KUBERNETES_WORKER_IMAGE)',
     async () => {
       const env = { KUBERNETES_QUEUE: 'team-queue', KUBERNETES_WORKER_IMAGE: 'sluice:other' };
+      await site.sluice.kill();
       const next = await site.start({ env });
       site.url = next.url;
       const input = leaseInput(50);

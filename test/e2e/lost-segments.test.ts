@@ -14,6 +14,7 @@ import { requireNothingLeft } from '../support/server.ts';
 import type { TestFolder } from '../support/server.ts';
 import { openSite } from '../support/site.ts';
 import type { Site } from '../support/site.ts';
+import { until } from '../support/until.ts';
 
 const LINES = 1_500;
 
@@ -132,7 +133,16 @@ describe('a segment that proves wrong when the files are written', () => {
     const { request_counts: counts } = await untilAnswered(job.url, job.id, 1);
     for (const path of paths) await rename(path, `${path}-away`);
     await openaiClient(job.url).batches.cancel(job.id);
-    const said = await job.sluice.untilLogged('output files cannot be written, trying again');
+    // Of this job: the server may have said so of one before it.
+    const said = await until(() =>
+      job.sluice
+        .logs()
+        .find(
+          ({ msg, jobId }) =>
+            msg === 'output files cannot be written, trying again' &&
+            jobId === job.id.replace('batch_', 'job_'),
+        ),
+    );
     expect(JSON.stringify(said)).toContain('Storage has neither all answers nor the input file.');
     const { error_message: reason } = await readJob(job.url, job.id);
     expect(reason).toMatch(/^The output files cannot be written: Storage has neither/);

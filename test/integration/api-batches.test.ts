@@ -261,16 +261,22 @@ describe('creation', () => {
     ],
     [
       'another target',
-      { aibrix: { runtime: { target: 'KubernetesJob', options: {} } } },
+      { aibrix: { runtime: { target: 'SageMaker', options: {} } } },
       'aibrix.runtime.target',
       /External/,
+    ],
+    [
+      'a cluster where there is none',
+      { aibrix: { runtime: { target: 'KubernetesJob' } } },
+      'aibrix.runtime.target',
+      /PROVISIONER=kubernetes/,
     ],
     ['no engine', external({}), 'aibrix.runtime.options.base_url', /base_urls/],
     [
       'no options',
       { aibrix: { runtime: { target: 'External' } } },
-      'aibrix.runtime.options',
-      /Missing/,
+      'aibrix.runtime.options.base_url',
+      /base_urls/,
     ],
     [
       'an empty list of engines',

@@ -126,6 +126,8 @@ export function jobOf(
       template: {
         spec: {
           restartPolicy: 'Never',
+          // A shell that is told to end before its trap is set does not hear it.
+          terminationGracePeriodSeconds: 2,
           containers: [{ name: 'main', image: 'busybox', command: ['true'], ...container }],
         },
       },
