@@ -18,8 +18,8 @@ export default defineConfig({
     isolate: false,
     // So do the programs that tests start: engines, stores and machines.
     env: { NODE_COMPILE_CACHE: `${import.meta.dirname}/node_modules/.cache/test-cli` },
-    // Three more than the smallest machine has cores: end-to-end tests wait more than they work.
-    maxWorkers: 5,
+    // Two more than the smallest machine has cores: end-to-end tests wait more than they work.
+    maxWorkers: 4,
     // As the launcher starts Node: Maglev shares numbers between objects, and crashes under load.
     execArgv: ['--no-maglev'],
     projects: [

@@ -27,13 +27,13 @@ import { until } from '../support/until.ts';
  * provider errs; then its own inventory tells what is left.
  */
 
-const JOBS = LONG ? 1_000 : 16;
+const JOBS = LONG ? 1_000 : 8;
 const AT_ONCE = LONG ? 24 : JOBS;
 const LINES = 4;
 /** Share of the jobs that are cancelled, at any time. */
 const CANCELLED = 0.25;
 /** Of a short run. */
-const BLOWS_MS = 30_000;
+const BLOWS_MS = 20_000;
 /** After the last blow. */
 const CALM_MS = LONG ? 180_000 : 120_000;
 

@@ -76,7 +76,7 @@ async function start(file: string, concurrency: number): Promise<string> {
   return submitInPieces(where, file, { pieceLines: PIECE, maxConcurrency: concurrency });
 }
 
-test('one of two workers is killed while the other has enough to do', async () => {
+test.runIf(LONG)('one of two workers is killed while the other has enough to do', async () => {
   const { engine, api, workers, startWorker } = world;
   await engine.setConfig({ latency_ms: LATENCY_MS });
   const lines = LONG ? 20_000 : 3_000;

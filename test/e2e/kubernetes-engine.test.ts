@@ -139,7 +139,7 @@ test.skipIf(why !== undefined || !LONG)(
   },
 );
 
-test.skipIf(why !== undefined)(
+test.skipIf(why !== undefined || !LONG)(
   'a server that is killed while an engine starts finds it again by its name',
   LIMIT,
   async () => {

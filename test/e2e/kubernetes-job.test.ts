@@ -113,7 +113,7 @@ describe.skipIf(why !== undefined)('batches in Jobs (KUBERNETES_RUNTIME=job)', (
     LIMIT,
   );
 
-  test(
+  test.runIf(LONG)(
     'a worker that is killed goes on in the next pod, and every line is answered once',
     async () => {
       const input = leaseInput(600);

@@ -11,6 +11,7 @@ import type { Kubectl } from '../support/kubernetes.ts';
 import { startS3Server } from '../support/s3-server.ts';
 import type { S3Server } from '../support/s3-server.ts';
 import { until } from '../support/until.ts';
+import { LONG } from '../support/chaos.ts';
 
 /*
  * The way of a batch through Kubernetes by hand: commands as people type them from the instructions of
@@ -305,7 +306,7 @@ describe.skipIf(why !== undefined)(`debugging${skipped}`, () => {
     await cleanUp(job);
   });
 
-  test('storage that cannot be reached or refuses is named', async () => {
+  test.runIf(LONG)('storage that cannot be reached or refuses is named', async () => {
     const edit = `sed -i 's/key: bucket-name/key: no-such-bucket/' /tmp/test-batch-job.yaml\n`;
     await type(
       `kubectl patch secret aibrix-s3-credentials -p '{"stringData": {"no-such-bucket": "nowhere-at-all"}}'`,

@@ -102,24 +102,27 @@ test('two live pods cost double work and never a double line', async () => {
   expect(sealed.length).toBeGreaterThanOrEqual(1);
 });
 
-test('a pod that sleeps through the end of its batch, as on a lost node, changes nothing when it is back', async () => {
-  await using engine = await startVllmProcess({ flags: STEADY });
-  await using site = await startSite({ engine: engine.url });
-  const input = makeInput(1_200);
-  await site.upload('file-in', input.text);
-  site.job = { annotations: { ...ANNOTATIONS, aibrix: SLOWLY } };
-  const lost = site.start();
-  await untilCommitted(site, lost, 1);
-  process.kill(lost.pid, 'SIGSTOP');
-  const other = site.start();
-  await expectExit(other, 0);
-  const before = await site.final();
-  process.kill(lost.pid, 'SIGCONT');
-  await expectExit(lost, 0);
-  expect(await site.final()).toEqual(before);
-  await expectAll(site, input);
-  expect(await site.keys(`kubernetes/${site.uid}/segments/`)).toEqual([]);
-});
+test.runIf(LONG)(
+  'a pod that sleeps through the end of its batch, as on a lost node, changes nothing when it is back',
+  async () => {
+    await using engine = await startVllmProcess({ flags: STEADY });
+    await using site = await startSite({ engine: engine.url });
+    const input = makeInput(1_200);
+    await site.upload('file-in', input.text);
+    site.job = { annotations: { ...ANNOTATIONS, aibrix: SLOWLY } };
+    const lost = site.start();
+    await untilCommitted(site, lost, 1);
+    process.kill(lost.pid, 'SIGSTOP');
+    const other = site.start();
+    await expectExit(other, 0);
+    const before = await site.final();
+    process.kill(lost.pid, 'SIGCONT');
+    await expectExit(lost, 0);
+    expect(await site.final()).toEqual(before);
+    await expectAll(site, input);
+    expect(await site.keys(`kubernetes/${site.uid}/segments/`)).toEqual([]);
+  },
+);
 
 test.runIf(LONG)(
   'a container that starts again in its pod goes on, under another name',

@@ -147,10 +147,10 @@ describe('RUNPOD_PROXY', () => {
     expect(await world.shell(`stat -c %a ${file}; cat ${file}`)).toMatch(
       /600\\napi-key: \\"[\w-]{43}\\"/,
     );
-    const cmdline = await world.shell(
-      `for p in $(pgrep -f '[Q]wen3-8B'); do tr '\\0' ' ' </proc/$p/cmdline; done 2>/dev/null; true`,
-    );
-    expect(cmdline).toContain(`--config ${file}`);
+    const read = `for p in $(pgrep -f '[Q]wen3-8B'); do tr '\\0' ' ' </proc/$p/cmdline; done 2>/dev/null; true`;
+    await until(async () => (await world.shell(read)).includes(`--config ${file}`), {
+      what: 'an engine that was told of it',
+    });
     await machines.stop(site, NEVER);
     expect(await world.shell(`ls ${file} 2>&1`)).toContain('No such file');
   });
